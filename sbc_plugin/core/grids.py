@@ -12,9 +12,8 @@ from torch import Tensor
 
 from sbc_plugin.errors import SettingsError
 
-# Down to 1/64, for at 2 bits a single outlier may set the abs-max.
-SHRINK_FACTORS = [2.0 ** (-step / 8) for step in range(1, 49)]
-REFINEMENTS = 4
+# Fine near 1, where 4 bits and more have their best; down to 1/100, for at 2 bits a single outlier may set the abs-max.
+SHRINK_FACTORS = [step / 100 for step in range(100, 0, -1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,27 +191,26 @@ def _next_power_of_two(scale: Tensor) -> Tensor:
 def _least_error_scale(
     blocks: Tensor, start: Tensor, zero_point: Tensor, code_range: tuple[int, int], importance: Tensor | None
 ) -> Tensor:
-    """The scale (R, G) of least square error for ``blocks`` (R, G, n): a scan, then least squares for fixed codes."""
-    offset = zero_point[..., None]
-    low, high = code_range
+    """The scale (R, G) of least square error for ``blocks`` (R, G, n), at fixed zero points.
 
-    def levels(scale: Tensor) -> Tensor:
-        return ((blocks / scale[..., None]).round() + offset).clamp(low, high) - offset
+    Each shrunk scale gives codes, and these codes the scale that fits them best: ``sum(codes * w) / sum(codes^2)``.
+    """
+    offset = zero_point[..., None]
 
     def total(values: Tensor) -> Tensor:
         return values.sum(-1) if importance is None else (values * importance).sum(-1)
 
-    best, error = start, total((blocks - levels(start) * start[..., None]).square())
+    def codes(scale: Tensor) -> Tensor:
+        return ((blocks / scale[..., None]).round() + offset).clamp(*code_range) - offset
 
-    def keep_better(scale: Tensor) -> None:
-        nonlocal best, error
-        candidate = total((blocks - levels(scale) * scale[..., None]).square())
-        best, error = scale.where(candidate < error, best), torch.minimum(candidate, error)
+    def error(scale: Tensor) -> Tensor:
+        return total((blocks - codes(scale) * scale[..., None]).square())
 
+    best, least = start, error(start)
     for factor in SHRINK_FACTORS:
-        keep_better(start * factor)
-    for _ in range(REFINEMENTS):
-        fixed = levels(best)
+        fixed = codes(start * factor)
         fitted = total(fixed * blocks) / total(fixed.square())
-        keep_better(fitted.where(fitted > 0, best))  # 0 / 0 where every code is zero
+        fitted = fitted.where(fitted > 0, start)  # 0 / 0 where every code is zero
+        reached = error(fitted)
+        best, least = fitted.where(reached < least, best), torch.minimum(reached, least)
     return best

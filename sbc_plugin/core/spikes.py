@@ -111,8 +111,8 @@ def synaptic_operations(samples: Tensor, weight: Tensor, groups: Tensor | None =
 
     As in NeuroBench's ``SynapticOperations``: they are accumulates if every input of this call is -1, 0 or 1, else
     multiply-accumulates; biases are not counted. NeuroBench counts step by step and divides by the number of
-    sequences, which is left to the caller. ``dense`` counts every weight for every sample; for a convolution in matrix form this
-    includes the zeros that pad the borders, which NeuroBench leaves out (the effective counts are the same).
+    sequences, which is left to the caller. ``dense`` counts every weight for every sample; for a convolution in matrix
+    form this includes the zeros that pad the borders, which NeuroBench leaves out (the effective counts are the same).
 
     Args:
         samples: (n, columns), or (groups, n, columns): the layer's inputs in matrix form, not filtered in time.
