@@ -14,6 +14,8 @@ from sbc_plugin.errors import SettingsError
 
 # Fine near 1, where 4 bits and more have their best; down to 1/100, for at 2 bits a single outlier may set the abs-max.
 SHRINK_FACTORS = [step / 100 for step in range(100, 0, -1)]
+# In any dtype, for a solver may compute in float32. Weights this small are zeros for every purpose.
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +135,7 @@ def make_grid(
     blocks = kept.to(torch.promote_types(weight.dtype, torch.float32)).reshape(*shape, -1)
     least, most = blocks.amin(-1).clamp(max=0.0), blocks.amax(-1).clamp(min=0.0)
     step = torch.maximum(most / high, least / low) if symmetric else (most - least) / high
-    # Below this a scale or its square underflows, and the weights are zeros for every purpose.
-    step = step.where(step > torch.finfo(step.dtype).tiny ** 0.5, 1.0)
+    step = step.where(step > SMALLEST_SCALE, 1.0)
     if scale == "power_of_two":
         step = _next_power_of_two(step)
     zero_point = torch.zeros_like(step) if symmetric else (-least / step).round()
@@ -210,7 +211,7 @@ def _least_error_scale(
     for factor in SHRINK_FACTORS:
         fixed = codes(start * factor)
         fitted = total(fixed * blocks) / total(fixed.square())
-        fitted = fitted.where(fitted > 0, start)  # 0 / 0 where every code is zero
+        fitted = fitted.where(fitted > SMALLEST_SCALE, start)  # 0 / 0 where every code is zero
         reached = error(fitted)
         best, least = fitted.where(reached < least, best), torch.minimum(reached, least)
     return best

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.grids import Grid, make_grid, round_to_nearest
+from sbc_plugin.core.grids import SMALLEST_SCALE, Grid, make_grid, round_to_nearest
 from sbc_plugin.core.hessian import Solution, cholesky, damped, layer_loss, row_groups
 from sbc_plugin.errors import CalibrationError, SettingsError
 
@@ -38,7 +38,8 @@ def gptq(
         weight: (rows, columns).
         hessian: (columns, columns) or (groups, columns, columns), undamped; its dtype is computed in.
         grid: of this weight; its scales stay with their columns, whatever the order.
-        mask: (rows, columns), True = kept; the others become 0 and their error is pushed as well. None keeps all.
+        mask: (rows, columns), True = kept; the others become 0 and their error is pushed as well. None keeps all. A
+            weight that was refitted on its mask, and a grid made from it, lose several times less than a dense one.
         damping: fraction of mean diag H added to the diagonal.
         groups: (rows,), the Hessian of each row; by default rows are dealt evenly.
         block: columns whose updates to all later columns are done in one matrix product; changes speed only.
@@ -81,7 +82,7 @@ def gptq(
             part = tuple(tensor[mine, chosen].T.contiguous() for tensor in (start, scale, zero_point, allowed))
             codes[mine, chosen] = _round_columns(part, grid.code_range, factor, block).T
     new = grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
-    return Solution(weight=new, mask=kept, loss=layer_loss(weight, new, hessian, groups))
+    return Solution(weight=new, mask=kept, loss=layer_loss(start, new.to(hessian), hessian, groups))
 
 
 def refit_scale(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, groups: Tensor | None = None) -> Grid:
@@ -122,7 +123,7 @@ def refit_scale(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, grou
     if len(grid.scale) == 1:
         along, norm = along.sum(0, keepdim=True), norm.sum(0, keepdim=True)
     scale = (along / norm).to(grid.scale)
-    return replace(grid, scale=scale.where(scale.isfinite() & (scale > 0), grid.scale))
+    return replace(grid, scale=scale.where(scale.isfinite() & (scale > SMALLEST_SCALE), grid.scale))
 
 
 def _check_width(hessian: Tensor, columns: int) -> None:
