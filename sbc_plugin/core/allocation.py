@@ -27,7 +27,7 @@ def allocate_zeros(
         sparsity: fraction of zeros over all layers, 0 to 1.
         method: "lamp" one threshold over all layers on :func:`lamp_scores`; "uniform" the same sparsity in every layer,
             by largest remainders; "loss" one threshold over all layers on ``saliencies``.
-        exponent: of LAMP. Larger exponents protect small layers more.
+        exponent: of LAMP's scores, 2 in its source.
         saliencies: name -> relative loss of removing each weight, as many as the layer has weights; for "loss" only.
 
     Raises:

@@ -132,7 +132,7 @@ def make_grid(
     if not weight.isfinite().all():
         raise SettingsError("the weight holds NaN or infinity; repair the model before compressing it")
     kept = weight if mask is None else weight.where(mask, 0.0)
-    blocks = kept.to(torch.promote_types(weight.dtype, torch.float32)).reshape(*shape, -1)
+    blocks = kept.detach().to(torch.promote_types(weight.dtype, torch.float32)).reshape(*shape, -1)
     least, most = blocks.amin(-1).clamp(max=0.0), blocks.amax(-1).clamp(min=0.0)
     step = torch.maximum(most / high, least / low) if symmetric else (most - least) / high
     step = step.where(step > SMALLEST_SCALE, 1.0)

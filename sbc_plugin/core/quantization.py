@@ -38,8 +38,8 @@ def gptq(
         weight: (rows, columns).
         hessian: (columns, columns) or (groups, columns, columns), undamped; its dtype is computed in.
         grid: of this weight; its scales stay with their columns, whatever the order.
-        mask: (rows, columns), True = kept; the others become 0 and their error is pushed as well. None keeps all. A
-            weight that was refitted on its mask, and a grid made from it, lose several times less than a dense one.
+        mask: (rows, columns), True = kept; the others become 0 and their error is pushed as well. None keeps all.
+            Refit the weight on its mask first and make the grid from that: this pass then makes up for rounding alone.
         damping: fraction of mean diag H added to the diagonal.
         groups: (rows,), the Hessian of each row; by default rows are dealt evenly.
         block: columns whose updates to all later columns are done in one matrix product; changes speed only.
@@ -65,7 +65,7 @@ def gptq(
     if block < 1:
         raise SettingsError(f"block={block}: at least one column is needed")
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device, torch.bool)
-    start, allowed = weight.to(hessian), kept.to(hessian.device)
+    start, allowed = weight.detach().to(hessian), kept.to(hessian.device)
     scale, zero_point = (part.to(hessian).expand(rows, columns) for part in grid.of_columns(columns))
     codes = torch.empty_like(start)
     owner = row_groups(rows, hessian, groups)
@@ -118,7 +118,7 @@ def refit_scale(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, grou
     owner = row_groups(len(weight), hessian, groups)
     for group, part in enumerate(hessian if hessian.dim() == 3 else hessian[None]):
         pushed[owner == group] = levels[owner == group] @ part
-    along = (pushed * weight.to(hessian)).sum(1, keepdim=True)
+    along = (pushed * weight.detach().to(hessian)).sum(1, keepdim=True)
     norm = (pushed * levels).sum(1, keepdim=True)
     if len(grid.scale) == 1:
         along, norm = along.sum(0, keepdim=True), norm.sum(0, keepdim=True)

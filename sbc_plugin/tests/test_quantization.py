@@ -210,6 +210,14 @@ def test_arguments_stay_unchanged() -> None:
     assert torch.equal(grid.scale, scale)
 
 
+def test_a_parameter_leaves_no_graph() -> None:
+    weight = torch.nn.Parameter(weight_of())
+    grid = make_grid(weight, 3)
+    solution = gptq(weight, hessian_of(), grid)
+    refitted = refit_scale(weight, grid.codes(solution.weight), hessian_of(), grid)
+    assert not any(found.requires_grad for found in (grid.scale, solution.weight, refitted.scale))
+
+
 def test_bad_input_is_named() -> None:
     weight, hessian = weight_of(), hessian_of()
     grid = make_grid(weight, 3)
