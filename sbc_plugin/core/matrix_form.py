@@ -1,0 +1,134 @@
+"""Every layer as ``Y = W X``: the weight as (groups, rows, columns), the input as (groups, samples, columns).
+
+A sample is one output position of one sequence at one step; columns are ordered (input channel, kernel position), as in
+the flattened weight. Average pooling between weight and neuron is linear and acts on positions only, so it is applied
+to the columns. Source: docs/theory.md, section "Matrix form".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sbc_plugin.errors import CalibrationError, UnsupportedModelError
+
+Pooling = Callable[[Tensor], Tensor]
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+@dataclass(frozen=True)
+class MatrixForm:
+    """How one layer's weight and input become matrices.
+
+    Attributes:
+        groups: of a grouped convolution; 1 otherwise.
+        rows: outputs of all groups together.
+        columns: inputs of one row, channels / groups * kernel positions.
+        positions: kernel positions; 1 for Linear.
+        convolution: the module whose stride, padding and dilation count; None for Linear.
+    """
+
+    groups: int
+    rows: int
+    columns: int
+    positions: int = 1
+    convolution: Convolution | None = None
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """(groups, rows / groups, columns) view of a module's weight."""
+        return weight.reshape(self.groups, self.rows // self.groups, self.columns)
+
+    def samples(self, x: Tensor, pooling: Pooling | None = None) -> Tensor:
+        """(groups, samples, columns) of an input: (batch, channels, *space), or (..., columns) for Linear.
+
+        Args:
+            x: the (filtered) input.
+            pooling: average pooling between weight and neuron, on (batch, channels, *space).
+
+        Returns:
+            The samples, one a row.
+
+        Raises:
+            CalibrationError: the input does not fit the layer.
+        """
+        if self.convolution is None:
+            if x.shape[-1] != self.columns:
+                raise CalibrationError(f"input has {x.shape[-1]} features, the layer takes {self.columns}")
+            return x.reshape(1, -1, self.columns)
+        patches = unfold(x, self.convolution)
+        batch, space = patches.shape[0], patches.shape[3:]
+        if pooling is not None:
+            patches = pooling(patches.reshape(batch, -1, *space))
+            space = patches.shape[2:]
+        patches = patches.reshape(batch, self.groups, self.columns, -1)
+        return patches.permute(1, 0, 3, 2).reshape(self.groups, -1, self.columns)
+
+
+def matrix_form(module: nn.Module) -> MatrixForm:
+    """The matrix form of a Linear or (not transposed) convolution.
+
+    Raises:
+        UnsupportedModelError: any other module.
+
+    >>> matrix_form(nn.Conv2d(4, 6, 3, groups=2))  # doctest: +ELLIPSIS
+    MatrixForm(groups=2, rows=6, columns=18, positions=9, ...)
+    """
+    if isinstance(module, nn.Linear):
+        return MatrixForm(1, module.out_features, module.in_features)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not module.transposed:
+        positions = module.weight[0, 0].numel()
+        return MatrixForm(module.groups, module.out_channels, module.weight[0].numel(), positions, module)
+    raise UnsupportedModelError(f"{type(module).__name__} has no matrix form; only Linear and Conv1d/2d/3d have one")
+
+
+def unfold(x: Tensor, convolution: Convolution) -> Tensor:
+    """The patches that a convolution sees: im2col for one, two or three spatial axes.
+
+    Args:
+        x: (batch, channels, *space), or (channels, *space).
+        convolution: gives kernel size, stride, padding (all modes) and dilation.
+
+    Returns:
+        (batch, channels, kernel positions, *output space).
+
+    Raises:
+        CalibrationError: wrong rank or number of channels, or an input smaller than the kernel.
+
+    >>> unfold(torch.arange(4.0).reshape(1, 1, 4), nn.Conv1d(1, 1, 2, stride=2)).flatten(0, 2).tolist()
+    [[0.0, 2.0], [1.0, 3.0]]
+    """
+    axes = len(convolution.kernel_size)
+    if x.dim() == axes + 1:
+        x = x[None]
+    if x.dim() != axes + 2 or x.shape[1] != convolution.in_channels:
+        raise CalibrationError(
+            f"input has shape {tuple(x.shape)}, the layer takes (batch, {convolution.in_channels}, {axes} spatial axes)"
+        )
+    x = _pad(x, convolution)
+    for axis, (size, stride, dilation) in enumerate(
+        zip(convolution.kernel_size, convolution.stride, convolution.dilation, strict=True)
+    ):
+        extent = dilation * (size - 1) + 1
+        if x.shape[2 + axis] < extent:
+            raise CalibrationError(f"input of {x.shape[2 + axis]} positions is smaller than a kernel of {extent}")
+        x = x.unfold(2 + axis, extent, stride)[..., ::dilation]
+    kernel_axes = tuple(range(2 + axes, 2 + 2 * axes))
+    x = x.permute(0, 1, *kernel_axes, *range(2, 2 + axes))
+    return x.flatten(2, 1 + axes)
+
+
+def _pad(x: Tensor, convolution: Convolution) -> Tensor:
+    if convolution.padding == "valid":
+        return x
+    pairs: list[int] = []
+    for axis in reversed(range(len(convolution.kernel_size))):
+        if convolution.padding == "same":
+            total = convolution.dilation[axis] * (convolution.kernel_size[axis] - 1)
+            pairs += [total // 2, total - total // 2]
+        else:
+            pairs += [int(convolution.padding[axis])] * 2
+    if not any(pairs):
+        return x
+    mode = "constant" if convolution.padding_mode == "zeros" else convolution.padding_mode
+    return functional.pad(x, pairs, mode=mode)
