@@ -1,0 +1,117 @@
+"""What to do, as frozen records that validate themselves: :class:`Prune`, :class:`Quantize`, :class:`Calibration`."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from sbc_plugin.core.patterns import parse_pattern
+from sbc_plugin.errors import SettingsError
+
+SOLVERS = ("auto", "magnitude", "obs", "admm", "hybrid")
+ALLOCATIONS = ("lamp", "uniform", "loss")
+SCALES = ("mse", "absmax", "power_of_two")
+ORDERS = ("one-shot", "sequential")
+METHODS = ("sbc", "obc", "magnitude", "rtn")
+
+
+@dataclass(frozen=True)
+class Prune:
+    """How many weights go, and which shapes of zeros are allowed.
+
+    Attributes:
+        sparsity: fraction of zeros over all compressed weights together, 0 <= sparsity < 1. N:M fixes it to 1 - N/M.
+        pattern: "unstructured"; "N:M" such as "2:4" (N kept of M consecutive inputs); "block:K" (K inputs together).
+        solver: "auto", "magnitude", "obs" (the paper's greedy), "admm" or "hybrid".
+        allocation: how layers share the budget: "lamp", "uniform" or "loss".
+        refit: move the kept weights to their least-squares optimum.
+
+    Raises:
+        SettingsError: a value out of range, or a sparsity that contradicts the pattern.
+    """
+
+    sparsity: float
+    pattern: str = "unstructured"
+    solver: str = "auto"
+    allocation: str = "lamp"
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise SettingsError(f"sparsity={self.sparsity} is not a fraction of zeros; use 0 <= sparsity < 1, e.g. 0.9")
+        _choice("solver", self.solver, SOLVERS)
+        _choice("allocation", self.allocation, ALLOCATIONS)
+        pattern = parse_pattern(self.pattern)
+        if pattern.kind == "n:m" and abs(self.sparsity - (1 - pattern.kept / pattern.size)) > 1e-9:
+            fixed = 1 - pattern.kept / pattern.size
+            raise SettingsError(
+                f"pattern={self.pattern!r} has a sparsity of {fixed:g}, sparsity={self.sparsity:g} contradicts it; "
+                f"use Prune({fixed:g}, pattern={self.pattern!r})"
+            )
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """The grid that weights are rounded to.
+
+    Attributes:
+        bits: 2 to 8, of each weight.
+        granularity: one scale a "channel" (row), a "tensor", or "group:K" (K consecutive columns of a row).
+        scale: "mse" (least squared rounding error), "absmax" (nothing clips) or "power_of_two".
+        symmetric: codes around 0; else an integer zero point, 0.0 still being on the grid.
+
+    Raises:
+        SettingsError: a value out of range.
+    """
+
+    bits: int
+    granularity: str = "channel"
+    scale: str = "mse"
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise SettingsError(f"bits={self.bits!r} is not supported; use a whole number from 2 to 8")
+        if not re.fullmatch(r"channel|tensor|group:[1-9]\d*", self.granularity):
+            raise SettingsError(f"granularity={self.granularity!r} is unknown; use 'channel', 'tensor' or 'group:32'")
+        _choice("scale", self.scale, SCALES)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the Hessians are gathered.
+
+    Attributes:
+        order: "one-shot" (one pass on the dense network) or "sequential" (layer by layer, on the compressed prefix).
+        temporal: filter inputs by the membrane (M of the neuron); False is the baseline M = I.
+        damping: added to the diagonal of H, as a fraction of its mean; > 0 keeps it invertible.
+        alpha: of the sequential target: 1 = the dense network's membrane, 0 = the layer's own on its new input.
+        max_samples: the most samples (time steps and positions) a layer takes from each batch, seeded; None = all.
+        device: where the Hessians are kept and solved; None = where the weights are.
+
+    Raises:
+        SettingsError: a value out of range.
+    """
+
+    order: str = "one-shot"
+    temporal: bool = True
+    damping: float = 0.01
+    alpha: float = 0.25
+    max_samples: int | None = None
+    device: torch.device | str | None = None
+
+    def __post_init__(self) -> None:
+        _choice("order", self.order, ORDERS)
+        if not 0 <= self.damping < float("inf"):
+            raise SettingsError(f"damping={self.damping} must be a fraction >= 0 of the mean diagonal, e.g. 0.01")
+        if not 0 <= self.alpha <= 1:
+            raise SettingsError(
+                f"alpha={self.alpha} must be from 0 (the layer's own target) to 1 (the dense network's)"
+            )
+        if self.max_samples is not None and self.max_samples < 1:
+            raise SettingsError(f"max_samples={self.max_samples} must be at least 1, or None for all")
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, allowed))}")
