@@ -1,0 +1,183 @@
+"""The unit of work, :class:`SpikingLayer`, and the protocol that a host's module fulfils."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.core.kernels import Kernel
+from sbc_plugin.core.matrix_form import MatrixForm, Pooling
+from sbc_plugin.errors import CalibrationError, UnsupportedModelError
+
+Forward = Callable[[nn.Module, Any], Any]
+
+SNN_LIBRARIES = {"norse": "sbc_plugin.norse"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One weight of a layer: its module, the attribute that holds the tensor, and its matrix form.
+
+    Attributes:
+        name: e.g. "conv1" or "rnn.input_weights".
+        module: that owns the weight.
+        attribute: e.g. "weight".
+        form: the weight and its input as matrices.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    form: MatrixForm
+
+    @property
+    def tensor(self) -> Tensor:
+        """The weight itself, in its module's shape."""
+        weight: Tensor = getattr(self.module, self.attribute)
+        return weight
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a layer's output is integrated: the calls that get there share a causal filter.
+
+    Attributes:
+        neuron: name of the neuron; None for a readout.
+        layout: of the inputs: "step" (one call a time step), "sequence" (T first), "merged" (T and batch in one axis)
+            or "constant" (one call whose output is used at every step).
+    """
+
+    neuron: str | None
+    layout: str
+
+
+@dataclass(frozen=True)
+class SpikingLayer:
+    """One weight, or several that feed the same current, up to the neuron that integrates it.
+
+    Attributes:
+        name: of the weight, parts joined by " + ".
+        kind: for the report, e.g. "Conv2d > LIFBoxCell".
+        parts: the weights; their columns stand side by side.
+        kernel: impulse response of the membrane, with one variant for each kind of row.
+        variant: (rows,), the kernel's variant of each row.
+        gain: (rows,), of what lies between weight and neuron (BatchNorm, constants); 1 where nothing does.
+        pooling: average pooling between weight and neuron, on (batch, channels, *space).
+        sites: in the order in which the weight's calls reach them.
+        note: what was approximated on purpose, "" if nothing.
+    """
+
+    name: str
+    kind: str
+    parts: tuple[Part, ...]
+    kernel: Kernel
+    variant: Tensor
+    gain: Tensor
+    pooling: Pooling | None = None
+    sites: tuple[Site, ...] = field(default=())
+    note: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Outputs of the layer."""
+        return self.parts[0].form.rows
+
+    @property
+    def columns(self) -> int:
+        """Inputs of one row, of all parts together."""
+        return sum(part.form.columns for part in self.parts)
+
+    @property
+    def hessians(self) -> int | None:
+        """How many Hessians the layer needs; None for a single one."""
+        count = self.parts[0].form.groups * (self.kernel.variants or 1)
+        return None if count == 1 else count
+
+    @property
+    def groups(self) -> Tensor:
+        """(rows,), the Hessian of each row: ``variant * conv groups + conv group``."""
+        convolution = self.parts[0].form.groups
+        return self.variant * convolution + torch.arange(convolution).repeat_interleave(self.rows // convolution)
+
+    def weight(self) -> Tensor:
+        """(rows, columns), a copy, detached."""
+        return torch.cat([p.tensor.detach().reshape(self.rows, p.form.columns) for p in self.parts], dim=1).clone()
+
+    def write(self, weight: Tensor) -> None:
+        """Put a new weight (rows, columns) into the model, in place, in the model's own type."""
+        with torch.no_grad():
+            for part, block in zip(self.parts, weight.split([p.form.columns for p in self.parts], dim=1), strict=True):
+                part.tensor.copy_(block.reshape(part.tensor.shape))
+
+
+class SNNLibrary(Protocol):
+    """What a host's module offers to the rest of the package."""
+
+    def find_layers(
+        self, model: nn.Module, batch: Any, forward: Forward | None = None, temporal: bool = True
+    ) -> tuple[list[SpikingLayer], dict[str, str]]:
+        """The layers in the order in which they run, and what was left out: name -> reason."""
+
+    def default_forward(self, model: nn.Module) -> Forward:
+        """``forward(model, batch)`` for one whole sequence."""
+
+    def watch_steps(
+        self, model: nn.Module, on_step: Callable[[str, Tensor, Tensor | None, Tensor | None], None]
+    ) -> AbstractContextManager[None]:
+        """``on_step(name, x, feedback, spikes)`` after each neuron step; ``spikes`` is None for integrators."""
+
+    def copy_model(self, model: nn.Module) -> nn.Module:
+        """An independent copy."""
+
+
+def library_of(model: nn.Module) -> SNNLibrary:
+    """The host module that knows this model's neurons; imported on demand.
+
+    Raises:
+        UnsupportedModelError: no module of the model belongs to a library that is known.
+    """
+    for library, adapter in SNN_LIBRARIES.items():
+        if any(base.__module__.split(".")[0] == library for module in model.modules() for base in type(module).__mro__):
+            return import_module(adapter)
+    known = ", ".join(SNN_LIBRARIES)
+    raise UnsupportedModelError(f"{type(model).__name__} holds no spiking neuron of a known library ({known})")
+
+
+@contextmanager
+def neutral(model: nn.Module) -> Iterator[None]:
+    """Run in eval mode and give back each module's mode, and the random state, as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def input_of(batch: Any) -> Tensor:
+    """The input tensor of a batch: the batch itself, its first item, or its "x", "input" or "data".
+
+    Raises:
+        CalibrationError: none of these is a tensor.
+
+    >>> input_of({"x": torch.ones(2), "label": 3}).tolist()
+    [1.0, 1.0]
+    """
+    found = batch
+    if isinstance(batch, Mapping):
+        found = next((batch[key] for key in ("x", "input", "data") if key in batch), next(iter(batch.values()), None))
+    elif isinstance(batch, Sequence) and len(batch):
+        found = batch[0]
+    if not isinstance(found, Tensor):
+        raise CalibrationError(
+            f"a batch of type {type(batch).__name__} holds no input tensor; give the tensor, a tuple, list or dict "
+            'whose first item (or "x", "input", "data") is it, or pass `forward`'
+        )
+    return found

@@ -1,0 +1,79 @@
+"""Norse models: which neuron integrates each weight, its impulse response, and what every neuron did at every step."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nirtorch.graph import Node, TorchGraph
+from torch import Tensor, nn
+
+from sbc_plugin.layers import Forward, SpikingLayer
+from sbc_plugin.norse import discovery
+from sbc_plugin.norse.driving import as_input, default_forward, is_step_model
+from sbc_plugin.norse.neurons import is_spiking, register_neuron, state_tensor
+from sbc_plugin.norse.recording import NeuronRecord, Step, intercept_steps, record_states
+
+__all__ = [
+    "NeuronRecord",
+    "copy_model",
+    "default_forward",
+    "find_layers",
+    "record_states",
+    "register_neuron",
+    "watch_steps",
+]
+
+TRACED_STEPS, TRACED_BATCH = 4, 2
+
+
+def find_layers(
+    model: nn.Module, batch: Any, forward: Forward | None = None, temporal: bool = True
+) -> tuple[list[SpikingLayer], dict[str, str]]:
+    """See :func:`sbc_plugin.norse.discovery.find_layers`; a step model is traced on a few steps of two sequences."""
+    if forward is not None:
+        return discovery.find_layers(model, batch, forward, temporal)
+    if is_step_model(model):
+        x = as_input(model, batch)
+        if x.dim() >= 3:
+            batch = x[:TRACED_STEPS].repeat_interleave(TRACED_BATCH, 1)[:, :TRACED_BATCH]
+    return discovery.find_layers(model, batch, default_forward(model), temporal)
+
+
+@contextmanager
+def watch_steps(
+    model: nn.Module, on_step: Callable[[str, Tensor, Tensor | None, Tensor | None], None]
+) -> Iterator[None]:
+    """Call ``on_step(name, x, feedback, spikes)`` after each neuron step inside the block.
+
+    ``x`` is the step's input; ``feedback`` the neuron's own last spikes where its cell holds recurrent weights, else
+    None; ``spikes`` what it sent, None for an integrator that never spikes.
+    """
+
+    def watched(step: Step) -> tuple[Tensor, Any]:
+        feedback = state_tensor(step.state, "z") if step.weights else None
+        output, state = step.run(step.x)
+        on_step(step.name, step.x, feedback, output if is_spiking(step.neuron) else None)
+        return output, state
+
+    with intercept_steps(model, watched):
+        yield
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy, also of NIR graphs, whose cyclic nodes ``copy.deepcopy`` cannot hash while it builds them."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            for node in value.node_list if isinstance(value, TorchGraph) else ():
+                _copy_node(node, memo)
+    return copy.deepcopy(model, memo)
+
+
+def _copy_node(node: Node, memo: dict[int, Any]) -> Node:
+    if id(node) not in memo:
+        twin = memo[id(node)] = Node(copy.deepcopy(node.elem, memo), node.name)
+        for outgoing, shape in node.outgoing_nodes.items():
+            twin.add_outgoing(_copy_node(outgoing, memo), shape)
+    found: Node = memo[id(node)]
+    return found
