@@ -1,0 +1,171 @@
+"""From what a layer receives, step by step, to filtered samples: nothing is kept that a causal filter can forget."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.core.kernels import CausalFilter
+from sbc_plugin.core.matrix_form import MatrixForm
+from sbc_plugin.errors import in_layer
+from sbc_plugin.layers import Site, SpikingLayer
+
+SEED = 20_250_603
+CHUNK = 2**25  # elements of one block of samples: 128 MiB in float32
+
+Emit = Callable[[list[Tensor]], None]
+
+
+class Collector:
+    """Filters one layer's inputs, one state a site and part, and emits each filtered step.
+
+    Args:
+        layer: whose inputs.
+        emit: called with the filtered step of every part, (B, ...) or (variants, B, ...).
+    """
+
+    def __init__(self, layer: SpikingLayer, emit: Emit) -> None:
+        self.layer, self.emit = layer, emit
+        self.begin()
+
+    def begin(self) -> None:
+        """A new batch: its sequences start from rest."""
+        self.filters = [[CausalFilter(self.layer.kernel) for _ in self.layer.parts] for _ in self.layer.sites]
+        self.calls = self.sequences = 0
+        self.steps: dict[str, int] = {}
+        self.latest: list[Tensor | None] = [None] * len(self.layer.parts)
+        self.pending: list[tuple[Site, Tensor]] = []
+
+    def hooks(self) -> Iterator[Any]:
+        """Forward pre-hooks on the modules whose inputs are columns; recurrent cells are seen by their steps."""
+        for index, part in enumerate(self.layer.parts):
+            if part.attribute == "weight":
+                yield part.module.register_forward_pre_hook(self._hook(index))
+
+    def _hook(self, index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._on_input(index, _floating(inputs[0]))
+
+        return hook
+
+    def _on_input(self, index: int, x: Tensor) -> None:
+        if len(self.layer.parts) > 1:
+            self.latest[index] = x
+            return
+        number = self.calls % len(self.layer.sites)
+        site, causal = self.layer.sites[number], self.filters[number][0]
+        self.calls += 1
+        if site.layout == "step":
+            self.sequences = self.sequences or len(x)
+            self.emit([causal.step(x)])
+        elif site.layout == "sequence":
+            self._whole(x)
+        else:
+            self.pending.append((site, x))
+
+    def on_step(self, name: str, x: Tensor, feedback: Tensor | None) -> None:
+        """A neuron stepped: count it, and take a joint layer's inputs if it is theirs."""
+        self.steps[name] = self.steps.get(name, 0) + 1
+        if name != self.layer.sites[0].neuron or len(self.layer.parts) < 2:
+            return
+        if self.layer.parts[0].attribute != "weight":
+            self.latest = [_floating(x), None if feedback is None else _floating(feedback)]
+        given = next(value for value in self.latest if value is not None and value.dim() > 1)
+        filtered = []
+        for part, value, causal in zip(self.layer.parts, self.latest, self.filters[0], strict=True):
+            # At the first step nothing has been fed back yet, and a host may send that nothing without a batch axis.
+            value = given.new_zeros(part.form.columns) if value is None else value
+            filtered.append(causal.step(value.expand(*given.shape[:-1], part.form.columns)))
+        self.sequences = len(given)
+        self.emit(filtered)
+        self.latest = [None] * len(self.layer.parts)
+
+    def end(self) -> None:
+        """The batch is over: bring in inputs that hold a whole sequence in a form that only the steps tell."""
+        for site, x in self.pending:
+            steps = self.steps.get(site.neuron or "", 1)
+            self._whole(x.unflatten(0, (steps, -1)) if site.layout == "merged" else x.expand(steps, *x.shape))
+        self.pending = []
+
+    def _whole(self, x: Tensor) -> None:
+        causal = CausalFilter(self.layer.kernel)
+        self.sequences = x.shape[1] if x.dim() > 2 else 1
+        for step in x:
+            self.emit([causal.step(step)])
+
+
+def _floating(x: Tensor) -> Tensor:
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def as_samples(layer: SpikingLayer, filtered: list[Tensor]) -> Iterator[Tensor]:
+    """A filtered step as blocks of samples (groups, n, columns), the patches of a convolution bounded in memory."""
+    variants = layer.kernel.variants
+    with in_layer(layer.name):
+        for piece in _pieces(layer.parts[0].form, filtered, axis=0 if variants is None else 1):
+            blocks = []
+            for part, x in zip(layer.parts, piece, strict=True):
+                versions = [x] if variants is None else list(x)
+                blocks.append(torch.cat([part.form.samples(version, layer.pooling) for version in versions]))
+            yield torch.cat(blocks, dim=-1) if len(blocks) > 1 else blocks[0]
+
+
+def _pieces(form: MatrixForm, filtered: list[Tensor], axis: int) -> Iterator[list[Tensor]]:
+    patches = filtered[0].numel() * form.positions
+    if (
+        form.convolution is None
+        or patches <= CHUNK
+        or filtered[0].dim() <= len(form.convolution.kernel_size) + 1 + axis
+    ):
+        yield filtered
+        return
+    for piece in filtered[0].split(max(1, filtered[0].shape[axis] * CHUNK // patches), dim=axis):
+        yield [piece]
+
+
+class Reservoir:
+    """Gathers small blocks of samples (groups, n, columns) into large ones, keeping at most ``limit`` of each batch.
+
+    Which ones is decided by seeded random keys, one a sample: the largest stay, so all are equally likely.
+
+    Args:
+        sink: takes the large blocks.
+        limit: the most samples of a batch; None = all.
+    """
+
+    def __init__(self, sink: Callable[[Tensor], None], limit: int | None = None) -> None:
+        self.sink, self.limit = sink, limit
+        self.ready: list[Tensor] = []
+        self.batch: list[Tensor] = []
+        self.keys = torch.empty(0)
+        self.generator = torch.Generator().manual_seed(SEED)
+
+    def add(self, samples: Tensor) -> None:
+        """Take a block."""
+        if self.limit is None:
+            self.ready.append(samples)
+            self._pass_on(CHUNK // 4)
+            return
+        self.batch.append(samples)
+        self.keys = torch.cat([self.keys, torch.rand(samples.shape[1], generator=self.generator)])
+        if len(self.keys) > self.limit:
+            best = self.keys.topk(self.limit).indices.sort().values
+            self.batch = [torch.cat(self.batch, dim=1)[:, best.to(samples.device)]]
+            self.keys = self.keys[best]
+
+    def end_batch(self, number: int) -> None:
+        """The batch is complete; the next one draws from a seed of its own."""
+        self.ready += self.batch
+        self.batch, self.keys = [], torch.empty(0)
+        self.generator.manual_seed(SEED + number + 1)
+        self._pass_on(CHUNK // 4)
+
+    def flush(self) -> None:
+        """Pass on what is left."""
+        self._pass_on(0)
+
+    def _pass_on(self, threshold: int) -> None:
+        if self.ready and sum(block.numel() for block in self.ready) >= threshold:
+            self.sink(torch.cat(self.ready, dim=1))
+            self.ready = []

@@ -1,0 +1,206 @@
+"""``compress``: find the layers, calibrate, deal out the budget, solve, write back, report."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sbc_plugin.calibration import DEFAULT, Statistics, gather, peek
+from sbc_plugin.core.allocation import allocate_zeros
+from sbc_plugin.core.hessian import Solution
+from sbc_plugin.core.patterns import parse_pattern, pattern_zeros
+from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
+from sbc_plugin.report import LayerReport, Report
+from sbc_plugin.sequential import gather_drift
+from sbc_plugin.settings import METHODS, Calibration, Prune, Quantize
+from sbc_plugin.solving import Recipe, saliency, sequential_target, solve, unfit_pattern, without_pruning
+
+
+def compress(
+    model: nn.Module,
+    calibration_data: Iterable[Any],
+    *,
+    method: str = "sbc",
+    prune: Prune | None = None,
+    quantize: Quantize | None = None,
+    calibration: Calibration = DEFAULT,
+    forward: Forward | None = None,
+    inplace: bool = False,
+    progress: bool | None = None,
+) -> tuple[nn.Module, Report]:
+    """Prune and quantise a trained spiking network in one call, without retraining, keeping its spike trains.
+
+    Minimises, layer by layer, the squared Van Rossum distance between dense and compressed spike trains through its
+    surrogate Hessian ``H = 2 (MX)^T (MX) / count``. Source: docs/theory.md, equations 1 and 2 (arXiv 2506.03996).
+
+    Args:
+        model: a trained spiking network of a known library (Norse).
+        calibration_data: iterable of batches. A batch is the input (T, B, ...), or a tuple, list or dict whose first
+            item (or "x", "input", "data") is it, so a labelled DataLoader works as it is.
+        method: "sbc"; or a baseline under the same budget: "obc" (M = I), "magnitude" or "rtn" (both: smallest weights
+            to zero, then round to nearest).
+        prune: how many weights go; None keeps all.
+        quantize: the grid; None keeps floating point. With both, one pass does both.
+        calibration: how Hessians are gathered.
+        forward: ``forward(model, batch)`` runs one whole sequence. The default calls a sequence model once and drives a
+            step model over the first axis.
+        inplace: change ``model`` itself, all layers or none; otherwise it is not touched.
+        progress: show a progress bar; None = on a terminal.
+
+    Returns:
+        The compressed model and a report with a row a layer.
+
+    Raises:
+        SettingsError: nothing to do, an unknown method, or settings that do not fit the model.
+        UnsupportedModelError: a model, neuron or weight without a rule.
+        CalibrationError: no data, data that does not fit, or a layer that stays silent.
+        SingularHessianError: a Hessian that damping does not make invertible.
+    """
+    started = time.perf_counter()
+    if method not in METHODS:
+        raise SettingsError(f"method={method!r} is unknown; use one of {', '.join(map(repr, METHODS))}")
+    if prune is None and quantize is None:
+        raise SettingsError("nothing to do: give prune=Prune(sparsity), quantize=Quantize(bits), or both")
+    if method == "obc":
+        calibration = replace(calibration, temporal=False)
+    library = library_of(model)
+    first, data = peek(calibration_data)
+    target = model if inplace else library.copy_model(model)
+    layers, skipped = library.find_layers(target, first, forward, calibration.temporal)
+    skipped |= {layer.name: layer.note for layer in layers if layer.note}
+    dense = {layer.name: layer.weight() for layer in layers}
+    for name, weight in dense.items():
+        if not weight.isfinite().all():
+            raise CalibrationError(f"layer {name!r}: the weight holds NaN or infinity; repair the model first")
+    job = _Job(
+        library,
+        target,
+        layers,
+        data,
+        calibration,
+        forward,
+        progress,
+        Recipe(method, prune, quantize, calibration.damping),
+    )
+    rows = job.one_shot(dense, skipped) if calibration.order == "one-shot" else job.sequential(dense, skipped)
+    settings = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
+    return target, Report(rows, skipped, settings, time.perf_counter() - started)
+
+
+class _Job:
+    def __init__(
+        self,
+        library: SNNLibrary,
+        model: nn.Module,
+        layers: list[SpikingLayer],
+        data: Iterable[Any],
+        calibration: Calibration,
+        forward: Forward | None,
+        progress: bool | None,
+        recipe: Recipe,
+    ) -> None:
+        self.library, self.model, self.layers, self.data = library, model, layers, data
+        self.calibration, self.forward, self.progress, self.recipe = calibration, forward, progress, recipe
+
+    def one_shot(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
+        """All Hessians from one pass over the dense network; all layers solved before the first is written."""
+        found = self.gather(self.layers)
+        zeros = self.budget(dense, skipped, found)
+        solved = []
+        for layer in self.bar(self.layers):
+            started = time.perf_counter()
+            solution = self.solve(layer, dense[layer.name], found[layer.name].accumulator.hessian(), zeros)
+            solved.append((layer, solution, self.row(layer, solution, found[layer.name], started)))
+        for layer, solution, _ in solved:
+            layer.write(solution.weight)
+        return [row for _, _, row in solved]
+
+    def sequential(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
+        """Layer by layer, each on what the already compressed ones before it send; put back if one fails."""
+        self.data = list(self.data) if isinstance(self.data, Iterator) else self.data
+        needs_losses = self.recipe.prune is not None and self.recipe.prune.allocation == "loss"
+        zeros = self.budget(dense, skipped, self.gather(self.layers) if needs_losses else {})
+        done: dict[str, Tensor] = {}
+        rows = []
+        try:
+            for layer in self.bar(self.layers):
+                started = time.perf_counter()
+                statistics, drift = gather_drift(
+                    self.library, self.model, layer, self.data, self.calibration, self.forward, self.layers, dense, done
+                )
+                hessian, target = statistics.accumulator.hessian(), dense[layer.name]
+                if done and self.recipe.method in ("sbc", "obc"):
+                    with in_layer(layer.name):
+                        groups = layer.groups if hessian.dim() == 3 else None
+                        alpha, damping = self.calibration.alpha, self.calibration.damping
+                        target = sequential_target(target, hessian, drift, alpha, damping, groups)
+                solution = self.solve(layer, target, hessian, zeros)
+                done[layer.name] = solution.weight
+                layer.write(solution.weight)
+                rows.append(self.row(layer, solution, statistics, started))
+        except BaseException:
+            for layer in self.layers:
+                layer.write(dense[layer.name])
+            raise
+        return rows
+
+    def gather(self, layers: list[SpikingLayer]) -> dict[str, Statistics]:
+        return gather(self.library, self.model, layers, self.data, self.calibration, self.forward, self.progress)
+
+    def solve(self, layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: dict[str, int]) -> Solution:
+        recipe = self.recipe if layer.name in zeros else without_pruning(self.recipe)
+        with in_layer(layer.name):
+            return solve(layer, weight, hessian, zeros.get(layer.name), recipe)
+
+    def budget(self, dense: dict[str, Tensor], skipped: dict[str, str], found: dict[str, Statistics]) -> dict[str, int]:
+        """How many zeros each layer shall have; layers that the pattern does not fit are left out, and that is told.
+
+        Raises:
+            SettingsError: the pattern fits no layer.
+        """
+        prune = self.recipe.prune
+        if prune is None:
+            return {}
+        pattern = parse_pattern(prune.pattern)
+        fitting = []
+        for layer in self.layers:
+            if reason := unfit_pattern(layer, prune.pattern):
+                skipped[layer.name] = "; ".join(filter(None, [layer.note, f"not pruned: {reason}"]))
+            else:
+                fitting.append(layer)
+        if not fitting:
+            raise SettingsError(f"pattern {prune.pattern!r} fits no layer of the model: {skipped[self.layers[0].name]}")
+        if pattern.kind == "n:m":
+            return {layer.name: pattern_zeros(pattern, layer.rows, layer.columns, 0) for layer in fitting}
+        weights = {layer.name: dense[layer.name] for layer in fitting}
+        saliencies = None
+        if prune.allocation == "loss":
+            saliencies = {
+                layer.name: saliency(
+                    layer, dense[layer.name], found[layer.name].accumulator.hessian(), self.calibration.damping
+                )
+                for layer in fitting
+            }
+        return allocate_zeros(weights, prune.sparsity, method=prune.allocation, saliencies=saliencies)
+
+    def row(self, layer: SpikingLayer, solution: Solution, statistics: Statistics, started: float) -> LayerReport:
+        return LayerReport(
+            name=layer.name,
+            kind=layer.kind,
+            rows=layer.rows,
+            columns=layer.columns,
+            sequences=statistics.sequences,
+            samples=statistics.accumulator.count,
+            sparsity=float((solution.weight == 0).double().mean()),
+            bits=self.recipe.quantize.bits if self.recipe.quantize else layer.parts[0].tensor.dtype.itemsize * 8,
+            loss=solution.loss,
+            seconds=time.perf_counter() - started,
+        )
+
+    def bar(self, layers: list[SpikingLayer]) -> Iterable[SpikingLayer]:
+        disable = None if self.progress is None else not self.progress
+        return tqdm(layers, desc="compressing", unit="layer", leave=False, disable=disable)

@@ -1,0 +1,122 @@
+"""What ``compress`` did: a row a layer, what was left out and why, and the settings; as table, dict and JSON."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer.
+
+    Attributes:
+        name: in the model.
+        kind: of weight and neuron.
+        rows: outputs.
+        columns: inputs of one row.
+        sequences: calibration sequences that reached it.
+        samples: rows of X behind its Hessian: time steps and positions.
+        sparsity: fraction of zeros.
+        bits: of each weight that is not zero.
+        loss: relative: 0 = unchanged, 1 = the layer's output removed.
+        seconds: to solve.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    columns: int
+    sequences: int
+    samples: int
+    sparsity: float
+    bits: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to a model.
+
+    Attributes:
+        layers: a row each, in the order in which they run.
+        skipped: name -> reason, for what was left alone or approximated on purpose.
+        settings: method and the settings given.
+        seconds: of the whole call.
+    """
+
+    layers: list[LayerReport]
+    skipped: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros over all compressed weights together."""
+        sizes = [layer.rows * layer.columns for layer in self.layers]
+        zeros = sum(layer.sparsity * size for layer, size in zip(self.layers, sizes, strict=True))
+        return zeros / sum(sizes) if sizes else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        settings = {
+            name: asdict(value) if hasattr(value, "__dataclass_fields__") else value
+            for name, value in self.settings.items()
+        }
+        if settings.get("calibration"):
+            device = settings["calibration"]["device"]
+            settings["calibration"]["device"] = None if device is None else str(device)
+        return {
+            "format": FORMAT,
+            "layers": [asdict(layer) for layer in self.layers],
+            "skipped": dict(self.skipped),
+            "settings": settings,
+            "sparsity": self.sparsity,
+            "seconds": self.seconds,
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        """The table that people read."""
+        rows = [
+            [
+                layer.name,
+                layer.kind,
+                f"{layer.rows} x {layer.columns}",
+                str(layer.sequences),
+                str(layer.samples),
+                f"{layer.sparsity:.2%}",
+                str(layer.bits),
+                f"{layer.loss:.4f}",
+                f"{layer.seconds:.2f}",
+            ]
+            for layer in self.layers
+        ]
+        heads = ["layer", "kind", "weight", "sequences", "samples", "sparsity", "bits", "loss", "seconds"]
+        lines = table(heads, rows)
+        lines.append(f"{self.sparsity:.2%} of all weights are zero; {self.seconds:.1f} s")
+        lines += [f"note: {name}: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    r"""Lines of a plain text table: the first two columns to the left, numbers to the right.
+
+    >>> print("\n".join(table(["name", "kind", "n"], [["a", "b", "10"]])))
+    name  kind   n
+    a     b     10
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
+    lines = []
+    for row in [heads, *rows]:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
