@@ -1,10 +1,21 @@
 """Spiking Brain Compression: prune and quantise trained spiking networks in one shot, keeping their spike trains."""
 
 from sbc_plugin.calibration import calibrate
+from sbc_plugin.comparison import Comparison, compare
 from sbc_plugin.compression import compress
 from sbc_plugin.report import LayerReport, Report
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["Calibration", "LayerReport", "Prune", "Quantize", "Report", "calibrate", "compress"]
+__all__ = [
+    "Calibration",
+    "Comparison",
+    "LayerReport",
+    "Prune",
+    "Quantize",
+    "Report",
+    "calibrate",
+    "compare",
+    "compress",
+]

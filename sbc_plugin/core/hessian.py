@@ -132,6 +132,7 @@ def cholesky(hessian: Tensor, damping: float | None = None) -> Tensor:
     Raises:
         SingularHessianError: not positive definite; NaN is told apart.
     """
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(hessian)
     if info.any():
         columns = hessian.shape[-1]
