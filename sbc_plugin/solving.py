@@ -132,7 +132,7 @@ def sequential_target(
 
     Minimises ``|| X' w' - (alpha X + (1 - alpha) X') w ||^2`` over w', X' being the input from the compressed prefix
     and X the dense one, both filtered: ``w' = w + alpha H^-1 D w`` with ``D = 2 X'^T (X - X') / count`` ("drift").
-    Source: docs/theory.md, section "Sequential calibration".
+    Source: docs/theory.md, equation 7.
 
     Args:
         weight: (rows, columns).

@@ -2,7 +2,7 @@
 
 Below threshold every neuron treated here is a cascade of first-order recurrences
 
-    y[t] = decay * y[t-1] + gain * x[t]                                                                          (3)
+    y[t] = decay * y[t-1] + gain * x[t]                                                                          (6)
 
 so its impulse response ``h`` is known in closed form and ``M x`` costs O(T). A :class:`Kernel` holds the cascade; its
 parameters are scalars, or (variants,) when neurons of one layer have different time constants.
@@ -21,7 +21,7 @@ Parameter = Tensor | float
 
 @dataclass(frozen=True)
 class Kernel:
-    """A cascade of recurrences (3), one ``(decay, gain)`` a stage, answering ``delay`` steps late.
+    """A cascade of recurrences (6), one ``(decay, gain)`` a stage, answering ``delay`` steps late.
 
     Attributes:
         name: for reports, e.g. "lif_box".

@@ -1,4 +1,4 @@
-"""How many bytes a compressed weight takes: integer codes where it lies on a grid, zeros left out if that is shorter."""
+"""How many bytes a compressed weight takes: codes where it lies on a grid, zeros left out where that is shorter."""
 
 import math
 
