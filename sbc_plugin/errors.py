@@ -63,6 +63,6 @@ def in_layer(name: str) -> Iterator[None]:
         yield
     except CompressionError as error:
         prefix = f"layer {name!r}: "
-        if error.args and not str(error.args[0]).startswith("layer "):
+        if error.args and not str(error.args[0]).startswith("layer '"):
             error.args = (prefix + str(error.args[0]), *error.args[1:])
         raise

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -37,8 +38,10 @@ class Prune:
     refit: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise SettingsError(f"sparsity={self.sparsity} is not a fraction of zeros; use 0 <= sparsity < 1, e.g. 0.9")
+        if not (_is_number(self.sparsity) and 0 <= self.sparsity < 1):
+            raise SettingsError(
+                f"sparsity={self.sparsity!r} is not a fraction of zeros; use 0 <= sparsity < 1, e.g. 0.9"
+            )
         _choice("solver", self.solver, SOLVERS)
         _choice("allocation", self.allocation, ALLOCATIONS)
         pattern = parse_pattern(self.pattern)
@@ -72,7 +75,9 @@ class Quantize:
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
             raise SettingsError(f"bits={self.bits!r} is not supported; use a whole number from 2 to 8")
-        if not re.fullmatch(r"channel|tensor|group:[1-9]\d*", self.granularity):
+        if not isinstance(self.granularity, str) or not re.fullmatch(
+            r"channel|tensor|group:[1-9]\d*", self.granularity
+        ):
             raise SettingsError(f"granularity={self.granularity!r} is unknown; use 'channel', 'tensor' or 'group:32'")
         _choice("scale", self.scale, SCALES)
 
@@ -102,14 +107,28 @@ class Calibration:
 
     def __post_init__(self) -> None:
         _choice("order", self.order, ORDERS)
-        if not 0 <= self.damping < float("inf"):
-            raise SettingsError(f"damping={self.damping} must be a fraction >= 0 of the mean diagonal, e.g. 0.01")
-        if not 0 <= self.alpha <= 1:
+        if not (_is_number(self.damping) and 0 <= self.damping < float("inf")):
+            raise SettingsError(f"damping={self.damping!r} must be a fraction >= 0 of the mean diagonal, e.g. 0.01")
+        if not (_is_number(self.alpha) and 0 <= self.alpha <= 1):
             raise SettingsError(
-                f"alpha={self.alpha} must be from 0 (the layer's own target) to 1 (the dense network's)"
+                f"alpha={self.alpha!r} must be from 0 (the layer's own target) to 1 (the dense network's)"
             )
-        if self.max_samples is not None and self.max_samples < 1:
-            raise SettingsError(f"max_samples={self.max_samples} must be at least 1, or None for all")
+        whole = isinstance(self.max_samples, int) and not isinstance(self.max_samples, bool)
+        if self.max_samples is not None and not (whole and self.max_samples >= 1):
+            raise SettingsError(
+                f"max_samples={self.max_samples!r} must be a whole number of at least 1, or None for all"
+            )
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except (RuntimeError, TypeError):
+                raise SettingsError(
+                    f"device={self.device!r} is unknown to torch; use e.g. 'cpu' or 'cuda:0', or None"
+                ) from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
