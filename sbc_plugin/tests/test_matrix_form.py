@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from sbc_plugin.core.matrix_form import Convolution, Pooling, matrix_form, unfold
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError
 
-CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 AVERAGE = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 SIZES = {1: (11,), 2: (8, 9), 3: (6, 7, 5)}
 
