@@ -1,9 +1,10 @@
 """Masks from one factorisation that all rows share: ADMM, and ADMM followed by exact OBS on what it leaves.
 
-ADMM splits ``min 1/2 tr((W - X) H (W - X)^T)`` subject to ``X`` sparse into a least-squares step, ``(H + rho I)^-1``
-for all rows from one eigendecomposition, and a projection that keeps the largest weights of the whole layer; the
-penalty rho grows. Columns are normalised by ``sqrt(H_jj)``, so that the projection compares what weights do, not how
-large they are. Sources: Meng et al. 2024 (ALPS), arXiv 2406.07831; Boza 2024, arXiv 2401.02938.
+ADMM splits ``min 1/2 tr((W - X) H (W - X)^T)`` subject to ``X`` sparse into a least-squares step, the same
+``(H + rho I)^-1`` for all rows, and a projection that keeps the largest weights of the whole layer. The penalty rho
+grows in a few stages, each with one Cholesky factorisation: cheaper than one eigendecomposition for all of them.
+Columns are normalised by ``sqrt(H_jj)``, so that the projection compares what weights do, not how large they are.
+Sources: Meng et al. 2024 (ALPS), arXiv 2406.07831; Boza 2024, arXiv 2401.02938.
 
 Greedy OBS is better and costs ``columns^3`` a row. In the hybrid, ADMM removes most of the weights and OBS, started
 from the optimum on the survivors, the rest.
@@ -13,16 +14,17 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.core.hessian import inverse
-from sbc_plugin.core.obs import eliminate, pool
-from sbc_plugin.core.patterns import keep_largest
+from sbc_plugin.core.obs import EXACT_COLUMNS, eliminate, pool
+from sbc_plugin.core.patterns import keep_largest, parse_pattern
 from sbc_plugin.core.problem import Problem, pose
 from sbc_plugin.core.refit import subsystems, survivors
-from sbc_plugin.errors import SettingsError, SingularHessianError
+from sbc_plugin.errors import SettingsError
 
 BATCH_ELEMENTS = 2**22  # of one batch of survivors' inverse Hessians: what a processor's last cache holds
 ITERATIONS = 30
-PENALTY, GROWTH = 0.1, 1.15
-PRESELECT = 0.5
+STAGE = 10  # iterations between two penalties: each needs a factorisation, and 10 iterations cost about as much
+PENALTY, GROWTH = 0.1, 3.0  # of the normalised Hessian, whose diagonal is 1
+PRESELECT, PRESELECT_ITERATIONS = 0.3, 10
 
 
 def admm_mask(
@@ -60,42 +62,39 @@ def admm_mask(
     if iterations < 1:
         raise SettingsError(f"{iterations} iterations of ADMM asked for, expected 1 or more")
     problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups)
-    return problem.mask(admm_removed(problem, problem.zeros, iterations))
+    return problem.mask(admm_removed(problem, problem.zeros, iterations, damping))
 
 
-def admm_removed(problem: Problem, zeros: int, iterations: int = ITERATIONS) -> Tensor:
+def admm_removed(problem: Problem, zeros: int, iterations: int, damping: float) -> Tensor:
     """The live weights (rows, columns) that ADMM removes, ``zeros`` of them, for N:M those that each group has left.
 
     Raises:
-        SingularHessianError: a damped Hessian is not positive definite, or holds NaN or infinity.
+        SingularHessianError: a damped Hessian is far from positive definite, or holds NaN or infinity.
     """
     if zeros == 0:
         return torch.zeros_like(problem.live)
+    dtype = problem.hessian.dtype if len(problem.columns) <= EXACT_COLUMNS else torch.float32
     scale = problem.hessian.diagonal(dim1=-2, dim2=-1).sqrt()  # (groups, columns)
-    normal = problem.hessian / scale[:, :, None] / scale[:, None, :]
-    if not normal.isfinite().all():
-        raise SingularHessianError(f"the Hessian of {scale.shape[1]} columns holds NaN or infinity; check the data")
-    values, vectors = torch.linalg.eigh(normal)
-    if values.min() <= 0:
-        columns = scale.shape[1]
-        raise SingularHessianError(
-            f"the Hessian of {columns} columns is not positive definite; raise `damping` or add calibration data"
-        )
-    members = [(problem.owner == group).nonzero()[:, 0] for group in range(len(values))]
-    members_of = [(group, rows) for group, rows in enumerate(members) if len(rows)]
-    W = problem.weight * scale[problem.owner]
-    Z, dual, rho = W, torch.zeros_like(W), PENALTY
-    for _ in range(iterations):
-        X = torch.empty_like(W)
-        for group, rows in members_of:
-            e, Q = values[group], vectors[group]
-            X[rows] = (((W[rows] @ Q) * e + rho * ((Z - dual)[rows] @ Q)) / (e + rho)) @ Q.T
-        V = X + dual
-        kept = ~choose(V.square(), problem, zeros)
-        Z = V * kept
+    normal = (problem.hessian / scale[:, :, None] / scale[:, None, :]).to(dtype)
+    W = (problem.weight * scale[problem.owner]).to(dtype)
+    every = [(problem.owner == group).nonzero()[:, 0] for group in range(len(normal))]
+    members = [(group, rows) for group, rows in enumerate(every) if len(rows)]
+    Z, dual, eye = W, torch.zeros_like(W), torch.eye(W.shape[1], dtype=dtype, device=W.device)
+    for iteration in range(iterations):
+        if iteration % STAGE == 0:
+            rho = PENALTY * GROWTH ** (iteration // STAGE)
+            step = rho * inverse(normal + rho * eye, damping)
+            dual = dual / GROWTH if iteration else dual  # it is scaled by the penalty
+        V, pull = dual.clone(), Z - dual - W
+        if len(normal) == 1:
+            V += W + pull @ step[0]
+        else:
+            for group, rows in members:
+                V[rows] += W[rows] + pull[rows] @ step[group]
+        removed = choose(V.square(), problem, zeros)
+        Z = V.masked_fill(removed, 0.0)
         dual = V - Z
-        rho *= GROWTH
-    return ~kept & problem.live
+    return removed & problem.live
 
 
 def choose(score: Tensor, problem: Problem, zeros: int) -> Tensor:
@@ -118,7 +117,7 @@ def hybrid_mask(
     damping: float = 0.01,
     groups: Tensor | None = None,
     preselect: float = PRESELECT,
-    iterations: int = ITERATIONS,
+    iterations: int | None = None,
 ) -> Tensor:
     """The mask (rows, columns), True = kept, of ADMM followed by exact OBS, with exactly ``zeros`` zeros.
 
@@ -134,7 +133,7 @@ def hybrid_mask(
         damping: fraction of the mean diagonal that is added to it.
         groups: (rows,), the Hessian of each row.
         preselect: weights kept in the end as a fraction of what ADMM keeps, above 0, at most 1.
-        iterations: of ADMM, 1 or more.
+        iterations: of ADMM, 1 or more; None: 10, for N:M 30.
 
     >>> hessian = torch.tensor([[2.0, 1.8], [1.8, 2.0]])
     >>> hybrid_mask(torch.tensor([[1.0, 1.1], [5.0, 5.0]]), hessian, 2, damping=0.0).tolist()
@@ -145,15 +144,17 @@ def hybrid_mask(
         CalibrationError: weight and Hessian do not belong together.
         SingularHessianError: the damped Hessian is not positive definite.
     """
+    if iterations is None:
+        iterations = ITERATIONS if parse_pattern(pattern).kind == "n:m" else PRESELECT_ITERATIONS
     if iterations < 1 or not 0 < preselect <= 1:
         raise SettingsError(f"iterations={iterations} and preselect={preselect}; expected >= 1, and in (0, 1]")
     problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups)
     if problem.pattern.kind == "n:m":
-        return problem.mask(admm_removed(problem, problem.zeros, iterations))
+        return problem.mask(admm_removed(problem, problem.zeros, iterations, damping))
     size = problem.pattern.size if problem.pattern.kind == "block" else 1
     left = int(problem.live.sum())
     first = max(0, int((left - (left - problem.zeros) / preselect) // size * size))
-    removed = admm_removed(problem, first, iterations)
+    removed = admm_removed(problem, first, iterations, damping)
     rest = problem.zeros - first
     if rest:
         removed = removed | eliminate_survivors(problem, problem.live & ~removed, rest, damping)
@@ -174,6 +175,8 @@ def eliminate_survivors(problem: Problem, kept: Tensor, zeros: int, damping: flo
     for group, H in enumerate(problem.hessian):
         mine = problem.owner == group
         pull[mine] = problem.weight[mine] @ H
+    dtype = problem.hessian.dtype if len(problem.columns) <= EXACT_COLUMNS else torch.float32
+    hessian, pull = problem.hessian.to(dtype), pull.to(dtype)
     order = torch.zeros(rows, steps, dtype=torch.long, device=kept.device)
     loss = problem.weight.new_full((rows, steps), float("inf"))
     last = rows
@@ -181,10 +184,10 @@ def eliminate_survivors(problem: Problem, kept: Tensor, zeros: int, damping: flo
         width = count[last - 1]
         batch = ranked[max(0, last - max(1, BATCH_ELEMENTS // width**2)) : last]
         places, filled = survivors(kept[batch], width)
-        G = inverse(subsystems(problem.hessian, problem.owner[batch], places, filled), damping)
+        G = inverse(subsystems(hessian, problem.owner[batch], places, filled), damping)
         w = (G @ (pull[batch].gather(1, places) * filled)[..., None])[..., 0]
         found, cost = eliminate(w, G, filled, block=size)
         order[batch, : found.shape[1]] = places.gather(1, found * size) // size
-        loss[batch, : found.shape[1]] = cost
+        loss[batch, : found.shape[1]] = cost.to(loss)
         last -= len(batch)
     return pool(order, loss, problem, zeros)
