@@ -12,7 +12,7 @@ from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward, Part, Site, SpikingLayer
 from sbc_plugin.norse.following import Path, constant_gain
-from sbc_plugin.norse.neurons import NEURONS, is_spiking, kernel_of
+from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_spiking, kernel_of
 from sbc_plugin.norse.tracing import Chain, Trace, Use, WeightCall, trace
 
 MOST_VARIANTS = 8
@@ -71,6 +71,9 @@ def _weight_layer(members: tuple[str, ...], seen: Trace, names: dict[int, str], 
         if path.nonlinear:
             notes.append(f"{path.nonlinear} between weight and {target}: M = I")
             kernel = kernels.delta()
+        elif isinstance(use.neurons[-1], RECURRENT):
+            notes.append(f"no neuron before the input weights of {target}; its kernel counts")
+            kernel = _averaged(kernel, notes)
     sites, forgetful = _sites(calls, seen)
     if forgetful:
         notes.append("the neuron's state is discarded after each step: M = I")
@@ -130,7 +133,7 @@ def _without_neuron(name: str, seen: Trace, names: dict[int, str], notes: list[s
                     notes.append(f"{path.nonlinear or use.path.nonlinear} between weight and neuron: M = I")
                     return kernels.delta(), path, successor
                 notes.append(f"no neuron before {successor!r}; its kernel counts")
-                return _cascade_kernel(use, names, notes), path, successor
+                return _averaged(_cascade_kernel(use, names, notes), notes), path, successor
     # A loop that adds up its outputs reaches several calls through one sum; one that stacks them does not.
     if any(path.reduced for path in outputs) or (len(outputs) > 1 and not any(path.stacked for path in outputs)):
         return kernels.sum_over_time(), outputs[0], "readout (sum)"
@@ -162,6 +165,14 @@ def _sites(calls: list[WeightCall], seen: Trace) -> tuple[tuple[Site, ...], bool
             layout = "sequence" if call.length == length else "merged"
         sites_found.append(Site(chain[0] if chain else None, layout))
     return tuple(sites_found), False
+
+
+def _averaged(kernel: Kernel, notes: list[str]) -> Kernel:
+    """The kernel of neurons behind another weight, each of which every row reaches: their mean parameters."""
+    if any(not torch.equal(p, p.flatten()[0].expand_as(p)) for p in (*kernel.decays, *kernel.gains)):
+        notes.append("time constants differ behind the next weight; their mean counts")
+    decays, gains = (tuple(p.mean() for p in parameters) for parameters in (kernel.decays, kernel.gains))
+    return Kernel(kernel.name, decays, gains, kernel.delay)
 
 
 def _by_row(kernel: Kernel, rows: int, notes: list[str]) -> Kernel:
