@@ -1,7 +1,6 @@
 """Which neuron integrates each weight: one expectation a model, and the reasons for what is left out."""
 
 import pytest
-import torch
 
 from integration_tests.cases import CASES
 from integration_tests.models import Case
