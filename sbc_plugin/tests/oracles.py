@@ -69,3 +69,34 @@ def operations_by_loops(samples: Tensor, weight: Tensor, groups: Sequence[int]) 
         for n in range(samples.shape[1])
         for column in range(weight.shape[1])
     )
+
+
+def eliminate_by_lstsq(
+    samples: Tensor, w: Tensor, size: int = 1, groups_of: int = 0, kept: int = 0
+) -> tuple[list[int], list[float]]:
+    """Exhaustive greedy elimination of one row: try every unit, solve again by least squares, give up the cheapest.
+
+    Returns the order of the units (``size`` consecutive weights) and the increase of ``|X w - X w'|^2`` by each. With
+    ``groups_of`` M, each group of M weights keeps ``kept``.
+    """
+    left, before = list(range(len(w) // size)), 0.0
+    order: list[int] = []
+    losses: list[float] = []
+    while True:
+        room = {p // groups_of for p in left} if groups_of else set()
+        room = {g for g in room if sum(p // groups_of == g for p in left) > kept}
+        allowed = [p for p in left if not groups_of or p // groups_of in room]
+        if not allowed:
+            return order, losses
+        trials = []
+        for p in allowed:
+            rest = [unit * size + i for unit in left if unit != p for i in range(size)]
+            miss = samples @ w
+            if rest:
+                miss = miss - samples[:, rest] @ torch.linalg.lstsq(samples[:, rest], miss).solution
+            trials.append((float(miss @ miss), p))
+        after, cheapest = min(trials)
+        order.append(cheapest)
+        losses.append(after - before)
+        before = after
+        left.remove(cheapest)

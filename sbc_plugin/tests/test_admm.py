@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import Tensor
+
+from sbc_plugin.core import admm, obs
+from sbc_plugin.core.admm import admm_mask, hybrid_mask
+from sbc_plugin.core.hessian import layer_loss
+from sbc_plugin.core.obs import obs_mask
+from sbc_plugin.core.refit import refit
+from sbc_plugin.errors import SettingsError, SingularHessianError
+
+
+def layer(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=generator, dtype=torch.float64)
+    samples = torch.randn(3 * columns, columns, generator=generator, dtype=torch.float64) @ mix
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64), samples.T @ samples
+
+
+@pytest.mark.parametrize("find", [admm_mask, hybrid_mask, obs_mask])
+def test_independent_columns_keep_what_weighs_most(find) -> None:  # type: ignore[no-untyped-def]
+    weight, _ = layer(4, 12)
+    diagonal = torch.linspace(0.1, 9, 12, dtype=torch.float64)
+    mask = find(weight, diagonal.diag(), 30, damping=0.0)
+    expected = (
+        (weight.square() * diagonal).flatten().argsort()[30:]
+    )  # the optimum, since no weight can stand in for another
+    assert mask.flatten().nonzero()[:, 0].tolist() == sorted(expected.tolist())
+
+
+def test_one_iteration_is_the_textbook_one() -> None:
+    weight, hessian = layer(3, 10)
+    scale = hessian.diagonal().sqrt()
+    W, H, rho = weight * scale, hessian / scale / scale[:, None], admm.PENALTY
+    Z, dual = W, torch.zeros_like(W)
+    for _ in range(2):
+        X = torch.linalg.solve(H + rho * torch.eye(10), (W @ H + rho * (Z - dual)).T).T
+        V = X + dual
+        Z = torch.where(V.abs() > V.abs().flatten().sort().values[14], V, 0.0)
+        dual = V - Z
+    assert torch.equal(admm_mask(weight, hessian, 15, damping=0.0, iterations=2), Z != 0)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block:2"])
+def test_hybrid_spans_from_exact_obs_to_admm(pattern: str) -> None:
+    weight, hessian = layer(5, 16)
+    everything_to_obs = hybrid_mask(weight, hessian, 60, pattern=pattern, preselect=0.01)
+    assert torch.equal(everything_to_obs, obs_mask(weight, hessian, 60, pattern=pattern, step=1))
+    everything_to_admm = hybrid_mask(weight, hessian, 60, pattern=pattern, preselect=1.0, iterations=7)
+    assert torch.equal(everything_to_admm, admm_mask(weight, hessian, 60, pattern=pattern, iterations=7))
+
+
+@pytest.mark.parametrize("find", [admm_mask, hybrid_mask])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:4"])
+def test_equal_hessians_of_groups_are_one_hessian(find, pattern: str) -> None:  # type: ignore[no-untyped-def]
+    weight, hessian = layer(6, 16)
+    owner = torch.tensor([0, 2, 2, 0, 2, 0])  # the second has no rows
+    grouped = find(weight, torch.stack([hessian] * 3), 48, pattern=pattern, groups=owner)
+    assert torch.equal(grouped, find(weight, hessian, 48, pattern=pattern))
+
+
+def test_batches_of_survivors_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = layer(9, 24)
+    expected = hybrid_mask(weight, hessian, 180)
+    monkeypatch.setattr(admm, "BATCH_ELEMENTS", 1)
+    assert torch.equal(hybrid_mask(weight, hessian, 180), expected)
+
+
+def test_float32_inside_finds_masks_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = layer(9, 48)
+    exact = {find: find(weight, hessian, 360) for find in (admm_mask, hybrid_mask, obs_mask)}
+    monkeypatch.setattr(admm, "EXACT_COLUMNS", 0)
+    monkeypatch.setattr(obs, "EXACT_COLUMNS", 0)
+    for find, mask in exact.items():
+        single = find(weight, hessian, 360)
+        assert int((~single).sum()) == 360
+        losses = [layer_loss(weight, refit(weight, m, hessian), hessian) for m in (mask, single)]
+        assert losses[1] == pytest.approx(losses[0], rel=0.02)  # a swap of near ties moves the loss by less
+
+
+def test_hybrid_does_as_well_as_greedy_obs_at_high_sparsity() -> None:
+    weight, hessian = layer(20, 60)
+    losses = [
+        layer_loss(weight, refit(weight, mask, hessian), hessian)
+        for mask in (hybrid_mask(weight, hessian, 1080), obs_mask(weight, hessian, 1080, step=4))
+    ]
+    assert losses[0] < 1.02 * losses[1]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    weight, hessian = layer(2, 8)
+    with pytest.raises(SettingsError, match="0 iterations"):
+        admm_mask(weight, hessian, 8, iterations=0)
+    with pytest.raises(SettingsError, match="preselect=0"):
+        hybrid_mask(weight, hessian, 8, preselect=0.0)
+    with pytest.raises(SingularHessianError, match="NaN or infinity"):
+        admm_mask(weight, hessian * float("nan"), 8)
+    with pytest.raises(SingularHessianError, match="not positive definite"):
+        hybrid_mask(weight, -hessian, 8)
