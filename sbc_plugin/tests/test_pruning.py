@@ -45,7 +45,7 @@ HESSIANS = {
 def test_budgets_and_patterns_hold_exactly(solver: str, hessian: Tensor, weight: Tensor) -> None:
     for text, positions in [("unstructured", 1), ("2:4", 1), ("2:4", 2), ("1:3", 4), ("block:4", 1), ("block:2", 3)]:
         pattern = parse_pattern(text)
-        for zeros in {pattern_zeros(pattern, ROWS, COLUMNS, z) for z in (0, 11, 50, 97, 143, 144)}:
+        for zeros in {pattern_zeros(pattern, ROWS, COLUMNS, z) for z in (0, 50, 97, 144)}:
             solution = prune(weight, hessian, zeros, pattern=text, positions=positions, solver=solver)
             assert int((~solution.mask).sum()) == zeros
             assert not solution.weight[~solution.mask].any()
