@@ -129,10 +129,22 @@ def state_tensor(state: Any, name: str) -> Tensor | None:
     return value
 
 
-def unreachable(parameters: Any) -> Any:
-    """The parameters with a threshold that no membrane reaches: a step then shows v before reset. None without one."""
+def below_threshold(neuron: nn.Module, state: Any) -> tuple[Any, Any] | None:
+    """(parameters, state) with a threshold that no membrane reaches: a step then shows v before reset.
+
+    None for neurons without a threshold, and for those whose threshold shapes the membrane itself (LIFEx, LIFAdEx).
+    """
+    parameters = _unreachable(neuron.p)
+    if parameters is None or isinstance(neuron, _NONLINEAR):
+        return None
+    if hasattr(state, "b"):  # LSNN compares with an adapting threshold, which follows v_th only slowly
+        state = state._replace(b=torch.full_like(state.b, UNREACHABLE))
+    return parameters, state
+
+
+def _unreachable(parameters: Any) -> Any:
     if hasattr(parameters, "lif"):
-        return parameters._replace(lif=unreachable(parameters.lif))
+        return parameters._replace(lif=_unreachable(parameters.lif))
     if not hasattr(parameters, "v_th") or not hasattr(parameters, "_replace"):
         return None
     return parameters._replace(v_th=torch.full_like(torch.as_tensor(parameters.v_th), UNREACHABLE))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.layers import Forward, neutral
 from sbc_plugin.norse.driving import default_forward
-from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_spiking, state_tensor, unreachable
+from sbc_plugin.norse.neurons import NEURONS, RECURRENT, below_threshold, is_spiking, state_tensor
 
 
 class Step(NamedTuple):
@@ -26,7 +26,7 @@ class Step(NamedTuple):
         x: input, (B, ...).
         state: the state before the step.
         weights: () or (input weights, recurrent weights).
-        run: ``run(x, parameters=None)`` performs the step and returns (output, new state).
+        run: ``run(x)`` performs the step and returns (output, new state); ``run(x, parameters, state)`` with others.
     """
 
     name: str
@@ -61,7 +61,7 @@ def _watched(name: str, neuron: nn.Module, original: Any, on_step: Callable[[Ste
     def activation(x: Tensor, state: Any, *rest: Any) -> tuple[Tensor, Any]:
         weights, (parameters, dt) = (rest[:2], rest[2:]) if recurrent else ((), rest)
 
-        def run(x: Tensor, parameters: Any = parameters) -> tuple[Tensor, Any]:
+        def run(x: Tensor, parameters: Any = parameters, state: Any = state) -> tuple[Tensor, Any]:
             result: tuple[Tensor, Any] = original(x, state, *weights, parameters, dt)
             return result
 
@@ -76,7 +76,7 @@ class NeuronRecord:
 
     Attributes:
         input: (T, B, ...), the current handed to the neuron; of a recurrent cell, its input before the weights.
-        v_before: (T, B, ...), membrane before reset; None for neurons without a threshold to lift.
+        v_before: (T, B, ...), membrane before reset; None for neurons without a threshold that can be lifted.
         v: (T, B, ...), membrane after reset; None where the state has none.
         i: (T, B, ...), synaptic current after the step; None for neurons without one.
         spikes: (T, B, ...), what the neuron sent (an integrator's membrane).
@@ -107,8 +107,8 @@ def record_states(model: nn.Module, batch: Any, forward: Forward | None = None) 
 
     def on_step(step: Step) -> tuple[Tensor, Any]:
         output, state = step.run(step.x)
-        lifted = unreachable(step.neuron.p) if is_spiking(step.neuron) else None
-        v_before = state_tensor(step.run(step.x, lifted)[1], "v") if lifted is not None else None
+        lifted = below_threshold(step.neuron, step.state) if is_spiking(step.neuron) else None
+        v_before = state_tensor(step.run(step.x, *lifted)[1], "v") if lifted is not None else None
         v, current = state_tensor(state, "v"), state_tensor(state, "i")
         values = (step.x, v_before, v, current, output)
         full = tuple(None if value is None else value.detach().clone() for value in values)
