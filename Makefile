@@ -18,7 +18,7 @@ check: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python -m integration_tests.benchmarks.solver_speed
+	$(BIN)/python -m integration_tests.benchmarks.run $(CASE)
 
 install: $(STAMP)
 
