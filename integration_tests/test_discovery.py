@@ -1,9 +1,10 @@
 """Which neuron integrates each weight: one expectation a model, and the reasons for what is left out."""
 
 import pytest
+import torch
 
 from integration_tests.cases import CASES
-from integration_tests.models import Case
+from integration_tests.models import Case, braille
 from sbc_plugin.norse import find_layers
 
 
@@ -29,3 +30,15 @@ def test_the_networks_are_alive(case: Case) -> None:
     """An oracle on silent layers would compare 0 with 0."""
     output = case.output(case.model(), case.batch())
     assert output.isfinite().all() and output.count_nonzero() > 0
+
+
+def test_the_real_recurrent_net() -> None:
+    model = braille()
+    if model is None:
+        pytest.skip("the developers' data is not here; set SBC_DATA to its folder")
+    layers, skipped = find_layers(model, (torch.rand(5, 2, 12) < 0.3).float())
+    assert [(layer.name, layer.rows, layer.columns, layer.note) for layer in layers] == [
+        ("fc1 + lif1_w_rec", 38, 12 + 38, ""),
+        ("fc2", 7, 38, ""),
+    ]
+    assert [layer.kernel.name for layer in layers] == ["lif_box > lif_box"] * 2 and skipped == {}
