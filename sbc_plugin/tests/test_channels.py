@@ -1,16 +1,17 @@
 """Losses, order and compensation of whole channels against least squares on the samples themselves."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
-from torch.testing import assert_close
 
 from sbc_plugin.core.channels import Reader, channel_losses, elimination_scores, without_columns
 from sbc_plugin.errors import SingularHessianError
 
-EXACT = {"rtol": 1e-8, "atol": 1e-10}  # float64, condition numbers up to 1e4
+# float64, condition numbers up to 1e4
+assert_close = partial(torch.testing.assert_close, rtol=1e-8, atol=1e-10)
 
 
 def samples(n: int, columns: int, seed: int = 0) -> Tensor:
@@ -37,7 +38,7 @@ def test_loss_of_a_channel_is_the_loss_of_the_least_squares_refit_without_it() -
     x, weight = samples(200, 8), torch.randn(5, 8, dtype=torch.float64)
     found = channel_losses([reader(x, weight, channel)], 3)
     expected = [refit_loss(x, weight, channel != c) for c in range(3)]
-    assert_close(found, torch.tensor(expected, dtype=torch.float64), **EXACT)
+    assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_losses_of_several_readers_add_up() -> None:
@@ -46,7 +47,7 @@ def test_losses_of_several_readers_add_up() -> None:
     first, second = torch.tensor([0, 1, 2, -1]), torch.tensor([2, 2, 1, 1, 0, 0])
     together = channel_losses([reader(x, v, first), reader(y, w, second)], 3)
     apart = channel_losses([reader(x, v, first)], 3) + channel_losses([reader(y, w, second)], 3)
-    assert_close(together, apart, **EXACT)
+    assert_close(together, apart)
 
 
 def test_a_row_that_goes_with_its_channel_is_not_missed() -> None:
@@ -55,7 +56,7 @@ def test_a_row_that_goes_with_its_channel_is_not_missed() -> None:
     found = channel_losses([reader(x, weight, channel, row_channel=torch.arange(3))], 3)
     others = [torch.arange(3) != c for c in range(3)]
     expected = [refit_loss(x, weight[others[c]], others[c]) for c in range(3)]
-    assert_close(found, torch.tensor(expected, dtype=torch.float64), **EXACT)
+    assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_elimination_is_greedy_over_refits() -> None:
@@ -74,7 +75,7 @@ def test_elimination_is_greedy_over_refits() -> None:
     scores = elimination_scores([reader(x, weight, channel)], 6)
     assert scores.argsort().tolist() == order
     highest = torch.tensor(list(itertools.accumulate(costs, max)), dtype=torch.float64)
-    assert_close(scores[order], highest, **EXACT)
+    assert_close(scores[order], highest)
 
 
 def test_scores_differ_even_where_nothing_is_lost() -> None:
@@ -92,7 +93,7 @@ def test_limit_leaves_the_rest_as_it_is_then() -> None:
     gone = torch.isin(torch.arange(6), first)
     refitted = without_columns(weight, 2 * x.mT @ x / len(x), gone)
     alone = channel_losses([reader(x[:, ~gone], refitted[:, ~gone], torch.arange(4))], 4)
-    assert_close(some[~gone], alone, **EXACT)
+    assert_close(some[~gone], alone)
 
 
 def test_compensation_is_the_least_squares_optimum() -> None:
@@ -100,7 +101,7 @@ def test_compensation_is_the_least_squares_optimum() -> None:
     removed = torch.tensor([True, False, False, True, False, True, False])
     new = without_columns(weight, 2 * x.mT @ x / len(x), removed)
     expected = torch.linalg.lstsq(x[:, ~removed], x @ weight.mT).solution.mT
-    assert_close(new[:, ~removed], expected, **EXACT)
+    assert_close(new[:, ~removed], expected)
     assert not new[:, removed].any()
 
 
