@@ -69,13 +69,26 @@ def peek(calibration_data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """The first batch, and an iterable of all batches, the first included.
 
     Raises:
-        CalibrationError: there is no batch.
+        CalibrationError: there is no batch, or the first is empty.
     """
-    iterator = iter(calibration_data)
+    if isinstance(calibration_data, Tensor):
+        shape = tuple(calibration_data.shape)
+        raise CalibrationError(
+            f"calibration_data is one tensor {shape}, an iterable of batches is needed; if it is one batch (T, B, ...), "
+            "give [tensor]"
+        )
+    try:
+        iterator = iter(calibration_data)
+    except TypeError:
+        kind = type(calibration_data).__name__
+        raise CalibrationError(
+            f"calibration_data is no iterable of batches but {kind}; give a list or loader"
+        ) from None
     try:
         first = next(iterator)
     except StopIteration:
         raise CalibrationError("calibration_data holds no batch; give at least one, or a fresh iterator") from None
+    check_batch(first, 0)
     return first, (chain([first], iterator) if iterator is calibration_data else calibration_data)
 
 
@@ -152,7 +165,7 @@ def run_batch(
     Raises:
         CalibrationError: NaN or infinity, or sequences of one step.
     """
-    check_finite(batch, number)
+    check_batch(batch, number)
     for collector in collectors:
         collector.begin()
     with neutral(model), torch.no_grad(), listening(library, model, collectors):
@@ -167,17 +180,21 @@ def run_batch(
         )
 
 
-def check_finite(batch: Any, number: int) -> None:
-    """Refuse NaN and infinity in a batch's input, where it is known which tensor that is.
+def check_batch(batch: Any, number: int) -> None:
+    """Refuse an empty input, NaN and infinity in a batch, where it is known which tensor its input is.
 
     Raises:
-        CalibrationError: there is one.
+        CalibrationError: no step, no sequence or no feature; NaN or infinity.
     """
     try:
         x = input_of(batch)
     except CalibrationError:
         return  # a batch of the user's own kind, for the user's own forward
-    if x.is_floating_point() and not x.isfinite().all():
+    if x.numel() == 0:
+        raise CalibrationError(
+            f"batch {number}: the input has shape {tuple(x.shape)}, so it holds no steps or sequences"
+        )
+    if x.is_floating_point() and not (x if x.layout == torch.strided else x.to_dense()).isfinite().all():
         raise CalibrationError(f"batch {number}: the input holds NaN or infinity; clean the calibration data")
 
 

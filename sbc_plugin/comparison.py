@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration import check_finite, peek
+from sbc_plugin.calibration import check_batch, peek
 from sbc_plugin.core.spikes import Operations, energy, synaptic_operations, van_rossum_distance
 from sbc_plugin.core.storage import packed_bytes
 from sbc_plugin.errors import CalibrationError
@@ -153,7 +153,7 @@ def compare(
     models = [_Watched(library, model, first, forward) for model in (dense, compressed)]
     sequences = 0
     for number, batch in enumerate(data):
-        check_finite(batch, number)
+        check_batch(batch, number)
         before, after = (model.run(batch, run) for model in models)
         if before.keys() != after.keys():
             raise CalibrationError(

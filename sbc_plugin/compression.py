@@ -65,6 +65,9 @@ def compress(
         raise SettingsError(f"method={method!r} is unknown; use one of {', '.join(map(repr, METHODS))}")
     if prune is None and quantize is None:
         raise SettingsError("nothing to do: give prune=Prune(sparsity), quantize=Quantize(bits), or both")
+    _check_kind("prune", prune, Prune, "Prune(0.9)")
+    _check_kind("quantize", quantize, Quantize, "Quantize(bits=4)")
+    _check_kind("calibration", calibration, Calibration, "Calibration()")
     if method == "obc":
         calibration = replace(calibration, temporal=False)
     library = library_of(model)
@@ -89,6 +92,11 @@ def compress(
     rows = job.one_shot(dense, skipped) if calibration.order == "one-shot" else job.sequential(dense, skipped)
     settings = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
     return target, Report(rows, skipped, settings, time.perf_counter() - started)
+
+
+def _check_kind(name: str, value: object, kind: type, example: str) -> None:
+    if not isinstance(value, kind) and not (value is None and kind is not Calibration):
+        raise SettingsError(f"{name}={value!r} is no {kind.__name__}; use {name}={example}")
 
 
 class _Job:

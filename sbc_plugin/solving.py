@@ -66,10 +66,8 @@ def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | Non
         SettingsError: pattern or granularity does not fit the layer.
     """
     second_order = recipe.method in SECOND_ORDER
-    if second_order and not hessian.diagonal(dim1=-2, dim2=-1).any():
-        raise CalibrationError(
-            "its input stayed silent on all calibration data, so nothing is known about it; give data that drives it"
-        )
+    if second_order:
+        check_heard(hessian)
     gain = layer.gain.to(hessian)
     gain = gain.where(gain > 0, gain[gain > 0].min() if (gain > 0).any() else 1.0)
     groups = layer.groups if hessian.dim() == 3 else None
@@ -90,6 +88,19 @@ def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | Non
         new = _quantised(new, hessian, mask, recipe, groups)
     scaled = gain[:, None].to(weight)
     return Solution(new, mask, layer_loss(weight * scaled, new * scaled, hessian, groups))
+
+
+def check_heard(hessian: Tensor) -> None:
+    """Refuse the Hessian of a layer that never received anything.
+
+    Raises:
+        CalibrationError: it is zero.
+    """
+    if not hessian.diagonal(dim1=-2, dim2=-1).any():
+        raise CalibrationError(
+            "its input stayed silent on all calibration data, so nothing is known about it; give data that drives it "
+            "(in sequential order the compressed layers before it may have silenced it)"
+        )
 
 
 def _quantised(weight: Tensor, hessian: Tensor, mask: Tensor, recipe: Recipe, groups: Tensor | None) -> Tensor:
@@ -141,7 +152,12 @@ def sequential_target(
         alpha: 0 to 1.
         damping: fraction of mean diag H.
         groups: (rows,), the Hessian of each row.
+
+    Raises:
+        CalibrationError: nothing but silence reached the layer.
+        SingularHessianError: the damped Hessian is not positive definite.
     """
+    check_heard(hessian)
     correction = alpha * inverse(damped(hessian, damping), damping) @ drift
     if correction.dim() == 2:
         return weight + (weight.to(correction) @ correction.mT).to(weight)

@@ -8,11 +8,13 @@ from typing import Any
 from nirtorch.graph import Node, TorchGraph
 from torch import Tensor, nn
 
+from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.norse import discovery
 from sbc_plugin.norse.driving import as_input, default_forward, is_step_model
 from sbc_plugin.norse.neurons import is_spiking, register_neuron, state_tensor
 from sbc_plugin.norse.recording import NeuronRecord, Step, intercept_steps, record_states
+from sbc_plugin.norse.tracing import check_plain
 
 __all__ = [
     "NeuronRecord",
@@ -61,13 +63,23 @@ def watch_steps(
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy, also of NIR graphs, whose cyclic nodes ``copy.deepcopy`` cannot hash while it builds them."""
+    """A deep copy, also of NIR graphs, whose cyclic nodes ``copy.deepcopy`` cannot hash while it builds them.
+
+    Raises:
+        UnsupportedModelError: a weight is parametrised, or the model keeps tensors of an autograd graph.
+    """
+    check_plain(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
             for node in value.node_list if isinstance(value, TorchGraph) else ():
                 _copy_node(node, memo)
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be copied: {error}; detach the tensors it keeps, or use inplace=True"
+        ) from error
 
 
 def _copy_node(node: Node, memo: dict[int, Any]) -> Node:

@@ -12,7 +12,7 @@ from sbc_plugin.core.matrix_form import MatrixForm, matrix_form
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
 from sbc_plugin.layers import Forward, neutral
 from sbc_plugin.norse.following import Origin, Path, origins, tagged
-from sbc_plugin.norse.neurons import NEURONS, is_integrator, state_tensor
+from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_integrator, state_tensor
 from sbc_plugin.norse.recording import Step, intercept_steps
 
 Chain = tuple[str, int]
@@ -86,6 +86,7 @@ def trace(model: nn.Module, batch: Any, forward: Forward) -> Trace:
         CalibrationError: an input does not fit its layer.
         UnsupportedModelError: a weight is parametrised or pruned by hooks.
     """
+    check_plain(model)
     tracer = _Tracer(model)
     with ExitStack() as stack:
         stack.enter_context(neutral(model))
@@ -113,12 +114,13 @@ class _Tracer:
     def hooks(self) -> Iterable[Any]:
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                _check_plain(name, module)
                 self.trace.weights[name] = module
                 yield module.register_forward_hook(self._on_weight(name, matrix_form(module)))
                 yield module.register_forward_pre_hook(fits(name, matrix_form(module)))
             elif isinstance(module, NEURONS):
                 yield module.register_forward_pre_hook(self._on_neuron(name), with_kwargs=True)
+            if isinstance(module, RECURRENT):
+                yield module.register_forward_pre_hook(fits_cell(name))
 
     def _on_weight(self, name: str, form: MatrixForm) -> Callable[..., Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -218,6 +220,24 @@ def fits(name: str, form: MatrixForm) -> Callable[..., None]:
     return hook
 
 
+def fits_cell(name: str) -> Callable[..., None]:
+    """A forward pre-hook that names the recurrent cell when its input does not fit.
+
+    Raises:
+        CalibrationError: from the hook, for another number of features.
+    """
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        weight: Tensor = module.input_weights  # type: ignore[assignment]
+        if inputs[0].shape[-1] != weight.shape[1]:
+            found = tuple(inputs[0].shape)
+            raise CalibrationError(
+                f"layer {name!r}: input has shape {found}, the cell takes {weight.shape[1]} features"
+            )
+
+    return hook
+
+
 def tensors_in(output: Any) -> list[Tensor]:
     """The tensors of a forward's result: itself, or those of a tuple, list or dict."""
     if isinstance(output, Tensor):
@@ -237,11 +257,24 @@ def detached(state: Any) -> Any:
     return state
 
 
-def _check_plain(name: str, module: nn.Module) -> None:
-    if "weight" in module._parameters:
-        return
-    with in_layer(name):
-        raise UnsupportedModelError(
-            "its weight is computed by a parametrisation or a pruning hook; make it permanent first, with "
-            "torch.nn.utils.prune.remove(module, 'weight') or torch.nn.utils.parametrize.remove_parametrizations"
-        )
+def check_plain(model: nn.Module) -> None:
+    """Refuse weights that something computes at each call: what is written into them would not last.
+
+    Raises:
+        UnsupportedModelError: a weight is parametrised, or pruned by hooks.
+    """
+    for name, module in model.named_modules():
+        cell = isinstance(module, RECURRENT)
+        if not cell and not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            continue
+        for attribute in ("input_weights", "recurrent_weights") if cell else ("weight",):
+            # Norse's cells also take plain tensors as weights.
+            plain = attribute in module._parameters or (cell and attribute in vars(module))
+            if plain and f"{attribute}_orig" not in module._parameters:
+                continue
+            with in_layer(name):
+                raise UnsupportedModelError(
+                    f"its {attribute} is computed by a parametrisation or a pruning hook; make it permanent first, "
+                    f"with torch.nn.utils.prune.remove(module, {attribute!r}) or "
+                    "torch.nn.utils.parametrize.remove_parametrizations"
+                )
