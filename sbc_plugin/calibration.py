@@ -74,8 +74,8 @@ def peek(calibration_data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     if isinstance(calibration_data, Tensor):
         shape = tuple(calibration_data.shape)
         raise CalibrationError(
-            f"calibration_data is one tensor {shape}, an iterable of batches is needed; if it is one batch (T, B, ...), "
-            "give [tensor]"
+            f"calibration_data is one tensor {shape}, an iterable of batches is needed; if it is one batch, "
+            "(T, B, ...), give [tensor]"
         )
     try:
         iterator = iter(calibration_data)
