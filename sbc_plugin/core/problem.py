@@ -1,9 +1,9 @@
-"""One layer's pruning problem as the solvers see it: damped, in pattern order, without columns that carry no evidence.
+"""One layer's pruning problem as the solvers see it: damped, in pattern order, without what costs nothing to remove.
 
-A column whose ``H_jj`` is 0 (an input that never spikes in calibration) costs nothing to remove. So the weights on such
-columns are given up first, the smallest first when the budget is smaller than their number, and the rest of the
-budget is left to the solver. Removing a dead column moves no other weight: ``H`` is positive semidefinite, so its
-row is 0.
+A column whose ``H_jj`` is 0 (an input that never spikes in calibration) costs nothing to remove, nor does a weight that is
+0 already (a forbidden self-connection, an earlier pruning). So these are given up first, the smallest first when the
+budget is smaller than their number, and the rest of the budget is left to the solver. Removing them moves no other
+weight: ``H`` is positive semidefinite, so a dead column's row is 0.
 """
 
 from dataclasses import dataclass
@@ -145,7 +145,8 @@ def pose(
     owner = row_groups(rows, hessian, groups)
     whole, live = live_hessian(hessian, damping)
     order = pattern_order(parsed, columns, positions, hessian.device)
-    weight, evidence = weight.to(whole)[:, order], live[:, order][owner]
+    weight = weight.to(whole)[:, order]
+    evidence = live[:, order][owner] & (weight != 0)
     removable = evidence
     if parsed.kind == "block":
         removable = evidence.view(rows, -1, parsed.size).any(-1).repeat_interleave(parsed.size, dim=1)
