@@ -122,7 +122,7 @@ def hybrid_mask(
     """The mask (rows, columns), True = kept, of ADMM followed by exact OBS, with exactly ``zeros`` zeros.
 
     ADMM removes weights until ``1 / preselect`` times as many as wished are left; OBS, one weight (block) a step in
-    each row, removes the rest, budgets pooled over all rows. N:M is left to ADMM.
+    each row, removes the rest, budgets pooled over all rows. N:M is left to ADMM, which beats the greedy order there.
 
     Args:
         weight: (rows, columns).

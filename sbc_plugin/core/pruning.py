@@ -47,13 +47,14 @@ def prune(
 
     Args:
         weight: (rows, columns).
-        hessian: (columns, columns) or (groups, columns, columns), undamped. Solvers compute in its dtype.
+        hessian: (columns, columns) or (groups, columns, columns), undamped. Solvers compute in its dtype;
+            above 512 columns masks are searched in float32, and only the refit is in its dtype.
         zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies
             (:func:`sbc_plugin.core.patterns.pattern_zeros`).
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
         solver: "auto", "magnitude" (looks at the weight only), "obs", "admm" or "hybrid". "auto" is exact
-            "obs" for small layers, "hybrid" above.
+            "obs" for small layers, "hybrid" above and for N:M, where it is ADMM.
         damping: fraction of the mean diagonal that is added to it.
         refit: False leaves the kept weights as they were.
         groups: (rows,), the Hessian of each row; rows are dealt evenly without it.
@@ -78,7 +79,8 @@ def prune(
     gain = torch.ones(rows, 1).to(hessian) if row_scale is None else row_scale.to(hessian)[:, None]
     scaled = weight.to(hessian) * gain
     if solver == "auto":
-        solver = "obs" if rows * columns**3 <= SMALL else "hybrid"
+        greedy = rows * columns**3 <= SMALL and parse_pattern(pattern).kind != "n:m"  # ADMM finds better N:M masks
+        solver = "obs" if greedy else "hybrid"
     if solver == "magnitude":
         mask = magnitude_mask(weight, zeros, pattern=pattern, positions=positions).to(hessian.device)
     elif solver == "obs":

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from sbc_plugin.core import pruning
 from sbc_plugin.core import refit as refit_module
 from sbc_plugin.core.hessian import layer_loss
 from sbc_plugin.core.patterns import parse_pattern, pattern_order, pattern_zeros
@@ -158,6 +159,19 @@ def test_without_refit_the_survivors_stay() -> None:
     assert torch.equal(solution.weight, weight * solution.mask)
     assert solution.loss == pytest.approx(layer_loss(weight, weight * solution.mask, hessian))
     assert prune(weight, hessian, 72).loss < solution.loss
+
+
+def test_auto_is_greedy_only_where_that_is_affordable_and_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = random_weight(), HESSIANS["correlated"]
+    masks = {solver: prune(weight, hessian, 120, solver=solver).mask for solver in ("auto", "obs", "hybrid")}
+    assert not torch.equal(masks["obs"], masks["hybrid"])  # else the next lines tell nothing
+    assert torch.equal(masks["auto"], masks["obs"])
+    monkeypatch.setattr(pruning, "SMALL", 0)
+    assert torch.equal(prune(weight, hessian, 120).mask, masks["hybrid"])
+    monkeypatch.undo()
+    masks = {s: prune(weight, hessian, 108, pattern="1:4", solver=s).mask for s in ("auto", "obs", "admm")}
+    assert not torch.equal(masks["obs"], masks["admm"])
+    assert torch.equal(masks["auto"], masks["admm"])
 
 
 def test_bfloat16_weights_come_back_as_bfloat16() -> None:
