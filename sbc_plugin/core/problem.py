@@ -1,7 +1,7 @@
 """One layer's pruning problem as the solvers see it: damped, in pattern order, without what costs nothing to remove.
 
-A column whose ``H_jj`` is 0 (an input that never spikes in calibration) costs nothing to remove, nor does a weight that is
-0 already (a forbidden self-connection, an earlier pruning). So these are given up first, the smallest first when the
+A column whose ``H_jj`` is 0 (an input that never spikes in calibration) costs nothing to remove, nor does a weight that
+is 0 already (a forbidden self-connection, an earlier pruning). So these are given up first, the smallest first when the
 budget is smaller than their number, and the rest of the budget is left to the solver. Removing them moves no other
 weight: ``H`` is positive semidefinite, so a dead column's row is 0.
 """
