@@ -1,0 +1,24 @@
+"""SBC in torch-pruning: ``get_pruner("sbc", ...)`` beside its own methods, on networks that spike and on others.
+
+Importing this patches nothing; :func:`register` adds two names to torch-pruning when asked.
+"""
+
+from sbc_plugin.torch_pruning.audit import Audit, audit
+from sbc_plugin.torch_pruning.history import load_pruned, save_pruned
+from sbc_plugin.torch_pruning.importance import SBCImportance
+from sbc_plugin.torch_pruning.normalization import reestimate_batchnorm
+from sbc_plugin.torch_pruning.pruner import SBCPruner, get_pruner, register
+from sbc_plugin.torch_pruning.weights import WeightPruner
+
+__all__ = [
+    "Audit",
+    "SBCImportance",
+    "SBCPruner",
+    "WeightPruner",
+    "audit",
+    "get_pruner",
+    "load_pruned",
+    "reestimate_batchnorm",
+    "register",
+    "save_pruned",
+]

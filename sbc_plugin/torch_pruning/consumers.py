@@ -1,0 +1,176 @@
+"""The layers that read channels: their Hessians, what a channel feeds in them, and how they shrink with it.
+
+Each Hessian has one more column than the weight: the constant 1, filtered as the inputs are. Where the layer has a
+bias, that column belongs to it, so that the constant part of a removed channel moves there in the same least squares.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.core.channels import Reader, without_columns
+from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
+from sbc_plugin.layers import Part
+from sbc_plugin.torch_pruning.plain import Transposed, Weighted
+
+
+@dataclass
+class Consumer:
+    """One layer whose inputs may lose channels. Changes with the model as channels go.
+
+    Attributes:
+        name: of the layer.
+        parts: its weights, columns side by side.
+        hessian: (hessians, columns + 1, columns + 1), float64, damped; 1 on the diagonal of silent columns.
+        silent: (hessians, columns + 1), columns that nothing is known about.
+        owner: (rows,), the Hessian of each row.
+        scale: (rows,), gain over the square root of the layer's total, so that its losses are fractions of the total.
+        damping: told in messages.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    hessian: Tensor
+    silent: Tensor
+    owner: Tensor
+    scale: Tensor
+    damping: float
+
+    @property
+    def groups(self) -> int:
+        """Of a grouped convolution; 1 otherwise."""
+        return self.parts[0].form.groups
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Where the constant part of a removed channel can go."""
+        biases = (getattr(part.module, "bias", None) for part in self.parts)
+        return next((bias for bias in biases if isinstance(bias, Tensor)), None)
+
+    def weight(self) -> Tensor:
+        """(rows, columns + 1), float64, the bias last; 0 there without one.
+
+        Raises:
+            CalibrationError: the layer is not as wide as when it was calibrated.
+        """
+        blocks = [matrix(part) for part in self.parts]
+        rows, columns = blocks[0].shape[0], sum(block.shape[1] for block in blocks)
+        if (rows, columns + 1) != (len(self.owner), self.hessian.shape[-1]):
+            raise CalibrationError(
+                f"layer {self.name!r} is {rows} x {columns}, its statistics are for {len(self.owner)} x "
+                f"{self.hessian.shape[-1] - 1}; it was cut behind the pruner's back: calibrate again"
+            )
+        bias = blocks[0].new_zeros(rows) if self.bias is None else self.bias.detach()
+        return torch.cat([*blocks, bias[:, None]], dim=1).to(self.hessian)
+
+    def write(self, weight: Tensor) -> None:
+        """Put (rows, columns + 1) into the model, in place."""
+        with torch.no_grad():
+            start = 0
+            for part in self.parts:
+                block = matrix(part)
+                new = weight[:, start : start + block.shape[1]].to(block)
+                part.tensor.copy_(_module_shape(part, new))
+                start += block.shape[1]
+            if self.bias is not None:
+                self.bias.copy_(weight[:, -1].to(self.bias))
+
+    def columns(self, part: int, channels: Tensor) -> tuple[Tensor, Tensor]:
+        """Where input channels (n,) of a part come in: conv group (n,) and columns (n, positions) inside it."""
+        widths = [matrix(p).shape[1] for p in self.parts]
+        positions = self.parts[part].form.positions
+        local = widths[part] // positions
+        first = sum(widths[:part]) + (channels % local) * positions
+        return channels // local, first[:, None] + torch.arange(positions)
+
+    def readers(self, fed: Sequence[tuple[int, Tensor, Tensor]], row_channel: Tensor) -> list[Reader]:
+        """The layer as :func:`sbc_plugin.core.channels.elimination_scores` sees it.
+
+        Args:
+            fed: (part, its input channels (n,), the group's channel that each belongs to (n,)).
+            row_channel: (rows,), the channel that takes the row with it; -1 for rows that stay.
+
+        Returns:
+            One reader for each Hessian that some channel feeds.
+        """
+        weight = self.weight() * self.scale[:, None]
+        channel = torch.full((self.groups, self.hessian.shape[-1]), -1)
+        for part, inputs, owners in fed:
+            group, columns = self.columns(part, inputs)
+            channel[group[:, None], columns] = owners[:, None].expand_as(columns)
+        found = []
+        for number, hessian in enumerate(self.hessian):
+            rows = self.owner == number
+            mine = channel[number % self.groups].where(~self.silent[number].cpu(), -1)
+            mine[-1] = -1
+            size = len(hessian) if self.bias is not None else len(hessian) - 1
+            if rows.any() and (mine >= 0).any():
+                view = weight[rows][:, :size], hessian[:size, :size]
+                found.append(Reader(*view, mine[:size], row_channel[rows.cpu()]))
+        return found
+
+    def remove(self, inputs: Sequence[tuple[int, Tensor]], rows: Tensor, compensate: bool = True) -> Callable[[], None]:
+        """Work out what losing inputs means; nothing changes until the function that is returned is called.
+
+        That moves the weights that stay, by equation 3, and shrinks the statistics. Cutting is left to the host.
+
+        Args:
+            inputs: (part, its input channels that go).
+            rows: (rows,), bool, rows that go with them.
+            compensate: False only shrinks the statistics.
+
+        Raises:
+            UnsupportedModelError: a grouped convolution would lose other inputs in one group than in another.
+            SingularHessianError: the Hessian of the kept columns is not positive definite.
+        """
+        removed = torch.zeros(self.groups, self.hessian.shape[-1], dtype=torch.bool)
+        for part, channels in inputs:
+            group, columns = self.columns(part, channels)
+            removed[group[:, None], columns] = True
+        if not torch.equal(removed, removed[:1].expand_as(removed)):
+            raise UnsupportedModelError(
+                f"layer {self.name!r}: its {self.groups} groups would lose different inputs, which cannot be cut; keep "
+                "it whole with ignored_layers"
+            )
+        gone = removed[0].to(self.hessian.device)
+        weight = self.weight()
+        moves = compensate and bool(gone.any())
+        if moves:
+            size = len(gone) if self.bias is not None else len(gone) - 1
+            for number, hessian in enumerate(self.hessian):
+                mine = (self.owner == number) & ~rows.to(self.owner.device)
+                with in_layer(self.name):
+                    new = without_columns(weight[mine][:, :size], hessian[:size, :size], gone[:size], self.damping)
+                weight[mine, :size] = new
+
+        def apply() -> None:
+            if moves:
+                self.write(weight)
+            keep, stay = ~gone, ~rows.to(self.owner.device)
+            self.hessian, self.silent = self.hessian[:, keep][:, :, keep], self.silent[:, keep]
+            self.owner, self.scale = self.owner[stay], self.scale[stay]
+
+        return apply
+
+
+def matrix(part: Part) -> Tensor:
+    """A part's weight as (rows, columns), detached, as large as it is now."""
+    tensor = part.tensor.detach()
+    if isinstance(part.module, Transposed):
+        groups = part.module.groups
+        tensor = tensor.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return tensor.flatten(1)
+
+
+def _module_shape(part: Part, weight: Tensor) -> Tensor:
+    if not isinstance(part.module, Transposed):
+        return weight.reshape(part.tensor.shape)
+    groups, shape = part.module.groups, part.tensor.shape
+    return weight.reshape(groups, shape[1], shape[0] // groups, *shape[2:]).transpose(1, 2).flatten(0, 1)
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether torch-pruning cuts inputs and outputs of this convolution together."""
+    return isinstance(module, Weighted) and 1 < getattr(module, "groups", 1) == getattr(module, "out_channels", None)

@@ -1,0 +1,92 @@
+"""torch-pruning's own methods by the names of its pipeline (``reproduce/main.py``), on spiking models too."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch_pruning as tp
+from torch import nn
+
+from sbc_plugin.torch_pruning.neurons import neuron_pruners
+from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
+
+HOST_ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM)
+
+
+class Method(NamedTuple):
+    """A method of torch-pruning.
+
+    Attributes:
+        importance: makes the importance.
+        pruner: the class of the pruner.
+        arguments: of the pruner, that make the method.
+    """
+
+    importance: Callable[..., Any]
+    pruner: Callable[..., Any] = tp.pruner.BasePruner
+    arguments: dict[str, Any] = {}  # noqa: RUF012 - only read
+
+
+def _magnitude(p: int, **named: Any) -> Callable[..., Any]:
+    return lambda **given: tp.importance.GroupMagnitudeImportance(p=p, **(named | given))
+
+
+METHODS = {
+    "random": Method(tp.importance.RandomImportance),
+    "l1": Method(_magnitude(1)),
+    "l2": Method(_magnitude(2)),
+    "fpgm": Method(tp.importance.FPGMImportance),
+    "obdc": Method(tp.importance.OBDCImportance),
+    "lamp": Method(tp.importance.LAMPImportance),
+    "slim": Method(tp.importance.BNScaleImportance, tp.pruner.BNScalePruner),
+    "group_slim": Method(tp.importance.BNScaleImportance, tp.pruner.BNScalePruner, {"group_lasso": True}),
+    "group_norm": Method(_magnitude(2), tp.pruner.GroupNormPruner),
+    "group_sl": Method(_magnitude(2, normalizer="max"), tp.pruner.GroupNormPruner),
+    "group_greg": Method(_magnitude(2), tp.pruner.GrowingRegPruner),
+    "growing_reg": Method(_magnitude(2), tp.pruner.GrowingRegPruner),
+    "taylor": Method(tp.importance.GroupTaylorImportance),
+    "hessian": Method(tp.importance.GroupHessianImportance),
+}
+
+
+def host_pruner(method: str, model: nn.Module, example_inputs: Any, arguments: dict[str, Any]) -> Any:
+    """One of torch-pruning's pruners, its graph traced exactly and neurons cut with their channels.
+
+    Args:
+        method: a name of :data:`METHODS`.
+        model: to be pruned in place.
+        example_inputs: as for ``get_pruner``.
+        arguments: of the method's pruner; ``num_classes`` goes to the importance of "obdc", an ``importance`` replaces
+            the method's own.
+    """
+    entry, arguments = METHODS[method], dict(arguments)
+    for_importance = {"num_classes": arguments.pop("num_classes")} if "num_classes" in arguments else {}
+    importance = arguments.pop("importance", None)
+    if importance is None:
+        importance = entry.importance(**(for_importance if method == "obdc" else {}))
+    modes = [(module, module.training) for module in model.modules()]
+    with exact_tracing(model):
+        pruner = entry.pruner(
+            model,
+            trace_inputs(model, example_inputs),
+            importance=importance,
+            **(entry.arguments | graph_arguments(model, arguments)),
+        )
+    for module, mode in modes:
+        module.training = mode
+    return pruner
+
+
+def graph_arguments(model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a pruner, with what spiking models need, and fresh dicts.
+
+    torch-pruning's own default dicts are shared between pruners and written to.
+    """
+    neurons = neuron_pruners(model)
+    given = dict(arguments)
+    for name in ("in_channel_groups", "out_channel_groups", "num_heads"):
+        given[name] = dict(given.get(name) or {})
+    given["customized_pruners"] = neurons | dict(given.get("customized_pruners") or {})
+    # Cells with weights of their own make channels, as a Linear does; other neurons pass them on.
+    weighted = [cls for cls, pruner in neurons.items() if pruner.prune_in_channels != pruner.prune_out_channels]
+    given["root_module_types"] = [*(given.get("root_module_types") or HOST_ROOTS), *weighted]
+    return given

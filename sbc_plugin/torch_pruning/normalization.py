@@ -1,0 +1,45 @@
+"""BatchNorm after a cut: its averages belong to the wider network, and forward passes alone renew them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sbc_plugin.errors import UnsupportedModelError
+from sbc_plugin.layers import Forward, SNNLibrary, library_of, neutral
+from sbc_plugin.torch_pruning.plain import PlainNetworks
+
+
+def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], forward: Forward | None = None) -> int:
+    """Average mean and variance of every BatchNorm anew over the data, each call counting the same; how many there are.
+
+    No weight changes, and everything else (Dropout too) runs in eval mode.
+
+    Args:
+        model: changed in place.
+        data: batches as for calibration.
+        forward: ``forward(model, batch)`` runs one whole batch.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return 0
+    try:
+        library: SNNLibrary = library_of(model)
+    except UnsupportedModelError:
+        library = PlainNetworks()
+    run = forward or library.default_forward(model)
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with neutral(model), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the plain average of all calls
+                norm.train()
+            for batch in data:
+                run(model, batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return len(norms)

@@ -1,0 +1,154 @@
+"""Weights that no spiking neuron integrates: those of a plain network, and transposed convolutions. Here M = I.
+
+Brought to the same form as a spiking layer, so that one way of calibrating serves both kinds of network.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sbc_plugin.core import kernels
+from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
+from sbc_plugin.errors import CalibrationError
+from sbc_plugin.layers import Forward, Part, Site, SpikingLayer, input_of, neutral
+
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
+
+
+@dataclass(frozen=True)
+class TransposedForm(MatrixForm):
+    """The matrix form of a transposed convolution: columns are (input channel, kernel position), as of a convolution.
+
+    Attributes:
+        transposed: the module; ``convolution`` stays None.
+    """
+
+    transposed: Any = None
+
+    def samples(self, x: Tensor, pooling: Pooling | None = None) -> Tensor:
+        """(groups, samples, columns): which input, if any, each kernel position brings to an output position.
+
+        Args:
+            x: (batch, channels, *space).
+            pooling: average pooling behind it.
+
+        Returns:
+            The samples, one a row.
+
+        Raises:
+            CalibrationError: the input does not fit the layer.
+        """
+        module = self.transposed
+        axes = len(module.kernel_size)
+        x = x[None] if x.dim() == axes + 1 else x
+        if x.dim() != axes + 2 or x.shape[1] != module.in_channels:
+            raise CalibrationError(
+                f"input has shape {tuple(x.shape)}, the layer takes (batch, {module.in_channels}, {axes} spatial axes)"
+            )
+        batch, channels = x.shape[:2]
+        # Each channel alone, through kernels that are 1 at one position: what that position contributes.
+        kernel = torch.eye(self.positions, dtype=x.dtype, device=x.device)
+        kernel = kernel.reshape(1, self.positions, *module.kernel_size)
+        functional = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d)
+        patches = functional[axes - 1](
+            x.reshape(-1, 1, *x.shape[2:]), kernel, None, module.stride, module.padding, module.output_padding, 1,
+            module.dilation,
+        )  # fmt: skip
+        space = patches.shape[2:]
+        patches = patches.reshape(batch, channels * self.positions, *space)
+        if pooling is not None:
+            patches = pooling(patches)
+        patches = patches.reshape(batch, self.groups, self.columns, -1)
+        return patches.permute(1, 0, 3, 2).reshape(self.groups, -1, self.columns)
+
+
+def form_of(module: nn.Module) -> MatrixForm:
+    """The matrix form of a Linear or a convolution, transposed ones included.
+
+    >>> form_of(nn.ConvTranspose2d(4, 6, 3, groups=2)).columns
+    18
+    """
+    if isinstance(module, Transposed):
+        positions = module.weight[0, 0].numel()
+        columns = module.in_channels // module.groups * positions
+        return TransposedForm(module.groups, module.out_channels, columns, positions, None, module)
+    return matrix_form(module)
+
+
+class PlainNetworks:
+    """Fulfils :class:`sbc_plugin.layers.SNNLibrary` for networks without a spiking neuron."""
+
+    def find_layers(
+        self, model: nn.Module, batch: Any, forward: Forward | None = None, temporal: bool = True
+    ) -> tuple[list[SpikingLayer], dict[str, str]]:
+        """Every Linear and convolution that runs, in that order, with M = I; and the rest: name -> reason.
+
+        A row's gain is that of the BatchNorm which takes the layer's output, if one does.
+        """
+        weighted: dict[str, nn.Module] = {
+            n: module for n, module in model.named_modules() if isinstance(module, Weighted)
+        }
+        norms: dict[str, _BatchNorm | None] = {}
+        latest: dict[str, Tensor] = {}
+
+        def ran(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                norms.setdefault(name, None)
+                latest[name] = output
+
+            return hook
+
+        def normalises(module: Any, inputs: tuple[Tensor, ...]) -> None:
+            norms.update((name, module) for name, output in latest.items() if output is inputs[0])
+
+        with ExitStack() as stack:
+            for name, module in weighted.items():
+                stack.callback(module.register_forward_hook(ran(name)).remove)
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    stack.callback(module.register_forward_pre_hook(normalises).remove)
+            stack.enter_context(neutral(model))
+            stack.enter_context(torch.no_grad())
+            (forward or self.default_forward(model))(model, batch)
+        layers = [plain_layer(name, weighted[name], norm) for name, norm in norms.items()]
+        return layers, {name: "never called" for name in weighted if name not in norms}
+
+    def default_forward(self, model: nn.Module) -> Forward:
+        """The model on the batch's input."""
+
+        def run(model: nn.Module, batch: Any) -> Any:
+            x = input_of(batch)
+            parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+            moved = x if parameter is None else x.to(parameter.device)
+            return model(moved.to(parameter) if parameter is not None and moved.is_floating_point() else moved)
+
+        return run
+
+    @contextmanager
+    def watch_steps(self, model: nn.Module, on_step: Any) -> Iterator[None]:
+        """There are no steps."""
+        yield
+
+    def copy_model(self, model: nn.Module) -> nn.Module:
+        """A deep copy."""
+        return copy.deepcopy(model)
+
+
+def plain_layer(name: str, module: nn.Module, norm: _BatchNorm | None = None) -> SpikingLayer:
+    """One weight with M = I, its rows scaled by the gain of the BatchNorm behind it."""
+    form = form_of(module)
+    gain = torch.ones(form.rows, dtype=torch.float64)
+    if norm is not None and norm.running_var is not None:
+        gain = gain / (norm.running_var.detach().double().cpu() + norm.eps).sqrt()
+        gain = gain if norm.weight is None else gain * norm.weight.detach().double().cpu().abs()
+    variant = torch.zeros(form.rows, dtype=torch.long)
+    part = Part(name, module, "weight", form)
+    site = (Site(None, "step"),)
+    return SpikingLayer(name, type(module).__name__, (part,), kernels.delta(), variant, gain, None, site)

@@ -1,0 +1,163 @@
+"""``SBCPruner``: torch-pruning's pruner with the spike-train objective; ``get_pruner``: any method by its name."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch_pruning as tp
+from torch import nn
+
+from sbc_plugin.calibration import DEFAULT
+from sbc_plugin.errors import SettingsError, UnsupportedModelError
+from sbc_plugin.layers import Forward
+from sbc_plugin.settings import Calibration
+from sbc_plugin.torch_pruning.audit import audit
+from sbc_plugin.torch_pruning.importance import SBCImportance, edges
+from sbc_plugin.torch_pruning.methods import METHODS, graph_arguments, host_pruner
+from sbc_plugin.torch_pruning.normalization import reestimate_batchnorm
+from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
+from sbc_plugin.torch_pruning.weights import WeightPruner
+
+
+class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
+    """Prunes channels by what the layers that read them lose, and lets those layers make up for it before the cut.
+
+    All arguments of ``tp.pruner.BasePruner`` are taken and mean what they mean there. Layers in ``ignored_layers`` keep
+    their outputs; where they lose inputs they are compensated as well. Groups come in the order in which their roots
+    run. With ``step(interactive=True)``, a group that is not pruned changes nothing.
+
+    Args:
+        model: spiking or not. Like all of torch-pruning, changes it in place.
+        example_inputs: one time step for a step model, a sequence for a sequence model; a tensor or a tuple.
+        importance: another importance of torch-pruning; consumers are compensated all the same.
+        calibration_data: iterable of batches, whole sequences (T, B, ...) for a spiking network; labels may be beside.
+        forward: ``forward(model, batch)`` runs one whole batch.
+        calibration: temporal, damping, max_samples and device count.
+        recalibrate: calibrate anew at each step instead of once; for fine-tuning between steps.
+        reestimate: after each step, average BatchNorm's statistics anew over the calibration data.
+        check: run the audit before the first cut.
+        arguments: of BasePruner.
+
+    Raises:
+        CalibrationError: no calibration data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        importance: Any = None,
+        *,
+        calibration_data: Iterable[Any] | None = None,
+        forward: Forward | None = None,
+        calibration: Calibration = DEFAULT,
+        recalibrate: bool = False,
+        reestimate: bool = False,
+        check: bool = True,
+        **arguments: Any,
+    ) -> None:
+        self.statistics = SBCImportance(calibration_data, forward, calibration=calibration, recalibrate=recalibrate)
+        self.example_inputs = trace_inputs(model, example_inputs)
+        self.reestimate, self._unchecked = reestimate, check
+        modes = [(module, module.training) for module in model.modules()]
+        with exact_tracing(model):
+            super().__init__(
+                model, self.example_inputs, importance or self.statistics, **graph_arguments(model, arguments)
+            )
+        for module, mode in modes:
+            module.training = mode
+        self.statistics.attach(self.DG)
+
+    def estimate_importance(self, group: Any) -> Any:
+        """A score for each channel; those that have to go together share one, unless heads are ranked.
+
+        Raises:
+            CalibrationError: no data, data that does not fit, or a layer that stays silent.
+            SingularHessianError: a Hessian is not positive definite.
+        """
+        if self.importance is not self.statistics:
+            return super().estimate_importance(group)
+        attention, _ = self._is_atten_group(group)
+        ranks_heads = attention and self.prune_num_heads
+        return self.statistics(group, ties=1 if ranks_heads else self._get_channel_groups(group))
+
+    def _prune(self) -> Iterator[Any]:
+        plans = list(super()._prune())
+        if self._unchecked and plans:
+            self._refuse(plans)
+            self._unchecked = False
+        for plan in sorted(plans, key=self.statistics.place):
+            # Made again, because groups pruned in the meantime may have moved its indices.
+            group = self.DG.get_pruning_group(plan[0].dep.target.module, plan[0].dep.handler, plan[0].idxs)
+            kept = {(id(dep.target), dep.handler) for dep, indices in plan.items if not indices}
+            for number, (dep, _) in enumerate(group.items):
+                if (id(dep.target), dep.handler) in kept:  # key and value heads that several queries share
+                    group[number] = tp._helpers.GroupItem(dep, [])
+            if self.DG.check_pruning_group(group):
+                yield group
+        if plans and self.reestimate:
+            reestimate_batchnorm(self.model, self.statistics.calibration_data, self.statistics.forward)
+
+    def _refuse(self, plans: list[Any]) -> None:
+        """Refuse groups with a layer whose channels the dependency graph does not know exactly.
+
+        Raises:
+            UnsupportedModelError: there are such groups; nothing was cut.
+        """
+        names = {id(module): name for name, module in self.model.named_modules()}
+        reasons = dict(audit(self.model, self.example_inputs, self.DG, num_heads=self.num_heads).problems)
+        touched = {names.get(id(edge.module), "") for plan in plans for edge in edges(plan)}
+        if wrong := [f"{name!r}: {reason}" for name, reason in reasons.items() if name in touched]:
+            raise UnsupportedModelError(
+                f"torch-pruning's graph is wrong for {len(wrong)} layers, cutting them would break the model: "
+                f"{'; '.join(wrong)}. Keep them whole with ignored_layers=[...]; nothing was cut"
+            )
+
+
+def get_pruner(
+    method: str,
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    calibration_data: Iterable[Any] | None = None,
+    forward: Forward | None = None,
+    pattern: str = "channel",
+    **torch_pruning_kwargs: Any,
+) -> Any:
+    """The pruner of a method, by the names that torch-pruning's own pipeline uses, and "sbc"; spiking models included.
+
+    Args:
+        method: "sbc" or one of torch-pruning's: "random", "l1", "l2", "fpgm", "obdc", "lamp", "slim", "group_slim",
+            "group_norm", "group_sl", "group_greg", "growing_reg", "taylor", "hessian".
+        model: to be pruned in place.
+        example_inputs: one time step for a step model, a sequence for a sequence model; a tensor or a tuple. A result
+            ``(output, state)`` needs no ``output_transform``.
+        calibration_data: for "sbc": iterable of batches, whole sequences (T, B, ...) for a spiking network.
+        forward: for "sbc": ``forward(model, batch)`` runs one whole batch.
+        pattern: "channel"; or for single weights "unstructured", "N:M" as "2:4", "block:K", with the arguments of
+            :class:`WeightPruner`.
+        torch_pruning_kwargs: of the method's pruner: pruning_ratio, global_pruning, iterative_steps, ...
+
+    Returns:
+        The pruner; ``step()`` prunes.
+
+    Raises:
+        SettingsError: an unknown method or pattern.
+        CalibrationError: "sbc" without calibration data.
+    """
+    if pattern != "channel":
+        return WeightPruner(
+            model, calibration_data, method=method, pattern=pattern, forward=forward, **torch_pruning_kwargs
+        )
+    if method == "sbc":
+        return SBCPruner(
+            model, example_inputs, calibration_data=calibration_data, forward=forward, **torch_pruning_kwargs
+        )
+    if method not in METHODS:
+        raise SettingsError(f"method={method!r} is unknown; use one of {', '.join(map(repr, ('sbc', *METHODS)))}")
+    return host_pruner(method, model, example_inputs, torch_pruning_kwargs)
+
+
+def register() -> None:
+    """Put ``SBCPruner`` into ``tp.pruner`` and ``SBCImportance`` into ``tp.importance``, where scripts look."""
+    tp.pruner.SBCPruner = SBCPruner
+    tp.importance.SBCImportance = SBCImportance

@@ -1,0 +1,142 @@
+"""One pass over the data that gives every layer which reads channels its statistics."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.calibration import peek, run_batches
+from sbc_plugin.collecting import Collector, Reservoir, as_samples
+from sbc_plugin.core.hessian import HessianAccumulator, quadratic
+from sbc_plugin.core.kernels import CausalFilter
+from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
+from sbc_plugin.settings import Calibration
+from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise, matrix
+from sbc_plugin.torch_pruning.plain import PlainNetworks
+
+
+def gather_consumers(
+    model: nn.Module, data: Iterable[Any], calibration: Calibration, forward: Forward | None = None
+) -> tuple[list[Consumer], dict[str, str]]:
+    """One pass over the data: every layer that reads channels, in the order in which they run; and what was left out.
+
+    Args:
+        model: left as it was.
+        data: iterable of batches, each (T, B, ...) for a spiking network, (B, ...) for a plain one.
+        calibration: temporal, damping, max_samples and device count.
+        forward: ``forward(model, batch)`` runs one whole batch.
+
+    Returns:
+        The layers, and name -> reason for weights without statistics.
+
+    Raises:
+        CalibrationError: no data, data that does not fit, or a layer that stays silent.
+        UnsupportedModelError: a neuron or weight without a rule.
+    """
+    first, data = peek(data)
+    library, layers, skipped = find_readers(model, first, calibration.temporal, forward)
+    layers = [layer for layer in layers if not is_depthwise(layer.parts[0].module)]
+    collectors: list[Collector] = []
+    accumulators, reservoirs = [], []
+    for layer in layers:
+        device = calibration.device or layer.parts[0].tensor.device
+        accumulator = HessianAccumulator(layer.columns + 1, layer.hessians or 1, device)
+        reservoir = Reservoir(_into(layer.name, accumulator), calibration.max_samples)
+        collectors.append(WithConstant(layer, reservoir.add))
+        accumulators.append(accumulator)
+        reservoirs.append(reservoir)
+    for number in run_batches(library, model, collectors, data, calibration, forward):
+        for reservoir in reservoirs:
+            reservoir.end_batch(number)
+    for reservoir in reservoirs:
+        reservoir.flush()
+    found = []
+    for layer, accumulator in zip(layers, accumulators, strict=True):
+        with in_layer(layer.name):
+            found.append(_consumer(layer, accumulator.hessian(), calibration.damping))
+    return found, skipped
+
+
+def find_readers(
+    model: nn.Module, batch: Any, temporal: bool, forward: Forward | None
+) -> tuple[SNNLibrary, list[SpikingLayer], dict[str, str]]:
+    """The library that drives the model, its layers, and what was left out; M = I where no neuron spikes."""
+    plain: SNNLibrary = PlainNetworks()
+    try:
+        library = library_of(model)
+    except UnsupportedModelError:
+        return plain, *plain.find_layers(model, batch, forward)
+    run = forward or library.default_forward(model)
+    spiked: list[str] = []
+    with library.watch_steps(
+        model, lambda name, x, feedback, spikes: spiked.append(name) if spikes is not None else None
+    ):
+        others, _ = plain.find_layers(model, batch, run)
+    if not spiked:
+        return library, others, {}
+    layers, skipped = library.find_layers(model, batch, forward, temporal)
+    known = {id(part.module) for layer in layers for part in layer.parts}
+    extra = [layer for layer in others if id(layer.parts[0].module) not in known]
+    skipped = {name: reason for name, reason in skipped.items() if name not in {layer.name for layer in extra}}
+    skipped |= {layer.name: f"{layer.kind} is not followed to its neuron: M = I" for layer in extra}
+    return library, layers + extra, skipped
+
+
+class WithConstant(Collector):
+    """Collects a layer's samples with one more column: the constant 1, filtered as long as the input is.
+
+    Args:
+        layer: whose inputs.
+        sink: takes blocks of samples (hessians, n, columns + 1).
+    """
+
+    def __init__(self, layer: SpikingLayer, sink: Callable[[Tensor], None]) -> None:
+        self.sink = sink
+        super().__init__(layer, self._emit)
+
+    def begin(self) -> None:
+        """A new batch: its sequences start from rest."""
+        super().begin()
+        self.clocks = [CausalFilter(self.layer.kernel) for _ in self.layer.sites]
+        self.clock = self.clocks[0]
+
+    def _on_input(self, index: int, x: Tensor) -> None:
+        self.clock = self.clocks[self.calls % len(self.clocks)]
+        super()._on_input(index, x)
+
+    def _whole(self, x: Tensor) -> None:
+        self.clock = CausalFilter(self.layer.kernel)
+        super()._whole(x)
+
+    def _emit(self, filtered: list[Tensor]) -> None:
+        constant = self.clock.step(torch.ones(1, dtype=torch.float64)).reshape(-1, 1, 1)
+        constant = constant.repeat_interleave(self.layer.parts[0].form.groups, dim=0)
+        for samples in as_samples(self.layer, filtered):
+            self.sink(torch.cat([samples, constant.to(samples).expand(-1, samples.shape[1], 1)], dim=-1))
+
+
+def _into(name: str, accumulator: HessianAccumulator) -> Callable[[Tensor], None]:
+    def add(samples: Tensor) -> None:
+        with in_layer(name):
+            accumulator.add(samples)
+
+    return add
+
+
+def _consumer(layer: SpikingLayer, hessian: Tensor, damping: float) -> Consumer:
+    inputs = hessian[:, :-1, :-1].diagonal(dim1=-2, dim2=-1)
+    if not inputs.any():
+        raise CalibrationError(
+            "its input stayed silent on all calibration data, so nothing is known about it; give data that drives it"
+        )
+    owner = layer.groups.to(hessian.device)
+    gain = layer.gain.to(hessian)
+    weight = torch.cat([matrix(part) for part in layer.parts], dim=1).to(hessian)
+    total = quadratic(weight * gain[:, None], hessian[:, :-1, :-1], owner).sum()
+    ridge = torch.cat([damping * inputs.mean(-1, keepdim=True).expand_as(inputs), inputs.new_zeros(len(inputs), 1)], 1)
+    silent = hessian.diagonal(dim1=-2, dim2=-1) == 0
+    hessian = hessian + torch.diag_embed(ridge.where(~silent, 1.0))
+    scale = gain / total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
+    return Consumer(layer.name, layer.parts, hessian, silent, owner, scale, damping)
