@@ -41,4 +41,5 @@ def _demo(options: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         raise SystemExit(f"sbc: the demo needs {package}; pip install 'sbc-plugin[demo]'") from error
+    torch.set_num_threads(1)  # its layers are small: more threads would mostly wait for each other
     run(options.seed, options.json)
