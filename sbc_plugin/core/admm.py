@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.core.hessian import inverse
-from sbc_plugin.core.obs import EXACT_COLUMNS, eliminate, pool
-from sbc_plugin.core.patterns import keep_largest, parse_pattern
+from sbc_plugin.core.obs import EXACT_COLUMNS, eliminate, pool, search_dtype
+from sbc_plugin.core.patterns import keep_largest
 from sbc_plugin.core.problem import Problem, pose
 from sbc_plugin.core.refit import subsystems, survivors
 from sbc_plugin.errors import SettingsError
@@ -25,6 +25,7 @@ ITERATIONS = 30
 STAGE = 10  # iterations between two penalties: each needs a factorisation, and 10 iterations cost about as much
 PENALTY, GROWTH = 0.1, 3.0  # of the normalised Hessian, whose diagonal is 1
 PRESELECT, PRESELECT_ITERATIONS = 0.3, 10
+OBS_WORK = 2**36  # rows * survivors^3 that the hybrid leaves to OBS: some 10 s of one core
 
 
 def admm_mask(
@@ -116,12 +117,12 @@ def hybrid_mask(
     positions: int = 1,
     damping: float = 0.01,
     groups: Tensor | None = None,
-    preselect: float = PRESELECT,
+    preselect: float | None = None,
     iterations: int | None = None,
 ) -> Tensor:
     """The mask (rows, columns), True = kept, of ADMM followed by exact OBS, with exactly ``zeros`` zeros.
 
-    ADMM removes weights until ``1 / preselect`` times as many as wished are left; OBS, one weight (block) a step in
+    ADMM removes weights until ``1 / preselect`` times as many as wished are left. OBS, one weight (block) a step in
     each row, removes the rest, budgets pooled over all rows. N:M is left to ADMM, which beats the greedy order there.
 
     Args:
@@ -132,8 +133,9 @@ def hybrid_mask(
         positions: kernel positions, so that column = channel * positions + position.
         damping: fraction of the mean diagonal that is added to it.
         groups: (rows,), the Hessian of each row.
-        preselect: weights kept in the end as a fraction of what ADMM keeps, above 0, at most 1.
-        iterations: of ADMM, 1 or more; None: 10, for N:M 30.
+        preselect: weights kept in the end as a fraction of what ADMM keeps, above 0, at most 1. None: 0.3, more where
+            ``rows * survivors^3`` would be beyond reason, up to 1, which leaves all to ADMM.
+        iterations: of ADMM, 1 or more; None: 10 where ``preselect`` is at most 0.3, 30 where ADMM decides more.
 
     >>> hessian = torch.tensor([[2.0, 1.8], [1.8, 2.0]])
     >>> hybrid_mask(torch.tensor([[1.0, 1.1], [5.0, 5.0]]), hessian, 2, damping=0.0).tolist()
@@ -144,16 +146,19 @@ def hybrid_mask(
         CalibrationError: weight and Hessian do not belong together.
         SingularHessianError: the damped Hessian is not positive definite.
     """
-    if iterations is None:
-        iterations = ITERATIONS if parse_pattern(pattern).kind == "n:m" else PRESELECT_ITERATIONS
-    if iterations < 1 or not 0 < preselect <= 1:
+    if (iterations is not None and iterations < 1) or (preselect is not None and not 0 < preselect <= 1):
         raise SettingsError(f"iterations={iterations} and preselect={preselect}; expected >= 1, and in (0, 1]")
     problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups)
-    if problem.pattern.kind == "n:m":
-        return problem.mask(admm_removed(problem, problem.zeros, iterations, damping))
     size = problem.pattern.size if problem.pattern.kind == "block" else 1
     left = int(problem.live.sum())
-    first = max(0, int((left - (left - problem.zeros) / preselect) // size * size))
+    final, reach = left - problem.zeros, len(weight) * (OBS_WORK / len(weight)) ** (1 / 3)
+    if problem.pattern.kind == "n:m":
+        preselect = 1.0
+    elif preselect is None:
+        preselect = min(1.0, max(PRESELECT, final / reach))
+    if iterations is None:
+        iterations = PRESELECT_ITERATIONS if preselect <= PRESELECT else ITERATIONS
+    first = problem.zeros if preselect == 1 else max(0, int((left - final / preselect) // size * size))
     removed = admm_removed(problem, first, iterations, damping)
     rest = problem.zeros - first
     if rest:
@@ -175,7 +180,7 @@ def eliminate_survivors(problem: Problem, kept: Tensor, zeros: int, damping: flo
     for group, H in enumerate(problem.hessian):
         mine = problem.owner == group
         pull[mine] = problem.weight[mine] @ H
-    dtype = problem.hessian.dtype if len(problem.columns) <= EXACT_COLUMNS else torch.float32
+    dtype = search_dtype(problem, damping)
     hessian, pull = problem.hessian.to(dtype), pull.to(dtype)
     order = torch.zeros(rows, steps, dtype=torch.long, device=kept.device)
     loss = problem.weight.new_full((rows, steps), float("inf"))

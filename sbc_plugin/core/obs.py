@@ -18,7 +18,8 @@ from sbc_plugin.core.problem import Problem, pose
 from sbc_plugin.errors import SettingsError, SingularHessianError
 
 BATCH_ELEMENTS = 2**27  # of one batch of inverse Hessians (rows, columns, columns)
-EXACT_COLUMNS = 512  # above, the order of elimination is found in float32, for half the memory traffic
+EXACT_COLUMNS = 512  # above, the order of elimination is found in float32, for half the memory traffic,
+SAFE_DAMPING = 0.005  # but only with this damping or more: without it the downdates may need more digits
 PANEL = 16  # columns eliminated between two updates of G
 SHRINK = 0.85  # columns that are done are dropped once this fraction or less is left
 
@@ -63,7 +64,7 @@ def obs_mask(
         raise SettingsError(f"step is {step}, expected 1 or more weights a step")
     if problem.zeros == 0:
         return problem.mask(torch.zeros_like(problem.live))
-    dtype = problem.hessian.dtype if columns <= EXACT_COLUMNS else torch.float32
+    dtype = search_dtype(problem, damping)
     start = inverse(problem.hessian, damping).to(dtype)
     size = max(1, BATCH_ELEMENTS // columns**2)
     orders, losses = [], []
@@ -80,6 +81,12 @@ def obs_mask(
         orders.append(order)
         losses.append(loss)
     return problem.mask(pool(torch.cat(orders), torch.cat(losses), problem, problem.zeros))
+
+
+def search_dtype(problem: Problem, damping: float) -> torch.dtype:
+    """The dtype in which an order of elimination is found: the Hessian's, or float32 for many, well damped columns."""
+    many = len(problem.columns) > EXACT_COLUMNS and damping >= SAFE_DAMPING
+    return torch.float32 if many else problem.hessian.dtype
 
 
 def pool(order: Tensor, loss: Tensor, problem: Problem, zeros: int) -> Tensor:

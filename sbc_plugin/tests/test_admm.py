@@ -6,6 +6,8 @@ from sbc_plugin.core import admm, obs
 from sbc_plugin.core.admm import admm_mask, hybrid_mask
 from sbc_plugin.core.hessian import layer_loss
 from sbc_plugin.core.obs import obs_mask
+from sbc_plugin.core.patterns import smallest
+from sbc_plugin.core.problem import Problem
 from sbc_plugin.core.refit import refit
 from sbc_plugin.errors import SettingsError, SingularHessianError
 
@@ -66,6 +68,23 @@ def test_batches_of_survivors_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(hybrid_mask(weight, hessian, 180), expected)
 
 
+def test_obs_is_left_no_more_rows_and_survivors_than_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = layer(8, 24)
+    monkeypatch.setattr(admm, "OBS_WORK", 8 * 10**3)
+    asked = []
+    plain = admm.eliminate_survivors
+
+    def note(problem: Problem, kept: Tensor, zeros: int, damping: float) -> Tensor:
+        asked.append(int(kept.sum()))
+        return plain(problem, kept, zeros, damping)
+
+    monkeypatch.setattr(admm, "eliminate_survivors", note)
+    for final in (16, 48, 79, 81, 150):
+        mask = hybrid_mask(weight, hessian, 192 - final)
+        assert int(mask.sum()) == final
+    assert asked == [54, 80, 80]  # 16 / 0.3, then 10 a row; where more are kept in the end, ADMM decides alone
+
+
 def test_float32_inside_finds_masks_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = layer(9, 48)
     exact = {find: find(weight, hessian, 360) for find in (admm_mask, hybrid_mask, obs_mask)}
@@ -76,6 +95,20 @@ def test_float32_inside_finds_masks_as_good(monkeypatch: pytest.MonkeyPatch) -> 
         assert int((~single).sum()) == 360
         losses = [layer_loss(weight, refit(weight, m, hessian), hessian) for m in (mask, single)]
         assert losses[1] == pytest.approx(losses[0], rel=0.02)  # a swap of near ties moves the loss by less
+
+
+@pytest.mark.parametrize("find", [admm_mask, hybrid_mask, obs_mask])
+def test_many_columns_without_damping(find) -> None:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(0)
+    columns = obs.EXACT_COLUMNS + 4  # float32 would lose this Hessian, whose condition number is 1e8
+    basis = torch.linalg.qr(torch.randn(columns, columns, generator=generator, dtype=torch.float64)).Q
+    hessian = (basis * torch.logspace(-4, 4, columns, dtype=torch.float64)) @ basis.T
+    weight = torch.randn(2, columns, generator=generator, dtype=torch.float64)
+    mask = find(weight, hessian, 2 * columns - 40, damping=0.0)
+    assert int(mask.sum()) == 40
+    simple = refit(weight, ~smallest(weight.abs(), 2 * columns - 40), hessian, damping=0.0)
+    new = refit(weight, mask, hessian, damping=0.0)
+    assert layer_loss(weight, new, hessian) < layer_loss(weight, simple, hessian)
 
 
 def test_hybrid_does_as_well_as_greedy_obs_at_high_sparsity() -> None:
