@@ -1,0 +1,129 @@
+"""Pruning functions of Norse's neurons: what they hold for each channel is cut together with the channel."""
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from sbc_plugin.norse.neurons import NEURONS, RECURRENT
+
+
+def neuron_pruners(model: nn.Module) -> dict[type[nn.Module], tp.pruner.function.BasePruningFunc]:
+    """A fresh pruning function for each class of neuron in the model, for torch-pruning's ``customized_pruners``."""
+    found: dict[type[nn.Module], tp.pruner.function.BasePruningFunc] = {}
+    for module in model.modules():
+        if isinstance(module, RECURRENT):
+            found.setdefault(type(module), RecurrentPruner())
+        elif isinstance(module, NEURONS) or _is_cascade(module):
+            found.setdefault(type(module), NeuronPruner())
+    return found
+
+
+def _is_cascade(module: nn.Module) -> bool:
+    # Norse's import of NIR's CubaLIF: scale, synapse, scale, neuron; the scales are plain tensors.
+    return type(module).__name__ == "CubaLIF" and type(module).__module__.startswith("norse.")
+
+
+class NeuronPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
+    """Neurons without weights: tensors of ``p`` with an entry for each channel are cut, scalars are left alone.
+
+    Attributes:
+        axes: the channel axis of each neuron's input, counted from the end; tracing fills it. A neuron that was not
+            traced is taken to have its channels on the first axis of its largest parameter that is not 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.axes: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        """Cut the channels ``idxs`` out of every parameter tensor of the neuron, and of those inside it."""
+        axis = self._axis(layer)
+        for part in layer.modules():
+            for name, value in [*vars(part).items(), *part._parameters.items(), *part._buffers.items()]:
+                if name == "p" or isinstance(value, Tensor):
+                    setattr(part, name, _cut_all(value, idxs, axis))
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: nn.Module) -> int | None:
+        """How many channels the neuron's parameters tell apart; None if they are shared by all channels."""
+        axis = self._axis(layer)
+        return next((value.shape[axis] for value in _tensors(layer) if _varies(value, axis)), None)
+
+    get_in_channels = get_out_channels
+
+    def _axis(self, layer: nn.Module) -> int:
+        if layer in self.axes:
+            return self.axes[layer]
+        largest = max(_tensors(layer), key=Tensor.numel, default=torch.ones(1))
+        return next((d - largest.dim() for d, size in enumerate(largest.shape) if size > 1), -1)
+
+
+class RecurrentPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
+    """Recurrent cells: a neuron owns a row of the input weights, and a row and a column of the recurrent weights."""
+
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
+        """Cut the neurons ``idxs``."""
+        layer.input_weights = _cut(layer.input_weights, idxs, 0)
+        layer.recurrent_weights = _cut(_cut(layer.recurrent_weights, idxs, 0), idxs, 1)
+        if not layer.autapses and layer.recurrent_weights.requires_grad:
+            # Norse keeps self-connections at zero by a hook on the tensor, which the cut has replaced.
+            layer.recurrent_weights.register_hook(lambda gradient: gradient.clone().fill_diagonal_(0.0))
+        layer.hidden_size = torch.as_tensor(len(layer.input_weights), device=layer.hidden_size.device)
+        layer.p = _cut_all(layer.p, idxs, -1)
+        return layer
+
+    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
+        """Cut the inputs ``idxs``."""
+        layer.input_weights = _cut(layer.input_weights, idxs, 1)
+        layer.input_size = torch.as_tensor(layer.input_weights.shape[1], device=layer.input_size.device)
+        return layer
+
+    def get_out_channels(self, layer: Any) -> int:
+        """Neurons of the cell."""
+        return int(layer.hidden_size)
+
+    def get_in_channels(self, layer: Any) -> int:
+        """Inputs of the cell."""
+        return int(layer.input_size)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, nn.Module):
+        held = [v for part in value.modules() for k, v in vars(part).items() if k == "p" or isinstance(v, Tensor)]
+        held += [*value.parameters(), *value.buffers()]
+        return [tensor for part in held for tensor in _tensors(part)]
+    if isinstance(value, tuple):
+        return [tensor for part in value for tensor in _tensors(part)]
+    return [value] if isinstance(value, Tensor) and value.numel() > 1 else []
+
+
+def _varies(value: Any, axis: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() >= -axis and value.shape[axis] > 1
+
+
+def _cut_all(value: Any, idxs: Sequence[int], axis: int) -> Any:
+    """The tensor, or the NamedTuple of parameters (nested for refractory neurons), without the channels ``idxs``."""
+    if isinstance(value, tuple):
+        parts = [_cut_all(part, idxs, axis) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return _cut(value, idxs, axis) if _varies(value, axis) else value
+
+
+def _cut(value: Tensor, idxs: Sequence[int], axis: int) -> Tensor:
+    kept = torch.ones(value.shape[axis], dtype=torch.bool, device=value.device)
+    kept[list(idxs)] = False
+    where = kept.nonzero().flatten()
+    result = value.detach().index_select(axis, where)
+    if isinstance(value, nn.Parameter):
+        result = nn.Parameter(result, requires_grad=value.requires_grad)
+    elif value.requires_grad and value.is_leaf:
+        result.requires_grad_()
+    if value.is_leaf and value.grad is not None:
+        result.grad = value.grad.index_select(axis, where)
+    return result

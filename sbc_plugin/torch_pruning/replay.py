@@ -1,0 +1,190 @@
+"""Run a spiking model with its neurons made linear: every change gets through, none is lost below a threshold."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import combinations, islice
+from math import comb
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sbc_plugin.layers import neutral
+from sbc_plugin.norse.neurons import RECURRENT
+from sbc_plugin.norse.recording import Step, intercept_steps
+from sbc_plugin.torch_pruning.tracing import run_once, tensors_in, trace_inputs
+
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear, *RECURRENT)
+UNRELATED, MIXED = -1, -2
+LARGE = 40.0  # of the layer's own largest output: an increase passes max pooling and rectifiers
+
+
+@contextmanager
+def linear_neurons(model: nn.Module) -> Iterator[None]:
+    """Inside the block a neuron passes its input on, times its input weights if it has some, also as its membrane."""
+
+    def passed(step: Step) -> tuple[Tensor, Any]:
+        output = functional.linear(step.x, step.weights[0]) if step.weights else step.x * 1.0
+        return output, _with_output(step.state, output)
+
+    with neutral(model), torch.no_grad(), intercept_steps(model, passed):
+        yield
+
+
+def _with_output(state: Any, output: Tensor) -> Any:
+    fields = getattr(state, "_fields", ())
+    new = {name: output for name in ("v", "z", "i") if name in fields}
+    if "lif" in fields:
+        new["lif"] = _with_output(state.lif, output)
+    return state._replace(**new) if new else state
+
+
+def random_inputs(model: nn.Module, example_inputs: Any) -> Any:
+    """Inputs of the same shape that are nowhere 0."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return (0.5 + torch.rand(value.shape, generator=generator)).to(value)
+
+    inputs = trace_inputs(model, example_inputs)
+    if isinstance(inputs, dict):
+        return {name: drawn(value) for name, value in inputs.items()}
+    return tuple(drawn(value) for value in inputs)
+
+
+def channel_axis(layer: nn.Module, x: Tensor) -> int:
+    """The axis of a layer's input or output that holds its channels, from the end."""
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return -1 - len(layer.kernel_size)
+    if isinstance(layer, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU):
+        return min(1 - x.dim(), -1)
+    return -1
+
+
+class Replay:
+    """One recorded forward, repeated with some channels of one layer changed and all other layers' outputs held.
+
+    Attributes:
+        layers: those that ran, by name.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+        self.model = model
+        self.inputs = random_inputs(model, example_inputs)
+        self.layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+        self._inputs: dict[str, list[Tensor]] = {}
+        self._outputs: dict[str, list[Tensor]] = {}
+
+        def record(name: str, call: int, x: Tensor, output: Tensor) -> Tensor:
+            self._inputs.setdefault(name, []).append(x.detach().clone())
+            self._outputs.setdefault(name, []).append(output.detach().clone())
+            return output
+
+        self._run(record)
+        self.layers = {name: layer for name, layer in self.layers.items() if name in self._outputs}
+
+    def channels(self, name: str) -> int:
+        """Outputs of a layer."""
+        output = self._outputs[name][0]
+        return int(output.shape[channel_axis(self.layers[name], output)])
+
+    def readers(self, name: str) -> dict[str, Tensor]:
+        """For each layer, (inputs,): which channel of layer ``name`` an input depends on, or UNRELATED, or MIXED.
+
+        Every channel has a code of n bits, half of them 1; each bit takes one forward in which the channels that have
+        it change. An input that sees half of the bits depends on one channel, one that sees more on several (no code
+        contains another), so 512 channels take 12 forwards.
+        """
+        found = self._decoded(name, LARGE)
+        seen = {number for numbers in found.values() for number in numbers.tolist()}
+        if MIXED in seen or len(seen - {UNRELATED}) == self.channels(name):
+            return found
+        other = self._decoded(name, -LARGE)  # something let increases not pass
+        return {reader: torch.where(numbers == UNRELATED, other[reader], numbers) for reader, numbers in found.items()}
+
+    def _decoded(self, name: str, change: float) -> dict[str, Tensor]:
+        count = self.channels(name)
+        bits = next(n for n in range(2, count + 2) if comb(n, n // 2) >= count)
+        codes = list(islice(combinations(range(bits), bits // 2), count))
+        channel_of = {code: channel for channel, code in enumerate(codes)}
+        passes = [self._changed(name, torch.tensor([bit in code for code in codes]), change) for bit in range(bits)]
+        found = {}
+        for reader in passes[0]:
+            hits = torch.stack([changed[reader] for changed in passes]).T.tolist()
+            seen = [tuple(bit for bit in range(bits) if row[bit]) for row in hits]
+            found[reader] = torch.tensor([channel_of.get(code, MIXED) if code else UNRELATED for code in seen])
+        return found
+
+    def _changed(self, name: str, channels: Tensor, change: float) -> dict[str, Tensor]:
+        """For each layer, which of its inputs differ from the record when these channels do, (inputs,)."""
+        hits: dict[str, Tensor] = {}
+        generator = torch.Generator().manual_seed(1)
+
+        def perturb(reader: str, call: int, x: Tensor, output: Tensor) -> Tensor:
+            axis = channel_axis(self.layers[reader], x)
+            differs = (x != self._inputs[reader][call]).movedim(axis, 0).flatten(1).any(1).cpu()
+            hits[reader] = hits.get(reader, torch.zeros_like(differs)) | differs
+            held = self._outputs[reader][call].clone()
+            if reader == name:
+                size = change * (1 + held.abs().max())
+                noise = 1 + torch.rand(held.shape, generator=generator).to(held)
+                held += size * noise * _along(channels, channel_axis(self.layers[name], held), held)
+            return held
+
+        self._run(perturb)
+        return hits
+
+    def _run(self, on_call: Any) -> None:
+        calls: dict[str, int] = {}
+        with ExitStack() as stack:
+            stack.enter_context(linear_neurons(self.model))
+            for name, layer in self.layers.items():
+
+                def hook(_: Any, inputs: Any, named: Any, output: Any, name: str = name) -> Any:
+                    x = next(value for value in (*inputs, *named.values()) if isinstance(value, Tensor))
+                    call = calls[name] = calls.get(name, -1) + 1
+                    if isinstance(output, tuple):
+                        first = on_call(name, call, x, output[0])
+                        return (first, _with_output(output[1], first), *output[2:])
+                    return on_call(name, call, x, output)
+
+                stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
+            run_once(self.model, self.inputs)
+
+
+def _along(channels: Tensor, axis: int, like: Tensor) -> Tensor:
+    shape = [1] * like.dim()
+    shape[axis] = len(channels)
+    return channels.reshape(shape).to(like)
+
+
+def outputs_without(
+    model: nn.Module, inputs: Any, sent: Mapping[nn.Module, Sequence[int]], read: Mapping[nn.Module, Sequence[int]]
+) -> list[Tensor]:
+    """The model's outputs with these output and input channels of its modules set to 0."""
+
+    def silenced(module: nn.Module, x: Tensor, channels: Iterable[int]) -> Tensor:
+        copy = x.clone()
+        copy.movedim(channel_axis(module, copy), 0)[list(channels)] = 0
+        return copy
+
+    with ExitStack() as stack:
+        stack.enter_context(linear_neurons(model))
+        for module, channels in sent.items():
+
+            def after(module: nn.Module, _: Any, output: Any, channels: Any = channels) -> Any:
+                if isinstance(output, tuple):
+                    return (silenced(module, output[0], channels), *output[1:])
+                return silenced(module, output, channels)
+
+            stack.callback(module.register_forward_hook(after).remove)
+        for module, channels in read.items():
+
+            def before(module: nn.Module, inputs: Any, channels: Any = channels) -> Any:
+                return (silenced(module, inputs[0], channels), *inputs[1:])
+
+            stack.callback(module.register_forward_pre_hook(before).remove)
+        return tensors_in(run_once(model, inputs))

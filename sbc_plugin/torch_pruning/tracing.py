@@ -1,0 +1,225 @@
+"""torch-pruning's dependency graph, made exact on spiking models.
+
+torch-pruning walks the whole autograd graph of a forward: on a spiking model that graph grows with time, loops through
+the neurons' states, and ends at a threshold. Here the model runs once, and the graph gets a node for each prunable
+module, for each place where their outputs meet, and for each concatenation or split of channels; index mappings come
+from the shapes that autograd saw (see :mod:`.wiring`). Groups, importance and cutting stay torch-pruning's own.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from sbc_plugin.layers import neutral
+from sbc_plugin.norse.driving import is_step_model
+from sbc_plugin.norse.neurons import NEURONS
+from sbc_plugin.torch_pruning.layouts import Layout, Strides, along, broadcast
+from sbc_plugin.torch_pruning.neurons import NeuronPruner, neuron_pruners
+from sbc_plugin.torch_pruning.nodes import Nodes, Parts, PartsPruner
+from sbc_plugin.torch_pruning.wiring import NOTHING, Reach, Wiring, tag
+
+
+@contextmanager
+def exact_tracing(model: nn.Module) -> Iterator[None]:
+    """Every dependency graph that torch-pruning builds for ``model`` inside the block is exact for spiking models.
+
+    Any number of time steps, frozen parameters, ``(output, state)`` results and step models are fine; pruning
+    functions for Norse's neurons are added. The model, its modes, the random state and torch-pruning itself are as
+    before afterwards, also after an exception; a graph that was built stays exact outside the block.
+    """
+    original = tp.DependencyGraph.build_dependency
+
+    def build(
+        graph: Any,
+        traced: nn.Module,
+        example_inputs: Any,
+        forward_fn: Callable[..., Any] | None = None,
+        output_transform: Callable[..., Any] | None = None,
+        unwrapped_parameters: Any = None,
+        customized_pruners: Any = None,
+        **options: Any,
+    ) -> Any:
+        if traced is not model:
+            named = {"unwrapped_parameters": unwrapped_parameters, "customized_pruners": customized_pruners, **options}
+            return original(graph, traced, example_inputs, forward_fn, output_transform, **named)
+        unwrapped = dict(unwrapped_parameters or {})
+        tracer = _Tracer(graph, model, unwrapped)
+        options["verbose"] = False  # it warns about parameters of no module, whose dimension is known here
+        with _replaced(graph, "_trace", tracer.trace), torch.enable_grad(), neutral(model):
+            original(
+                graph,
+                model,
+                example_inputs,
+                forward_fn,
+                output_transform,
+                unwrapped_parameters=list(unwrapped.items()),
+                customized_pruners={**neuron_pruners(model), **(customized_pruners or {}), Parts: PartsPruner()},
+                **options,
+            )
+        tracer.nodes.map_indices()
+        graph.sbc_tangled = dict(tracer.wiring.tangled)
+        return graph
+
+    with _replaced(tp.DependencyGraph, "build_dependency", build):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    own, before = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+def trace_inputs(model: nn.Module, example_inputs: Any) -> Any:
+    """What to hand to torch-pruning as ``example_inputs``: a bare tensor, which it would unpack, becomes a tuple."""
+    if isinstance(example_inputs, dict):
+        return example_inputs
+    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+
+
+def run_once(model: nn.Module, example_inputs: Any) -> Any:
+    """The model's output for torch-pruning's example inputs, without the state that comes with it.
+
+    A step model runs twice, the state handed on, so that what it feeds back is seen.
+    """
+    inputs = trace_inputs(model, example_inputs)
+    if isinstance(inputs, dict):
+        return without_state(model, model(**inputs))
+    output = model(*inputs)
+    if is_step_model(model) and isinstance(output, tuple) and len(output) == 2:
+        output = model(inputs[0], output[1])
+    return without_state(model, output)
+
+
+def without_state(model: nn.Module, output: Any) -> Any:
+    """The output of a model that returns ``(output, state)``."""
+    spiking = any(isinstance(module, NEURONS) for module in model.modules())
+    return output[0] if spiking and isinstance(output, tuple) else output
+
+
+class _Tracer:
+    """Takes the place of ``DependencyGraph._trace`` for one graph."""
+
+    def __init__(self, graph: Any, model: nn.Module, unwrapped: dict[nn.Parameter, int]) -> None:
+        self.graph = graph
+        self.model = model
+        self.nodes = Nodes(graph, unwrapped)
+        self.wiring = Wiring(self.nodes)
+
+    def trace(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        forward_fn: Callable[..., Any] | None,
+        output_transform: Callable[..., Any] | None,
+    ) -> dict[Any, Any]:
+        """Run the model once and return torch-pruning's ``module2node``."""
+        with ExitStack() as stack:
+            for parameter, _ in self.graph.unwrapped_parameters:
+                stack.callback(parameter.requires_grad_, parameter.requires_grad)
+                parameter.requires_grad_(True)
+            for module in model.modules():
+                if self._is_node(module):
+                    stack.callback(module.register_forward_hook(self._on_call, with_kwargs=True).remove)
+            output = (forward_fn or run_once)(model, example_inputs)
+            output = output if output_transform is None else output_transform(output)
+            for tensor in tensors_in(output):
+                reach = self.wiring.reach(tensor)
+                self.nodes.junction(self._meeting(reach, "output")[0])
+        return self.nodes.module2node
+
+    def _is_node(self, module: nn.Module) -> bool:
+        if module in self.graph.IGNORED_LAYERS_IN_TRACING:
+            return False
+        return type(module) in self.graph.CUSTOMIZED_PRUNERS or (
+            tp.ops.module2type(module) in self.graph.REGISTERED_PRUNERS
+            and tp.ops.module2type(module) != tp.ops.OPTYPE.ELEMENTWISE
+        )
+
+    def _on_call(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        given = [x for x in (*inputs, *named.values()) if isinstance(x, Tensor)]
+        attention = isinstance(module, nn.MultiheadAttention)
+        reaches = [self.wiring.reach(x) for x in (given if attention else given[:1])]
+        first = next(iter(tensors_in(output)))
+        reach = self._called(module, reaches, given[0], first)
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                same = value.is_floating_point() and value.shape in (first.shape, first.shape[1:])
+                return tag(value, _fitted(reach, value)) if same else value.detach()
+            if isinstance(value, tuple | list):
+                parts = [cut(part) for part in value]
+                return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+            return value
+
+        return cut(output)
+
+    def _called(self, module: nn.Module, reaches: list[Reach], x: Tensor, output: Tensor) -> Reach:
+        """Link a module to the sources of its input; the reach of its output."""
+        pruner = self.graph.get_pruner_of_module(module)
+        sides = _channel_axes(module, x, output)
+        if sides is None:
+            sources, axis = self._meeting(frozenset().union(*reaches), type(module).__name__)
+            if isinstance(pruner, NeuronPruner):
+                pruner.axes[module] = axis
+            sides = (axis, axis)
+            if pruner.get_out_channels(module) is None:
+                return frozenset().union(*reaches)
+            arrived = [sources]
+        elif pruner.get_out_channels(module) is None:
+            return frozenset().union(*reaches)
+        else:
+            arrived = [self.wiring.arrive(reach, sides[0], type(module).__name__) for reach in reaches]
+        source = self.nodes.module(module)
+        for sources in arrived:
+            self.nodes.feed(sources, source.node)
+        return frozenset([(source, along(output.shape, sides[1]))])
+
+    def _meeting(self, reach: Reach, where: str) -> tuple[frozenset[tuple[Any, Strides]], int]:
+        """Sources that meet with no layer to say where the channels are: on the leftmost axis that has some."""
+        axes = [layout.channel_dims[0] - len(layout.dims) for _, layout in reach if layout.channel_dims]
+        axis = min(axes, default=-1)
+        return self.wiring.arrive(reach, axis, where), axis
+
+
+def _fitted(reach: Reach, value: Tensor) -> Reach:
+    """The reach of a state that may lack the time axis of the output."""
+    result = set()
+    for source, layout in reach:
+        short = Layout(layout.dims[-value.dim() :], layout.hidden) if value.dim() else Layout(())
+        fitted = broadcast(short, value.shape)
+        if fitted is not None:
+            result.add((source, fitted))
+    return frozenset(result) or NOTHING
+
+
+def _channel_axes(module: nn.Module, x: Tensor, output: Tensor) -> tuple[int, int] | None:
+    """Input and output channel axis, from the end; None for a module that works on every channel by itself."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        axis = -1 - len(module.kernel_size)
+        return axis, axis
+    if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU):
+        return min(1 - x.dim(), -1), min(1 - output.dim(), -1)
+    if isinstance(module, NEURONS) or type(module).__name__ == "CubaLIF":
+        return (-1, -1) if hasattr(module, "recurrent_weights") else None
+    return -1, -1
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """The tensors of a forward's result: itself, or those of a tuple, list or dict."""
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, tuple | list):
+        return [tensor for item in output for tensor in tensors_in(item)]
+    return [output] if isinstance(output, Tensor) else []
