@@ -64,10 +64,10 @@ def _weight_layer(members: tuple[str, ...], seen: Trace, names: dict[int, str], 
     notes: list[str] = []
     use = next((use for call in calls for use in call.uses), None)
     if use is None:
-        kernel, path, target = _without_neuron(members[0], seen, names, notes)
+        kernel, path, target = _without_neuron(members[0], seen, names, notes, temporal)
     else:
         target = type(use.neurons[-1]).__name__
-        kernel, path = _cascade_kernel(use, names, notes), use.path
+        kernel, path = _cascade_kernel(use, names, notes, temporal), use.path
         if path.nonlinear:
             notes.append(f"{path.nonlinear} between weight and {target}: M = I")
             kernel = kernels.delta()
@@ -78,7 +78,7 @@ def _weight_layer(members: tuple[str, ...], seen: Trace, names: dict[int, str], 
     if forgetful:
         notes.append("the neuron's state is discarded after each step: M = I")
         kernel = kernels.delta()
-    if use is not None and any(_dynamics(u) != _dynamics(use) for call in calls for u in call.uses):
+    if use is not None and temporal and not _alike({u.neurons: u for call in calls for u in call.uses}, names):
         notes.append("also feeds neurons with other dynamics; the first one counts")
     kernel = kernel if temporal else kernels.delta()
     kernel, variant = distinct(_by_row(kernel, form.rows, notes), form.rows, MOST_VARIANTS)
@@ -105,7 +105,9 @@ def _cell_layer(name: str, cell: nn.Module, temporal: bool) -> SpikingLayer:
     return SpikingLayer(name, type(cell).__name__, tuple(parts), kernel, variant, gain, None, site, "; ".join(notes))
 
 
-def _cascade_kernel(use: Use, names: dict[int, str], notes: list[str]) -> Kernel:
+def _cascade_kernel(use: Use, names: dict[int, str], notes: list[str], temporal: bool) -> Kernel:
+    if not temporal:
+        return kernels.delta()
     whole: Kernel | None = None
     for neuron in use.neurons:
         kernel, note = kernel_of(names.get(id(neuron), ""), neuron)
@@ -117,11 +119,19 @@ def _cascade_kernel(use: Use, names: dict[int, str], notes: list[str]) -> Kernel
     return whole
 
 
-def _dynamics(use: Use) -> list[tuple[str, str]]:
-    return [(type(neuron).__name__, str(neuron.p)) for neuron in use.neurons]
+def _alike(uses: dict[tuple[nn.Module, ...], Use], names: dict[int, str]) -> bool:
+    """Whether all cascades answer an impulse in the same way."""
+    found = [_cascade_kernel(use, names, [], True) for use in uses.values()]
+    parameters = [(*kernel.decays, *kernel.gains) for kernel in found]
+    return all(
+        kernel.name == found[0].name and kernel.delay == found[0].delay and all(map(torch.equal, mine, parameters[0]))
+        for kernel, mine in zip(found, parameters, strict=True)
+    )
 
 
-def _without_neuron(name: str, seen: Trace, names: dict[int, str], notes: list[str]) -> tuple[Kernel, Path, str]:
+def _without_neuron(
+    name: str, seen: Trace, names: dict[int, str], notes: list[str], temporal: bool
+) -> tuple[Kernel, Path, str]:
     """A readout, or a weight whose output goes into another weight."""
     calls = seen.calls[name]
     outputs = [path for call in calls for path in call.outputs]
@@ -133,7 +143,7 @@ def _without_neuron(name: str, seen: Trace, names: dict[int, str], notes: list[s
                     notes.append(f"{path.nonlinear or use.path.nonlinear} between weight and neuron: M = I")
                     return kernels.delta(), path, successor
                 notes.append(f"no neuron before {successor!r}; its kernel counts")
-                return _averaged(_cascade_kernel(use, names, notes), notes), path, successor
+                return _averaged(_cascade_kernel(use, names, notes, temporal), notes), path, successor
     # A loop that adds up its outputs reaches several calls through one sum; one that stacks them does not.
     if any(path.reduced for path in outputs) or (len(outputs) > 1 and not any(path.stacked for path in outputs)):
         return kernels.sum_over_time(), outputs[0], "readout (sum)"
