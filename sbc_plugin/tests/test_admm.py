@@ -30,17 +30,19 @@ def test_independent_columns_keep_what_weighs_most(find) -> None:  # type: ignor
     assert mask.flatten().nonzero()[:, 0].tolist() == sorted(expected.tolist())
 
 
-def test_one_iteration_is_the_textbook_one() -> None:
+def test_iterations_are_the_textbook_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admm, "STAGE", 2)
     weight, hessian = layer(3, 10)
     scale = hessian.diagonal().sqrt()
-    W, H, rho = weight * scale, hessian / scale / scale[:, None], admm.PENALTY
-    Z, dual = W, torch.zeros_like(W)
-    for _ in range(2):
-        X = torch.linalg.solve(H + rho * torch.eye(10), (W @ H + rho * (Z - dual)).T).T
-        V = X + dual
+    W, H = weight * scale, hessian / scale / scale[:, None]
+    Z, multiplier = W, torch.zeros_like(W)  # of the constraint X = Z, not scaled by the penalty
+    for iteration in range(5):
+        rho = admm.PENALTY * admm.GROWTH ** (iteration // 2)
+        X = torch.linalg.solve(H + rho * torch.eye(10), (W @ H + rho * Z - multiplier).T).T
+        V = X + multiplier / rho
         Z = torch.where(V.abs() > V.abs().flatten().sort().values[14], V, 0.0)
-        dual = V - Z
-    assert torch.equal(admm_mask(weight, hessian, 15, damping=0.0, iterations=2), Z != 0)
+        multiplier = multiplier + rho * (X - Z)
+        assert torch.equal(admm_mask(weight, hessian, 15, damping=0.0, iterations=iteration + 1), Z != 0)
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "block:2"])
