@@ -2,10 +2,13 @@
 
 A grid value is ``(code - zero_point) * scale`` with an integer code. A scale belongs to the whole weight, to a row, or
 to a group of consecutive columns of a row; so scales are ``(1, 1)``, ``(rows, 1)`` or ``(rows, columns / group size)``.
+Weights of one layer that stand side by side ("parts": the input and the recurrent weight of a cell) share no scale.
 Zero is always on the grid: pruned weights stay exactly zero.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -24,12 +27,14 @@ class Grid:
 
     Attributes:
         scale: (1, 1), (rows, 1) or (rows, columns / group size), the distance of two neighbouring values; positive.
+            With parts, their scales stand side by side: (1, parts), (rows, parts), ...
         zero_point: int32, shape of ``scale``, the code of 0.0; all zeros when ``symmetric``.
         bits: 2 to 8.
         symmetric: signed codes around 0, else codes from 0 to 2^bits - 1 around ``zero_point``.
         narrow: a symmetric grid leaves out the code -2^(bits - 1), so that -x is on the grid if x is (Brevitas'
             ``narrow_range``; 2 bits are then ternary). Without meaning when not ``symmetric``.
         power_of_two: every scale is a power of two, and has to stay one.
+        widths: how many columns each scale has; None = all the same number.
 
     >>> grid = Grid(torch.tensor([[0.5]]), torch.tensor([[0]], dtype=torch.int32), bits=2, symmetric=True)
     >>> grid.code_range, grid.round(torch.tensor([[0.2, -0.4, 9.0]])).tolist()
@@ -42,6 +47,7 @@ class Grid:
     symmetric: bool
     narrow: bool = True
     power_of_two: bool = False
+    widths: tuple[int, ...] | None = None
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -57,9 +63,12 @@ class Grid:
         groups = self.scale.shape[1]
         if groups == 1:
             return self.scale, self.zero_point
-        if columns % groups:
+        if self.widths is None and columns % groups:
             raise SettingsError(f"{groups} column groups of the grid do not divide {columns} columns; make a new grid")
-        repeats = columns // groups
+        widths = self.widths or (columns // groups,) * groups
+        if sum(widths) != columns:
+            raise SettingsError(f"the grid was made for {sum(widths)} columns, not for {columns}; make a new grid")
+        repeats = torch.tensor(widths, device=self.scale.device)
         return self.scale.repeat_interleave(repeats, 1), self.zero_point.repeat_interleave(repeats, 1)
 
     def codes(self, weight: Tensor) -> Tensor:
@@ -100,6 +109,7 @@ def make_grid(
     narrow: bool = True,
     mask: Tensor | None = None,
     hessian_diag: Tensor | None = None,
+    parts: Sequence[int] | None = None,
 ) -> Grid:
     """Choose scales (and zero points) for ``weight`` (rows, columns).
 
@@ -114,6 +124,7 @@ def make_grid(
         mask: (rows, columns), True = kept; masked weights have no say.
         hessian_diag: (columns,), or (rows, columns) where rows have Hessians of their own: "mse" weighs the square
             error of each column with it; plain if None.
+        parts: columns of each weight, where several stand side by side; each gets scales of its own, as it would alone.
 
     Returns:
         A grid in float32 (float64 for a float64 weight). Where all weights are zero its scale is 1.
@@ -125,6 +136,19 @@ def make_grid(
     >>> make_grid(torch.tensor([[0.5, -1.75], [0.0, 0.0]]), bits=4, scale="absmax").scale.tolist()
     [[0.25], [1.0]]
     """
+    if parts is not None and len(parts) > 1:
+        blocks_of = [
+            (None,) * len(parts) if t is None else t.expand(weight.shape).split(list(parts), 1)
+            for t in (mask, hessian_diag)
+        ]
+        grids = [
+            make_grid(
+                part, bits, granularity=granularity, scale=scale, symmetric=symmetric, narrow=narrow, mask=kept,
+                hessian_diag=importance,
+            )
+            for part, kept, importance in zip(weight.split(list(parts), 1), *blocks_of, strict=True)
+        ]  # fmt: skip
+        return _side_by_side(grids, parts)
     low, high = _code_range(bits, symmetric, narrow)
     shape = _scale_shape(weight, granularity)
     if scale not in ("absmax", "mse", "power_of_two"):
@@ -159,6 +183,18 @@ def round_to_nearest(weight: Tensor, grid: Grid, mask: Tensor | None = None) -> 
     """
     rounded = grid.round(weight)
     return rounded if mask is None else rounded.where(mask, 0.0)
+
+
+def _side_by_side(grids: list[Grid], parts: Sequence[int]) -> Grid:
+    widths = [
+        (columns // grid.scale.shape[1],) * grid.scale.shape[1] for grid, columns in zip(grids, parts, strict=True)
+    ]
+    return replace(
+        grids[0],
+        scale=torch.cat([grid.scale for grid in grids], 1),
+        zero_point=torch.cat([grid.zero_point for grid in grids], 1),
+        widths=tuple(chain(*widths)),
+    )
 
 
 def _code_range(bits: int, symmetric: bool, narrow: bool) -> tuple[int, int]:

@@ -181,3 +181,33 @@ def test_a_grid_of_groups_fits_only_its_columns() -> None:
     grid = make_grid(weight_of(), 4, granularity="group:4")
     with pytest.raises(SettingsError, match=r"4 column groups.*15 columns"):
         grid.round(weight_of(columns=15))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_parts_get_the_scales_that_each_would_get_alone(granularity: str, scale: str, symmetric: bool) -> None:
+    weight, importance = weight_of(), torch.linspace(0.1, 2.0, 16, dtype=torch.float64)
+    mask = weight < 2.0
+    grid = make_grid(
+        weight, 3, granularity=granularity, scale=scale, symmetric=symmetric, mask=mask, hessian_diag=importance,
+        parts=[4, 12],
+    )  # fmt: skip
+    alone = [
+        make_grid(part, 3, granularity=granularity, scale=scale, symmetric=symmetric, mask=kept, hessian_diag=diagonal)
+        for part, kept, diagonal in zip(*(t.split([4, 12], -1) for t in (weight, mask, importance)), strict=True)
+    ]
+    expected = torch.cat([part.round(w) for part, w in zip(alone, weight.split([4, 12], 1), strict=True)], 1)
+    assert torch.equal(grid.round(weight), expected)
+    assert torch.equal(grid.round(grid.round(weight)), expected)
+    whole = make_grid(weight, 3, granularity=granularity, scale=scale, symmetric=symmetric, mask=mask)
+    one = make_grid(weight, 3, granularity=granularity, scale=scale, symmetric=symmetric, mask=mask, parts=[16])
+    assert torch.equal(one.scale, whole.scale)
+
+
+def test_a_grid_of_parts_fits_only_its_columns() -> None:
+    grid = make_grid(weight_of(), 4, parts=[4, 12])
+    with pytest.raises(SettingsError, match="made for 16 columns, not for 18"):
+        grid.round(weight_of(columns=18))
+    with pytest.raises(SettingsError, match="8 does not divide 4 columns"):
+        make_grid(weight_of(), 4, granularity="group:8", parts=[4, 12])
