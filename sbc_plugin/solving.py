@@ -1,15 +1,16 @@
 """One layer's solution under the settings: which solver, which grid, in which order. Weights in, weights out."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sbc_plugin.core.grids import make_grid, round_to_nearest
 from sbc_plugin.core.hessian import Solution, damped, inverse, layer_loss, quadratic
 from sbc_plugin.core.patterns import check_pattern, parse_pattern
 from sbc_plugin.core.pruning import prune as prune_layer
-from sbc_plugin.core.quantization import gptq, make_grid, round_to_nearest
 from sbc_plugin.core.refit import refit
+from sbc_plugin.core.scale_search import quantise
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Prune, Quantize
@@ -85,7 +86,7 @@ def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | Non
             new = refit(weight, mask, hessian, damping=recipe.damping, groups=groups)
         new = new.where(mask, 0.0)
     if recipe.quantize is not None:
-        new = _quantised(new, hessian, mask, recipe, groups)
+        new = _quantised(layer, new, hessian, mask, recipe, gain)
     scaled = gain[:, None].to(weight)
     return Solution(new, mask, layer_loss(weight * scaled, new * scaled, hessian, groups))
 
@@ -103,16 +104,15 @@ def check_heard(hessian: Tensor) -> None:
         )
 
 
-def _quantised(weight: Tensor, hessian: Tensor, mask: Tensor, recipe: Recipe, groups: Tensor | None) -> Tensor:
-    settings = recipe.quantize
-    assert settings is not None
-    grid = make_grid(
-        weight, settings.bits, granularity=settings.granularity, scale=settings.scale, symmetric=settings.symmetric,
-        mask=mask,
-    )  # fmt: skip
+def _quantised(
+    layer: SpikingLayer, weight: Tensor, hessian: Tensor, mask: Tensor, recipe: Recipe, gain: Tensor
+) -> Tensor:
+    assert recipe.quantize is not None
+    settings = asdict(recipe.quantize) | {"mask": mask, "parts": [part.form.columns for part in layer.parts]}
     if recipe.method not in SECOND_ORDER:
-        return round_to_nearest(weight, grid, mask)
-    return gptq(weight, hessian, grid, mask, damping=recipe.damping, groups=groups).weight
+        return round_to_nearest(weight, make_grid(weight, **settings), mask)
+    groups = layer.groups if hessian.dim() == 3 else None
+    return quantise(weight, hessian, **settings, damping=recipe.damping, groups=groups, row_scale=gain).weight
 
 
 def saliency(layer: SpikingLayer, weight: Tensor, hessian: Tensor, damping: float) -> Tensor:

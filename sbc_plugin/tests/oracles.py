@@ -41,6 +41,33 @@ def gptq_by_elimination(
     return result
 
 
+def descent_by_trying(
+    weight: Tensor,
+    start: Tensor,
+    hessian: Tensor,
+    levels: Callable[[int, int], Tensor],
+    mask: Tensor | None = None,
+    *,
+    damping: float = 0.01,
+    groups: Sequence[int] | None = None,
+    sweeps: int = 20,
+) -> Tensor:
+    """Coordinate descent row by row: put every value in the place of each weight and keep the one of least loss (8)."""
+    result = start.clone()
+    for r, row in enumerate(result):
+        owner = r * len(hessian) // len(weight) if groups is None else groups[r]
+        h = hessian if hessian.dim() == 2 else hessian[owner]
+        damped = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
+        for j in list(range(len(row))) * sweeps:
+            if h[j, j] == 0 or (mask is not None and not mask[r, j]):
+                continue
+            tried = row.repeat(len(levels(r, j)), 1)
+            tried[:, j] = levels(r, j)
+            error = weight[r] - tried
+            row[j] = levels(r, j)[(error @ damped * error).sum(1).argmin()]
+    return result
+
+
 def lamp_by_double_loop(weight: Tensor, exponent: float) -> list[float]:
     """LAMP score of each weight, straight from its definition."""
     sizes = [abs(value) for value in weight.flatten().tolist()]
