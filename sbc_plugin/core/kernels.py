@@ -190,7 +190,7 @@ def distinct(kernel: Kernel, neurons: int, limit: int) -> tuple[Kernel, Tensor]:
 
     >>> reduced, of_neuron = distinct(lif_box(torch.tensor([0.5, 0.1, 0.5])), 3, limit=4)
     >>> reduced.variants, of_neuron.tolist()
-    (2, [1, 0, 1])
+    (2, [0, 1, 0])
     """
     if kernel.variants in (None, 1):
         decays, gains = (tuple(p.reshape(()) for p in part) for part in (kernel.decays, kernel.gains))

@@ -95,6 +95,7 @@ def unfold(x: Tensor, convolution: Convolution) -> Tensor:
     Raises:
         CalibrationError: wrong rank or number of channels, or an input smaller than the kernel.
 
+    >>> import torch
     >>> unfold(torch.arange(4.0).reshape(1, 1, 4), nn.Conv1d(1, 1, 2, stride=2)).flatten(0, 2).tolist()
     [[0.0, 2.0], [1.0, 3.0]]
     """
