@@ -176,7 +176,7 @@ def run_batch(
     if calibration.temporal and steps and max(steps) < 2:
         raise CalibrationError(
             f"batch {number}: sequences of one step (T = 1) have no spike train to keep; give input as (T, B, ...) "
-            "with T >= 2, or use Calibration(temporal=False)"
+            "with T >= 2, pass `forward` if the model takes one time step, or use Calibration(temporal=False)"
         )
 
 

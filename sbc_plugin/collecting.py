@@ -85,7 +85,9 @@ class Collector:
         """The batch is over: bring in inputs that hold a whole sequence in a form that only the steps tell."""
         for site, x in self.pending:
             steps = self.steps.get(site.neuron or "", 1)
-            self._whole(x.unflatten(0, (steps, -1)) if site.layout == "merged" else x.expand(steps, *x.shape))
+            if site.layout == "constant":
+                x = x.expand(steps, *x.shape)
+            self._whole(x if len(x) == steps else x.unflatten(0, (steps, -1)))
         self.pending = []
 
     def _whole(self, x: Tensor) -> None:

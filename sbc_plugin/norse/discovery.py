@@ -74,7 +74,7 @@ def _weight_layer(members: tuple[str, ...], seen: Trace, names: dict[int, str], 
         elif isinstance(use.neurons[-1], RECURRENT):
             notes.append(f"no neuron before the input weights of {target}; its kernel counts")
             kernel = _averaged(kernel, notes)
-    sites, forgetful = _sites(calls, seen)
+    sites, forgetful = _sites(calls, seen, notes)
     if forgetful:
         notes.append("the neuron's state is discarded after each step: M = I")
         kernel = kernels.delta()
@@ -152,7 +152,7 @@ def _without_neuron(
     return kernels.delta(), outputs[0] if outputs else Path(), "readout"
 
 
-def _sites(calls: list[WeightCall], seen: Trace) -> tuple[tuple[Site, ...], bool]:
+def _sites(calls: list[WeightCall], seen: Trace, notes: list[str]) -> tuple[tuple[Site, ...], bool]:
     """The sites of a weight in the order of its calls, and whether its neuron forgets its state at each step."""
     first = [call.uses[0].chain if call.uses else None for call in calls]
     chains = list(dict.fromkeys(first))
@@ -164,6 +164,7 @@ def _sites(calls: list[WeightCall], seen: Trace) -> tuple[tuple[Site, ...], bool
         forgetful = len(chains) > 1 and set(steps) == {1} and len({chain[0] for chain in chains if chain}) == 1
         sites = chains[:1] if forgetful else chains
         if any(chain != sites[number % len(sites)] for number, chain in enumerate(first)) and not forgetful:
+            notes.append("its calls follow no fixed rhythm; one causal filter takes them all")
             sites = [first[0]]
         return tuple(Site(chain[0] if chain else None, "step") for chain in sites), forgetful
     sites_found = []
@@ -172,7 +173,8 @@ def _sites(calls: list[WeightCall], seen: Trace) -> tuple[tuple[Site, ...], bool
         length = max(Counter(use.chain for use in call.uses).values())
         layout = "constant"
         if use.path.indexed:
-            layout = "sequence" if call.length == length else "merged"
+            # With one sequence in the batch, (T * 1, ...) looks like (T, ...): "merged" is right for both.
+            layout = "sequence" if call.length == length and use.batch > 1 else "merged"
         sites_found.append(Site(chain[0] if chain else None, layout))
     return tuple(sites_found), False
 

@@ -25,11 +25,13 @@ class Use(NamedTuple):
         chain: (neuron, number): steps that hand one state on belong to one chain.
         neurons: the cascade's modules, the integrating neuron last.
         path: between weight and neuron.
+        batch: sequences in the step.
     """
 
     chain: Chain
     neurons: tuple[nn.Module, ...]
     path: Path
+    batch: int
 
 
 @dataclass
@@ -151,7 +153,7 @@ class _Tracer:
         sources = origins(step.x)
         for origin, path in sources:
             for call, full, cascade in self._cascades(origin, path):
-                call.add(Use(chain, (*cascade, step.neuron), full), spiking=not integrator)
+                call.add(Use(chain, (*cascade, step.neuron), full, len(step.x)), spiking=not integrator)
         if step.weights and step.name not in self.trace.recurrent:
             self.trace.order.append(step.name)
             self.trace.recurrent[step.name] = step.neuron
