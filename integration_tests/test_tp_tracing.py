@@ -245,3 +245,27 @@ def test_head_pruning_takes_whole_heads() -> None:
     assert model.heads == 1
     assert model.query.out_features == model.out.in_features == 4
     assert torch.isfinite(run(model, CASES["transformer"], 8)).all()
+
+
+def test_groups_of_networks_that_torch_pruning_knows_are_its_own() -> None:
+    zoo = pytest.importorskip("torchvision.models")
+    kinds = (*READERS, nn.BatchNorm2d)
+    for model in (
+        zoo.ResNet(zoo.resnet.BasicBlock, [1, 1, 1, 1]),
+        zoo.DenseNet(4, (2, 2), 8),
+        zoo.squeezenet1_1(),
+        zoo.MobileNetV2(width_mult=0.25),
+    ):
+        x = torch.rand(1, 3, 64, 64)
+        names = {module: name for name, module in model.named_modules() if isinstance(module, kinds)}
+        ours, theirs = (
+            {
+                frozenset(
+                    (names[d.target.module], d.handler.__name__, *i) for d, i in group if d.target.module in names
+                )
+                for group in graph.get_all_groups()
+            }
+            for graph in (traced(model, x), tp.DependencyGraph().build_dependency(model, (x,), verbose=False))
+        )
+        assert len(ours) > 5
+        assert ours == theirs

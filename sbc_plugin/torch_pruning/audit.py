@@ -5,7 +5,7 @@ and every layer's inputs watched; what belongs together has to be what the graph
 copy, one channel of every group is cut; its output has to be that of the model with these channels set to 0.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,8 @@ from sbc_plugin.torch_pruning.replay import LAYERS, MIXED, Replay, linear_neuron
 from sbc_plugin.torch_pruning.tracing import exact_tracing, run_once, tensors_in, trace_inputs
 
 Channel = tuple[str, str, int]  # layer, "out" or "in", number
+Run = Callable[[nn.Module, Any], Any]
+HINT = " (queries, keys and values need num_heads)"
 TOLERANCE = 1e-4  # of the largest output: single precision, summed in another order
 
 
@@ -49,7 +51,12 @@ class Audit:
 
 
 def audit(
-    model: nn.Module, example_inputs: Any, graph: Any = None, *, num_heads: dict[nn.Module, int] | None = None
+    model: nn.Module,
+    example_inputs: Any,
+    graph: Any = None,
+    *,
+    num_heads: dict[nn.Module, int] | None = None,
+    forward_fn: Run = run_once,
 ) -> Audit:
     """Compare a dependency graph with what changing and cutting channels really does. The model is left as it was.
 
@@ -59,11 +66,12 @@ def audit(
         graph: a ``tp.DependencyGraph``; a new, exact one by default.
         num_heads: heads of the layers that make queries, keys and values, as given to the pruner; without it, cutting
             attention's channels is wrong and found to be so.
+        forward_fn: ``forward_fn(model, example_inputs)``, as for torch-pruning, where calling the model is not enough.
     """
     if graph is None:
         with exact_tracing(model):
-            graph = tp.DependencyGraph().build_dependency(model, trace_inputs(model, example_inputs))
-    replay = Replay(model, example_inputs)
+            graph = tp.DependencyGraph().build_dependency(model, trace_inputs(model, example_inputs), forward_fn)
+    replay = Replay(model, example_inputs, forward_fn)
     problems: dict[str, str] = {}
     groups = {}
     for name, layer in replay.layers.items():
@@ -76,9 +84,8 @@ def audit(
         reason = _tangled(graph, group) or truth.differs(graph, name, group)
         if reason:
             problems[name] = reason
-    problems |= _rehearse(
-        model, graph, replay.inputs, {n: g for n, g in groups.items() if n not in problems}, num_heads
-    )
+    unsuspected = {name: group for name, group in groups.items() if name not in problems}
+    problems |= _rehearse(replay, graph, unsuspected, num_heads or {})
     return Audit(tuple(replay.layers), tuple((name, problems[name]) for name in replay.layers if name in problems))
 
 
@@ -140,7 +147,7 @@ class _Truth:
             claimed = self._claimed(graph, _group(graph, self.replay.layers[name], channels))
             true = self.together(name, channels)
             if claimed != true:
-                return f"its group is wrong: {_told('missing', true - claimed)}{_told('too many', claimed - true)}"
+                return "its group is wrong: " + _told({"missing": true - claimed, "too many": claimed - true})
         for item in group.items:
             for (layer, side, number), root in zip(self._of(graph, item), item.root_idxs, strict=False):
                 if self._root((layer, side, number)) != self._root((name, "out", root)):
@@ -164,20 +171,12 @@ def _depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, nn.modules.conv._ConvNd) and layer.groups == layer.out_channels > 1
 
 
-def _told(what: str, channels: set[Channel]) -> str:
-    counts: dict[tuple[str, str], int] = defaultdict(int)
-    for layer, side, _ in channels:
-        counts[layer, side] += 1
-    return (
-        f"{what} " + ", ".join(f"{n} {side}puts of {layer!r}" for (layer, side), n in counts.items()) + "; "
-        if counts
-        else ""
-    )
+def _told(differences: dict[str, set[Channel]]) -> str:
+    counts = Counter((what, side, layer) for what, channels in differences.items() for layer, side, _ in channels)
+    return "; ".join(f"{what} {n} {side}puts of {layer!r}" for (what, side, layer), n in sorted(counts.items()))
 
 
-def _rehearse(
-    model: nn.Module, graph: Any, inputs: Any, groups: dict[str, Any], num_heads: dict[nn.Module, int] | None
-) -> dict[str, str]:
+def _rehearse(replay: Replay, graph: Any, groups: dict[str, Any], num_heads: dict[nn.Module, int]) -> dict[str, str]:
     """Cut one channel of every group in a copy; where that is wrong, one group at a time, to say which."""
     plans: dict[str, Any] = {}
     covered: dict[nn.Module, str] = {}
@@ -186,15 +185,15 @@ def _rehearse(
         root = group[0].dep.target.module
         if root in covered:
             same[name] = covered[root]
-        plan = _plan(graph, group, num_heads or {})
+        plan = _plan(graph, group, num_heads)
         if plan is not None and root not in covered:
             plans[name] = plan
             for item in group.items:
                 if graph.is_out_channel_pruning_fn(item.dep.handler):
                     covered[item.dep.target.module] = name
-    if not plans or not _cut_wrong(model, graph, inputs, list(plans.values())):
+    if not plans or not _cut_wrong(replay, graph, list(plans.values())):
         return {}
-    wrong = {name: _cut_wrong(model, graph, inputs, [plan]) for name, plan in plans.items()}
+    wrong = {name: _cut_wrong(replay, graph, [plan]) for name, plan in plans.items()}
     wrong |= {name: wrong[leader] for name, leader in same.items() if leader in wrong}
     return {name: reason for name, reason in wrong.items() if reason}
 
@@ -215,15 +214,15 @@ def _plan(graph: Any, group: Any, num_heads: dict[nn.Module, int]) -> Any:
     return plan if plan is not None and graph.check_pruning_group(plan) else None
 
 
-def _cut_wrong(model: nn.Module, graph: Any, inputs: Any, plans: list[Any]) -> str:
+def _cut_wrong(replay: Replay, graph: Any, plans: list[Any]) -> str:
     """Why the copy with these groups cut is not the model with their channels set to 0; "" if it is."""
     cuts: dict[tuple[Any, Any], set[int]] = defaultdict(set)
     for plan in plans:
         for item in plan.items:
             if not isinstance(item.dep.target.module, Junction | Parts):
                 cuts[item.dep.target, item.dep.handler] |= set(item.idxs)
-    names = {module: name for name, module in model.named_modules()}
-    copy = copy_model(model)
+    names = {module: name for name, module in replay.model.named_modules()}
+    copy = copy_model(replay.model)
     sent: dict[nn.Module, list[int]] = {}
     read: dict[nn.Module, list[int]] = {}
     twins = dict(copy.named_modules())
@@ -246,16 +245,18 @@ def _cut_wrong(model: nn.Module, graph: Any, inputs: Any, plans: list[Any]) -> s
         elif isinstance(module, (*LAYERS, *RECURRENT, nn.modules.batchnorm._NormBase)):
             sent[module] = chosen
     try:
-        expected = outputs_without(model, inputs, sent, read)
+        expected = outputs_without(replay, sent, read)
     finally:
         for action in restore:
             action()
     try:
         with linear_neurons(copy):
-            found = tensors_in(run_once(copy, inputs))
+            found = tensors_in(replay.forward(copy, replay.inputs))
     except (RuntimeError, ValueError, IndexError) as error:
-        return f"the model does not run without one of its channels: {str(error).splitlines()[0]}"
-    return "" if _equal(expected, found) else "without one of its channels the model is not the one with it set to 0"
+        return f"the model does not run without one of its channels: {str(error).splitlines()[0]}{HINT}"
+    if _equal(expected, found):
+        return ""
+    return f"without one of its channels the model is not the one with it set to 0{HINT}"
 
 
 def _silence(parameter: Tensor, axis: int, channels: list[int]) -> Callable[[], Any]:

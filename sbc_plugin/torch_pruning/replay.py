@@ -1,6 +1,6 @@
 """Run a spiking model with its neurons made linear: every change gets through, none is lost below a threshold."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import combinations, islice
 from math import comb
@@ -69,10 +69,12 @@ class Replay:
 
     Attributes:
         layers: those that ran, by name.
+        inputs: the example inputs, their values replaced by others that are nowhere 0.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, forward: Callable[..., Any] = run_once) -> None:
         self.model = model
+        self.forward = forward
         self.inputs = random_inputs(model, example_inputs)
         self.layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
         self._inputs: dict[str, list[Tensor]] = {}
@@ -152,7 +154,7 @@ class Replay:
                     return on_call(name, call, x, output)
 
                 stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
-            run_once(self.model, self.inputs)
+            self.forward(self.model, self.inputs)
 
 
 def _along(channels: Tensor, axis: int, like: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ def _along(channels: Tensor, axis: int, like: Tensor) -> Tensor:
 
 
 def outputs_without(
-    model: nn.Module, inputs: Any, sent: Mapping[nn.Module, Sequence[int]], read: Mapping[nn.Module, Sequence[int]]
+    replay: Replay, sent: Mapping[nn.Module, Sequence[int]], read: Mapping[nn.Module, Sequence[int]]
 ) -> list[Tensor]:
     """The model's outputs with these output and input channels of its modules set to 0."""
 
@@ -172,7 +174,7 @@ def outputs_without(
         return copy
 
     with ExitStack() as stack:
-        stack.enter_context(linear_neurons(model))
+        stack.enter_context(linear_neurons(replay.model))
         for module, channels in sent.items():
 
             def after(module: nn.Module, _: Any, output: Any, channels: Any = channels) -> Any:
@@ -187,4 +189,4 @@ def outputs_without(
                 return (silenced(module, inputs[0], channels), *inputs[1:])
 
             stack.callback(module.register_forward_pre_hook(before).remove)
-        return tensors_in(run_once(model, inputs))
+        return tensors_in(replay.forward(replay.model, replay.inputs))
