@@ -26,8 +26,8 @@ over seeds, and differences are paired: the same network, the same calibration d
 ABOUT = {
     "digits": (
         "digits: a convolutional network on saccade events",
-        "Five networks (28,408 weights, LIFBox, T = 20), each trained from its own seed on scikit-learn's digits turned\n"
-        "into saccade events; calibrated on 300 training sequences, measured on 600 held-out ones.",
+        "Five networks (28,408 weights, LIFBox, T = 20), each trained from its own seed on scikit-learn's digits\n"
+        "turned into saccade events; calibrated on 300 training sequences, measured on 600 held-out ones.",
     ),
 }
 
