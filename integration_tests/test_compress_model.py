@@ -224,3 +224,18 @@ def test_plain_tensors_as_recurrent_weights() -> None:
     new, report = compress(norse.SequentialState(cell), [CASES["step"].batch()], prune=HALF)
     assert report.layers[0].sparsity == 0.5 and w_in.count_nonzero() == 20
     assert new[0].input_weights.count_nonzero() + new[0].recurrent_weights.count_nonzero() == 18
+
+
+@pytest.mark.parametrize("name", ["step", "lift", "conv", "NIR graph"])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("calibration", ORDERS, ids=["one-shot", "sequential"])
+def test_without_gradients_around_it(name: str, context: Any, calibration: Calibration) -> None:
+    """Discovery follows gradients' graphs, so it turns them on itself; the result can be trained outside."""
+    case = CASES[name]
+    plain, _ = compress(case.model(), [case.batch()], calibration=calibration, **BOTH)
+    model = case.model()
+    with context():
+        new, _ = compress(model, [case.batch()], calibration=calibration, **BOTH)
+        again, _ = compress(model, [case.batch()], calibration=calibration, inplace=True, **BOTH)
+    assert same(new, plain) and same(again, plain)
+    assert all(p.requires_grad and not p.is_inference() for p in new.parameters())

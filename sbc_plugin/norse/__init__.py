@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from nirtorch.graph import Node, TorchGraph
 from torch import Tensor, nn
 
@@ -75,7 +76,8 @@ def copy_model(model: nn.Module) -> nn.Module:
             for node in value.node_list if isinstance(value, TorchGraph) else ():
                 _copy_node(node, memo)
     try:
-        return copy.deepcopy(model, memo)
+        with torch.inference_mode(False):
+            return copy.deepcopy(model, memo)
     except RuntimeError as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be copied: {error}; detach the tensors it keeps, or use inplace=True"

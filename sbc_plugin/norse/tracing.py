@@ -92,11 +92,12 @@ def trace(model: nn.Module, batch: Any, forward: Forward) -> Trace:
     tracer = _Tracer(model)
     with ExitStack() as stack:
         stack.enter_context(neutral(model))
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for handle in tracer.hooks():
             stack.callback(handle.remove)
         stack.enter_context(intercept_steps(model, tracer.on_step))
-        output = forward(model, batch)
+        output = forward(model, _normal(batch))
     for tensor in tensors_in(output):
         for origin, path in origins(tensor):
             for call, full in tracer.weight_calls(origin, path):
@@ -247,6 +248,15 @@ def tensors_in(output: Any) -> list[Tensor]:
     if isinstance(output, dict):
         output = list(output.values())
     return [t for item in output for t in tensors_in(item)] if isinstance(output, tuple | list) else []
+
+
+def _normal(batch: Any) -> Any:
+    """The batch with inference tensors cloned: autograd does not take them."""
+    if isinstance(batch, Tensor):
+        return batch.clone() if batch.is_inference() else batch
+    if isinstance(batch, dict):
+        return {key: _normal(value) for key, value in batch.items()}
+    return type(batch)(map(_normal, batch)) if type(batch) in (tuple, list) else batch
 
 
 def detached(state: Any) -> Any:
