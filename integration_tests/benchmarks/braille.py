@@ -93,6 +93,12 @@ def lines(folder: Path, seeds: range = SEEDS) -> Iterator[dict[str, Any]]:
                 yield {"seed": seed, "budget": budget, "method": method, "accuracy": score, "seconds": seconds}
 
 
+def lines_if_present() -> Iterator[dict[str, Any]] | None:
+    """:func:`lines` of the data below ``$SBC_DATA``; None where there is none."""
+    folder = folder_of()
+    return None if folder is None else lines(folder)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code, 0 also where there is no data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
