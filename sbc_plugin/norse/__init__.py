@@ -71,12 +71,12 @@ def copy_model(model: nn.Module) -> nn.Module:
     """
     check_plain(model)
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            for node in value.node_list if isinstance(value, TorchGraph) else ():
-                _copy_node(node, memo)
     try:
         with torch.inference_mode(False):
+            for module in model.modules():
+                for value in vars(module).values():
+                    for node in value.node_list if isinstance(value, TorchGraph) else ():
+                        _copy_node(node, memo)
             return copy.deepcopy(model, memo)
     except RuntimeError as error:
         raise UnsupportedModelError(
