@@ -10,7 +10,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from integration_tests.tp_models import CASES, Case, Loop, Sew, Transformer, make
+from integration_tests.tp_models import CASES, LIF, Case, Loop, Sew, Transformer, make
 from sbc_plugin.norse import copy_model, default_forward
 from sbc_plugin.norse.neurons import RECURRENT
 from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
@@ -203,6 +203,33 @@ def test_frozen_parameters_and_heaviside_hide_nothing() -> None:
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_output_transform_gets_what_the_model_returns() -> None:
+    model, seen = make("step"), []
+    traced(model, CASES["step"].example(1), output_transform=lambda output: seen.append(output) or output[0])
+    assert isinstance(seen[0], tuple)
+
+
+def test_one_neuron_may_serve_two_places_and_attention_scores() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.lif = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 3), norse.LIF(LIF)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.lif(self.b(self.lif(self.a(x))[0]))[0]
+            scores, _ = self.lif(z @ z.transpose(-2, -1))
+            output: Tensor = self.c(scores @ z)
+            return output
+
+    model = Shared().eval()
+    graph = traced(model, torch.rand(3, 2, 5, 4))
+    for root, count in ((model.a, 2), (model.b, 2)):
+        graph.get_pruning_group(root, tp.prune_linear_out_channels, list(range(count))).prune()
+    assert (model.b.in_features, model.b.out_features, model.c.in_features) == (4, 6, 6)
+    assert not graph.sbc_tangled
+    assert model(torch.rand(3, 2, 5, 4)).shape == (3, 2, 5, 3)
+
+
 def test_another_model_is_traced_by_torch_pruning_itself() -> None:
     other = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     with exact_tracing(make("step")):
@@ -261,7 +288,9 @@ def test_groups_of_networks_that_torch_pruning_knows_are_its_own() -> None:
         ours, theirs = (
             {
                 frozenset(
-                    (names[d.target.module], d.handler.__name__, *i) for d, i in group if d.target.module in names
+                    (names[d.target.module], d.handler.__name__, *sorted(i))
+                    for d, i in group
+                    if d.target.module in names
                 )
                 for group in graph.get_all_groups()
             }

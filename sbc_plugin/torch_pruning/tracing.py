@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sbc_plugin.layers import neutral
 from sbc_plugin.norse.driving import is_step_model
 from sbc_plugin.norse.neurons import NEURONS
-from sbc_plugin.torch_pruning.layouts import Layout, Strides, along, broadcast
+from sbc_plugin.torch_pruning.layouts import Layout, along, broadcast
 from sbc_plugin.torch_pruning.neurons import NeuronPruner, neuron_pruners
 from sbc_plugin.torch_pruning.nodes import Nodes, Parts, PartsPruner
 from sbc_plugin.torch_pruning.wiring import NOTHING, Reach, Wiring, tag
@@ -93,19 +93,19 @@ def run_once(model: nn.Module, example_inputs: Any) -> Any:
 
     A step model runs twice, the state handed on, so that what it feeds back is seen.
     """
+    output = _called(model, example_inputs)
+    spiking = any(isinstance(module, NEURONS) for module in model.modules())
+    return output[0] if spiking and isinstance(output, tuple) else output
+
+
+def _called(model: nn.Module, example_inputs: Any) -> Any:
     inputs = trace_inputs(model, example_inputs)
     if isinstance(inputs, dict):
-        return without_state(model, model(**inputs))
+        return model(**inputs)
     output = model(*inputs)
     if is_step_model(model) and isinstance(output, tuple) and len(output) == 2:
         output = model(inputs[0], output[1])
-    return without_state(model, output)
-
-
-def without_state(model: nn.Module, output: Any) -> Any:
-    """The output of a model that returns ``(output, state)``."""
-    spiking = any(isinstance(module, NEURONS) for module in model.modules())
-    return output[0] if spiking and isinstance(output, tuple) else output
+    return output
 
 
 class _Tracer:
@@ -132,11 +132,12 @@ class _Tracer:
             for module in model.modules():
                 if self._is_node(module):
                     stack.callback(module.register_forward_hook(self._on_call, with_kwargs=True).remove)
-            output = (forward_fn or run_once)(model, example_inputs)
+            forward = forward_fn or (run_once if output_transform is None else _called)
+            output = forward(model, example_inputs)
             output = output if output_transform is None else output_transform(output)
             for tensor in tensors_in(output):
                 reach = self.wiring.reach(tensor)
-                self.nodes.junction(self._meeting(reach, "output")[0])
+                self.nodes.junction(self.wiring.arrive(reach, _leftmost(reach), "output"))
         return self.nodes.module2node
 
     def _is_node(self, module: nn.Module) -> bool:
@@ -170,27 +171,22 @@ class _Tracer:
         pruner = self.graph.get_pruner_of_module(module)
         sides = _channel_axes(module, x, output)
         if sides is None:
-            sources, axis = self._meeting(frozenset().union(*reaches), type(module).__name__)
+            axis = _leftmost(frozenset().union(*reaches))
+            sides = (axis, axis)
             if isinstance(pruner, NeuronPruner):
                 pruner.axes[module] = axis
-            sides = (axis, axis)
-            if pruner.get_out_channels(module) is None:
-                return frozenset().union(*reaches)
-            arrived = [sources]
-        elif pruner.get_out_channels(module) is None:
-            return frozenset().union(*reaches)
-        else:
-            arrived = [self.wiring.arrive(reach, sides[0], type(module).__name__) for reach in reaches]
+        if pruner.get_out_channels(module) is None:
+            return frozenset().union(*reaches)  # nothing of it is cut, so it may serve several places
+        arrived = [self.wiring.arrive(reach, sides[0], type(module).__name__) for reach in reaches]
         source = self.nodes.module(module)
         for sources in arrived:
             self.nodes.feed(sources, source.node)
         return frozenset([(source, along(output.shape, sides[1]))])
 
-    def _meeting(self, reach: Reach, where: str) -> tuple[frozenset[tuple[Any, Strides]], int]:
-        """Sources that meet with no layer to say where the channels are: on the leftmost axis that has some."""
-        axes = [layout.channel_dims[0] - len(layout.dims) for _, layout in reach if layout.channel_dims]
-        axis = min(axes, default=-1)
-        return self.wiring.arrive(reach, axis, where), axis
+
+def _leftmost(reach: Reach) -> int:
+    """Where no layer says which axis holds the channels: the first from the left that carries some, from the end."""
+    return min((layout.channel_dims[0] - len(layout.dims) for _, layout in reach if layout.channel_dims), default=-1)
 
 
 def _fitted(reach: Reach, value: Tensor) -> Reach:
