@@ -1,6 +1,5 @@
 """Small networks of every wiring, in float64, and the original that a pruned one has to equal."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import norse.torch as norse
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.norse import copy_model
 from sbc_plugin.torch_pruning.importance import edges
 
 STEPS, BATCH = 6, 8
@@ -144,7 +144,7 @@ def outputs_of(module: Any) -> int:
 
 def masked_original(original: nn.Module, pruned: nn.Module, kept: Kept) -> nn.Module:
     """The original with the pruned network's weights where they came from, and 0 for inputs that are gone."""
-    result = copy.deepcopy(original)
+    result = copy_model(original)
     old, new = dict(result.named_modules()), dict(pruned.named_modules())
     for name, attribute in kept.inputs.keys() | kept.outputs.keys():
         module = old[name]
@@ -157,7 +157,8 @@ def masked_original(original: nn.Module, pruned: nn.Module, kept: Kept) -> nn.Mo
         local = [i for i in inputs if i < weight.shape[1]]
         gone = [i for i in range(weight.shape[1]) if i not in local]
         weight[:, gone] = 0.0
+        weight[[i for i in range(len(weight)) if i not in outputs]] = 0.0  # attention reads them, and not by a layer
         weight[torch.tensor(outputs)[:, None], torch.tensor(local)] = smaller
         if isinstance(getattr(module, "bias", None), Tensor):
-            module.bias.data[outputs] = new[name].bias.data
+            module.bias.data.zero_()[outputs] = new[name].bias.data
     return result

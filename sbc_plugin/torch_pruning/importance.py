@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration import DEFAULT
 from sbc_plugin.core.channels import channel_losses, elimination_scores
-from sbc_plugin.errors import CalibrationError
+from sbc_plugin.errors import CalibrationError, SettingsError
 from sbc_plugin.layers import Forward
 from sbc_plugin.settings import Calibration
 from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise
@@ -134,13 +134,19 @@ class SBCImportance(tp.importance.Importance):  # type: ignore[misc]
 
         Raises:
             CalibrationError: no data, data that does not fit, or a layer that stays silent.
+            SettingsError: the channels cannot be dealt to so many parts.
             SingularHessianError: a Hessian is not positive definite.
         """
         self.attach(group._DG)
         if not self._consumers or (self.recalibrate and self._stale):
             self.calibrate()
         place = {int(root): number for number, root in enumerate(group[0].idxs)}
-        units = len(place) // ties
+        units, uneven = divmod(len(place), ties)
+        if uneven:
+            raise SettingsError(
+                f"{len(place)} channels cannot be dealt to {ties} equal parts; num_heads, in_channel_groups or "
+                "out_channel_groups do not fit the model"
+            )
         readers = []
         for coupling in self._couplings(group):
             fed = [(part, inputs, _placed(roots, place, units)) for part, inputs, roots in coupling.inputs]
