@@ -31,12 +31,12 @@ ABOUT = {
     ),
     "channels": (
         "channels: whole channels cut through torch-pruning",
-        "The same five networks, hidden channels removed without fine-tuning, through `get_pruner(method, ...)`: SBC\n"
-        "and torch-pruning's own importances. Output error: of held-out output spike counts, relative to the dense ones.",
+        "The same five networks, hidden channels removed without fine-tuning by `get_pruner(method, ...)`: SBC and\n"
+        "torch-pruning's own importances. Output error: of held-out output spike counts, relative to the dense ones.",
     ),
     "braille": (
         "braille: a recurrent network on tactile recordings",
-        "A recurrent network of current-based LIF neurons (12-38-7, imported from NIR), calibrated on one half of 578\n"
+        "A recurrent network of current-based LIF neurons (12-38-7, imported from NIR), calibrated on half of 578\n"
         "recordings of Braille letters and measured on the other; six random halves. Needs the recordings: see\n"
         "`integration_tests/benchmarks/braille.py`.",
     ),
