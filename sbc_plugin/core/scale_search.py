@@ -13,8 +13,8 @@ from sbc_plugin.core.quantization import gptq
 
 # Half to double the scale of least weight error, in steps of 6 %: the output's best scale may lie on either side.
 FACTORS = tuple(2 ** (step / 12) for step in range(-12, 13))
-WORK = 2**36  # multiplications: the factors tried become fewer where rows * columns^2 is large
-CHUNK = 2**22  # elements of the stacked copies of the weight
+WORK = 2**34  # multiplications: the factors tried become fewer where rows * columns^2 is large
+CHUNK = 2**23  # elements of the stacked copies of the weight
 
 
 def quantise(
