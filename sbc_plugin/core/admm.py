@@ -25,7 +25,7 @@ ITERATIONS = 30
 STAGE = 10  # iterations between two penalties: each needs a factorisation, and 10 iterations cost about as much
 PENALTY, GROWTH = 0.1, 3.0  # of the normalised Hessian, whose diagonal is 1
 PRESELECT, PRESELECT_ITERATIONS = 0.3, 10
-OBS_WORK = 2**36  # rows * survivors^3 that the hybrid leaves to OBS: some 10 s of one core
+OBS_WORK = 2**34  # rows * survivors^3 that the hybrid leaves to OBS: some ten seconds of one core
 
 
 def admm_mask(
