@@ -125,12 +125,13 @@ class SBCImportance(tp.importance.Importance):  # type: ignore[misc]
         self._graph: Any = None
         self._stale = False
 
-    def __call__(self, group: Any, ties: int = 1) -> Tensor | None:
+    def __call__(self, group: Any, ties: int = 1, limit: int | None = None) -> Tensor | None:
         """A score for each channel of the group, (channels,), float64; None if no layer reads them.
 
         Args:
             group: of torch-pruning.
             ties: channels of this many equal parts go together (grouped convolutions, heads): they share a score.
+            limit: order only this many channels, to save time; None orders all.
 
         Raises:
             CalibrationError: no data, data that does not fit, or a layer that stays silent.
@@ -153,8 +154,9 @@ class SBCImportance(tp.importance.Importance):  # type: ignore[misc]
             readers += coupling.consumer.readers(fed, _placed(coupling.rows, place, units)) if fed else []
         if not any(edge.reads for edge in edges(group)):
             return None
-        scores = elimination_scores(readers, units) if self.greedy else channel_losses(readers, units)
-        return scores.repeat(ties)
+        if not self.greedy:
+            return channel_losses(readers, units).repeat(ties)
+        return elimination_scores(readers, units, None if limit is None else -(-limit // ties)).repeat(ties)
 
     def calibrate(self) -> None:
         """Gather the statistics of the model as it is now.

@@ -11,7 +11,7 @@ from sbc_plugin.errors import SettingsError, UnsupportedModelError
 from sbc_plugin.layers import Forward
 from sbc_plugin.settings import Calibration
 from sbc_plugin.torch_pruning.audit import audit
-from sbc_plugin.torch_pruning.importance import SBCImportance, edges
+from sbc_plugin.torch_pruning.importance import SBCImportance
 from sbc_plugin.torch_pruning.methods import METHODS, graph_arguments, host_pruner
 from sbc_plugin.torch_pruning.normalization import reestimate_batchnorm
 from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
@@ -33,7 +33,7 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         forward: ``forward(model, batch)`` runs one whole batch.
         calibration: temporal, damping, max_samples and device count.
         recalibrate: calibrate anew at each step instead of once; for fine-tuning between steps.
-        reestimate: after each step, average BatchNorm's statistics anew over the calibration data.
+        reestimate: after the last group of each step, average BatchNorm's statistics anew over the calibration data.
         check: run the audit before the first cut.
         arguments: of BasePruner.
 
@@ -77,8 +77,20 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         if self.importance is not self.statistics:
             return super().estimate_importance(group)
         attention, _ = self._is_atten_group(group)
-        ranks_heads = attention and self.prune_num_heads
-        return self.statistics(group, ties=1 if ranks_heads else self._get_channel_groups(group))
+        if attention and self.prune_num_heads:
+            return self.statistics(group)
+        return self.statistics(group, self._get_channel_groups(group), self._wanted(group))
+
+    def _wanted(self, group: Any) -> int | None:
+        """How many channels this step is about to remove; None where layers compete, so that nobody knows."""
+        if self.global_pruning or self.isomorphic:
+            return None
+        root = group[0].dep
+        outputs = self.DG.is_out_channel_pruning_fn(root.handler)
+        first = (self.layer_init_out_ch if outputs else self.layer_init_in_ch)[root.target.module]
+        left = int(first * (1 - self.get_target_pruning_ratio(root.target.module))) - (self.round_to or 0)
+        wanted = len(group[0].idxs) - max(left, 0)
+        return wanted if wanted > 0 else None
 
     def _prune(self) -> Iterator[Any]:
         plans = list(super()._prune())
@@ -105,7 +117,12 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         """
         names = {id(module): name for name, module in self.model.named_modules()}
         reasons = dict(audit(self.model, self.example_inputs, self.DG, num_heads=self.num_heads).problems)
-        touched = {names.get(id(edge.module), "") for plan in plans for edge in edges(plan)}
+        touched = {
+            names.get(id(dep.target.module), "")
+            for plan in plans
+            for dep, _ in plan.items
+            if self.DG.is_out_channel_pruning_fn(dep.handler)
+        }
         if wrong := [f"{name!r}: {reason}" for name, reason in reasons.items() if name in touched]:
             raise UnsupportedModelError(
                 f"torch-pruning's graph is wrong for {len(wrong)} layers, cutting them would break the model: "
