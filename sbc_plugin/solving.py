@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.core.grids import make_grid, round_to_nearest
-from sbc_plugin.core.hessian import Solution, damped, inverse, layer_loss, quadratic
+from sbc_plugin.core.hessian import Solution, damped, inverse, layer_loss, quadratic, row_groups
 from sbc_plugin.core.patterns import check_pattern, parse_pattern
 from sbc_plugin.core.pruning import prune as prune_layer
 from sbc_plugin.core.refit import refit
@@ -159,14 +159,13 @@ def sequential_target(
     """
     check_heard(hessian)
     correction = alpha * inverse(damped(hessian, damping), damping) @ drift
-    if correction.dim() == 2:
-        return weight + (weight.to(correction) @ correction.mT).to(weight)
-    assert groups is not None
+    correction = correction if correction.dim() == 3 else correction[None]
+    owner = row_groups(len(weight), correction, groups)
     new = weight.clone()
     for group, matrix in enumerate(correction):
-        rows = (groups == group).to(weight.device)
+        rows = (owner == group).to(weight.device)
         new[rows] += (weight[rows].to(matrix) @ matrix.mT).to(weight)
-    return new.where(weight != 0, 0.0)
+    return new.where(weight != 0, 0.0)  # a weight that is zero already stays so
 
 
 def without_pruning(recipe: Recipe) -> Recipe:

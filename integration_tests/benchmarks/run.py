@@ -50,8 +50,8 @@ ABOUT = {
     ),
     "solver_speed": (
         "solver_speed: how long a large layer takes",
-        "The first layer of a network 2312-500-10 on saccade events (T = 10, 1,000 sequences) at 97 % zeros; each mask\n"
-        "is followed by the same exact refit. `obs, B_in = 10` is the paper's greedy order.",
+        "The first layer of a network 2312-500-10 on saccade events (T = 10, 1,000 sequences) at 97 % zeros; each\n"
+        "mask is followed by the same exact refit. `obs, B_in = 10` is the paper's greedy order.",
     ),
 }
 
