@@ -4,13 +4,25 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check bench install clean
+.PHONY: demo test test-matrix check bench install clean
 
 demo: install
 	$(BIN)/sbc demo
 
 test: install
 	$(BIN)/python -m pytest
+
+# Each version lies in a folder of its own before the installed one on the path: torch is not installed again.
+MATRIX := torch-pruning==1.5.* torch-pruning==1.6.*
+TP_TESTS := $(wildcard integration_tests/test_tp_*.py integration_tests/test_channel_*.py) \
+	integration_tests/test_pruned_models.py integration_tests/test_pipeline.py integration_tests/test_weight_pruning.py
+
+test-matrix: install
+	set -e; for version in $(MATRIX); do \
+		folder=build/matrix/$${version%.*}; rm -rf $$folder; \
+		$(BIN)/python -m pip install -q --no-deps --target $$folder "$$version"; \
+		echo "== $$version"; PYTHONPATH=$$folder $(BIN)/python -m pytest -q $(TP_TESTS); \
+	done
 
 check: install
 	$(BIN)/ruff check .

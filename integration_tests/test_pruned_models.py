@@ -27,11 +27,12 @@ from sbc_plugin.torch_pruning.methods import METHODS
 from sbc_plugin.torch_pruning.statistics import gather_consumers
 
 UNTOUCHED = """
-import torch_pruning as tp, torch_pruning.dependency as d, torch_pruning.pruner.function as f
+import sys, torch_pruning as tp, torch_pruning.dependency, torch_pruning.pruner.function
+modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "torch_pruning"]
 def seen():
     inside = lambda v: tuple(sorted((k, id(x)) for k, x in vars(v).items())) if isinstance(v, type) else ()
     return {(m.__name__, n): (id(v), inside(v))
-            for m in (tp, tp.importance, tp.pruner, d, d.graph, d.index_mapping, f) for n, v in vars(m).items()}
+            for m in modules for n, v in vars(m).items()}
 before = seen()
 import sbc_plugin.torch_pruning
 after = seen()
