@@ -1,4 +1,4 @@
-"""Run the benchmark's cases and write ``docs/results.md`` from their lines.
+"""Run the benchmark's cases and write ``docs/results.md``, and the table of the README, from their lines.
 
 make bench                 # all cases
 make bench CASE=digits     # one
@@ -14,7 +14,9 @@ import torch
 
 from integration_tests.benchmarks import braille, channels, digits, records, solver_speed, tables
 
-PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+ROOT = Path(__file__).parents[2]
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+START, END = "<!-- made by `make bench`: -->", "<!-- end -->"
 CASES = {
     "digits": digits.lines,
     "channels": channels.lines,
@@ -66,6 +68,13 @@ def page() -> str:
     return "\n".join(text)
 
 
+def readme() -> str:
+    """The README with its short table made anew."""
+    before, _, rest = README.read_text().partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{tables.summary(records.read('digits'))}\n{END}{after}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,6 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = CASES[case]()
         print("skipped: no data" if found is None else records.write(case, found), file=sys.stderr)
     PAGE.write_text(page())
+    README.write_text(readme())
     return 0
 
 

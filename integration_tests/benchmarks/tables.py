@@ -73,5 +73,18 @@ def by_method(lines: list[Line]) -> str:
     return markdown([*heads, "seconds"], rows)
 
 
+def summary(lines: list[Line]) -> str:
+    """One row a budget, one column a method: accuracy, and the spread over seeds."""
+    columns = {"baseline": ("magnitude", "rtn"), "obc": ("obc",), "sbc": ("sbc",)}
+    dense = spread([100 * line["accuracy"] for line in lines if line["method"] == "none"])
+    rows = []
+    for budget in dict.fromkeys(line["budget"] for line in lines if line["method"] != "none"):
+        chosen = [line for line in lines if line["budget"] == budget]
+        cells = [spread([100 * x["accuracy"] for x in chosen if x["method"] in names]) for names in columns.values()]
+        rows.append([budget, *cells])
+    heads = [f"budget (dense: {dense} %)", "magnitude, rounding", NAMES["obc"], NAMES["sbc"]]
+    return markdown(heads, rows)
+
+
 def _optional(lines: list[Line], name: str, form: Any) -> list[str]:
     return [form([line[name] for line in lines])] if name in lines[0] else []
