@@ -13,11 +13,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 300
 VAGUE_NAMES = {"utils", "util", "base", "common", "helpers", "helper", "manager", "misc"}
 
-# A host, and the folders of the package that may import it. `sklearn` holds the demo's data.
+# A host, and the folders of the package that may import it. `sklearn` holds the demo's data; `nir` reads files as
+# Norse's neurons, so it is an adapter between the two.
 HOSTS = {
-    "norse": {"norse", "demo"},
+    "norse": {"norse", "demo", "nir"},
     "nir": {"norse", "nir"},
     "nirtorch": {"norse", "nir"},
+    "h5py": {"nir"},
     "torch_pruning": {"torch_pruning"},
     "brevitas": {"brevitas"},
     "sklearn": {"demo"},

@@ -1,0 +1,72 @@
+"""A .nir file compressed into a .nir file."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sbc_plugin.calibration import DEFAULT
+from sbc_plugin.compression import compress
+from sbc_plugin.errors import CheckpointError
+from sbc_plugin.nir.network import Network
+from sbc_plugin.nir.neurons import Reset
+from sbc_plugin.nir.reading import read
+from sbc_plugin.nir.writing import write
+from sbc_plugin.report import Report
+from sbc_plugin.settings import Calibration, Prune, Quantize
+
+
+def compress_file(
+    source: str | Path,
+    target: str | Path,
+    calibration_data: Iterable[Any],
+    *,
+    prune: Prune | None = None,
+    quantize: Quantize | None = None,
+    calibration: Calibration = DEFAULT,
+    dt: float | None = None,
+    reset_method: str | Reset | None = None,
+) -> tuple[Network, Report]:
+    """Read a .nir file, compress the network in it, write it as another; the target appears whole or not at all.
+
+    Args:
+        source: path of a .nir file.
+        target: path of the file to write; one that is there is replaced.
+        calibration_data: batches (T, B, ...) as for :func:`sbc_plugin.compress`.
+        prune: how many weights go; None keeps all.
+        quantize: the grid; None keeps floating point. The file holds code times scale, in float32.
+        calibration: how Hessians are gathered.
+        dt: step of time, s; None = as :func:`read` has it. The report's settings say which was used.
+        reset_method: as for :func:`read`.
+
+    Returns:
+        The compressed network, and the report.
+
+    Raises:
+        CheckpointError: the source cannot be read, or the target cannot be written.
+        UnsupportedModelError: a node without a rule.
+        SettingsError: nothing to do, or settings that do not fit the network.
+        CalibrationError: no data, data that does not fit, or a layer that stays silent.
+        SingularHessianError: a Hessian that damping does not make invertible.
+    """
+    _check_target(Path(target))
+    network = read(source, dt=dt, reset_method=reset_method)
+    _, report = compress(
+        network, calibration_data, prune=prune, quantize=quantize, calibration=calibration, inplace=True
+    )
+    write(target, network)
+    used = {"dt": network.dt, "reset_method": network.reset_method.__name__}
+    return network, replace(report, settings=report.settings | used)
+
+
+def _check_target(target: Path) -> None:
+    """Refuse before the work what could only fail after it.
+
+    Raises:
+        CheckpointError: the target is a folder, or lies in none that one may write to.
+    """
+    folder = target.parent
+    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        what = "is a folder" if target.is_dir() else f"has no folder {folder} that one may write to"
+        raise CheckpointError(f"{target} {what}; give the path of a file in a folder that exists and lets you write")

@@ -1,0 +1,271 @@
+"""A Norse model as a NIR graph, and as a file."""
+
+import os
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nir
+import norse.torch as norse
+import numpy
+from nirtorch.graph_executor import GraphExecutor
+from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
+from torch import Tensor, nn
+
+from sbc_plugin.errors import CheckpointError, SettingsError, UnsupportedModelError, in_layer
+from sbc_plugin.nir.network import Edge, Network, running_order, shape_after
+from sbc_plugin.nir.neurons import RESETS, Gain, Reset, node_of, reset_of
+from sbc_plugin.nir.reading import Shape, without
+
+TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+CELLS = (SNNCell, SNNRecurrentCell, SNN, SNNRecurrent)
+
+
+class Wiring(NamedTuple):
+    """A model as modules and edges.
+
+    Attributes:
+        modules: by node, those that change nothing left out.
+        edges: between nodes and the two ends.
+        ends: the names of input and output.
+        input_shape: of one time step of one sequence; None if the model does not say.
+        leading: axes before a sequence's own: batch, or time and batch.
+    """
+
+    modules: dict[str, nn.Module]
+    edges: list[Edge]
+    ends: tuple[str, str]
+    input_shape: Shape | None
+    leading: int
+
+
+def write(target: str | Path, model: nn.Module, *, input_shape: Shape | None = None) -> None:
+    """Write a model as a .nir file: a file beside it first, then renamed, so that nothing is ever half written.
+
+    Weights are floats, as NIR has them: of a quantised model, codes times scale (the codes: :func:`integers`). Time
+    step and reset method, which NIR does not know, stand in the graph's metadata, where :func:`read` finds them.
+
+    Args:
+        target: path of the file; one that is there is replaced.
+        model: from :func:`read`, ``norse.from_nir``, or a SequentialState, in step or sequence mode.
+        input_shape: of one time step of one sequence, without batch; None where the model or its first Linear says it.
+
+    Raises:
+        UnsupportedModelError: a module without a counterpart in NIR.
+        SettingsError: no input shape, or one that does not fit.
+        CheckpointError: the file cannot be written.
+    """
+    graph, target = graph_of(model, input_shape=input_shape), Path(target)
+    beside = None
+    try:
+        handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        os.close(handle)
+        nir.write(beside, graph)
+        os.chmod(beside, 0o666 & ~_mask())
+        os.replace(beside, target)
+        beside = None
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} cannot be written: {error}; choose a folder that exists, has space and lets you write"
+        ) from error
+    finally:
+        if beside is not None:
+            Path(beside).unlink(missing_ok=True)
+
+
+def _mask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def graph_of(model: nn.Module, *, input_shape: Shape | None = None) -> Any:
+    """The ``nir.NIRGraph`` of a model, with the shapes of every node; the arguments are those of :func:`write`.
+
+    A recurrent cell becomes a neuron with two Linear nodes, one of them fed by the neuron's own spikes.
+
+    Raises:
+        UnsupportedModelError: a module without a counterpart in NIR.
+        SettingsError: no input shape, or one that does not fit.
+    """
+    wiring = wiring_of(model)
+    start, end = wiring.ends
+    shape = input_shape or wiring.input_shape
+    if shape is None:
+        raise SettingsError("the model does not say its input shape; give input_shape, e.g. (2, 34, 34)")
+    order, _ = running_order(wiring.edges, start)
+    shapes: dict[str, Shape] = {start: tuple(shape)}
+    nodes: dict[str, Any] = {start: nir.Input(numpy.array(shape))}
+    edges = list(wiring.edges)
+    for name in order[1:]:
+        taken = shapes[next(a for a in order if (a, name) in wiring.edges)]
+        shapes[name] = taken
+        if name == end:
+            nodes[name] = nir.Output(numpy.array(taken))
+            continue
+        module = wiring.modules[name]
+        with in_layer(name):
+            if isinstance(module, SNNRecurrentCell | SNNRecurrent):
+                shapes[name] = (*taken[:-1], int(module.hidden_size))
+                first, back = f"{name}.input_weights", f"{name}.recurrent_weights"
+                nodes[first] = nir.Linear(_array(module.input_weights))
+                nodes[back] = nir.Linear(_array(module.recurrent_weights))
+                edges = [(a, first if b == name else b) for a, b in edges]
+                edges += [(first, name), (name, back), (back, name)]
+                nodes[name] = node_of(module, shapes[name])
+            else:
+                nodes[name], shapes[name] = _node(module, taken, wiring.leading)
+    return nir.NIRGraph(nodes, edges, metadata=_noted(wiring.modules))
+
+
+def wiring_of(model: nn.Module) -> Wiring:
+    """Modules and edges of a model that was read, of ``norse.from_nir``, or of a SequentialState.
+
+    Raises:
+        UnsupportedModelError: a model of another kind.
+    """
+    shape: Shape | None = None
+    if isinstance(model, Network):
+        modules = {node: model.module_of(node) for node in model.nodes.values()}
+        edges, ends, shape = list(model.edges), model.ends, model.input_shape
+    elif isinstance(model, GraphExecutor):
+        modules, edges, ends = _executed(model)
+    elif isinstance(model, nn.Sequential):
+        modules = dict(_chain(model, ""))
+        ends = ("input", "output")
+        path = [ends[0], *modules, ends[1]]
+        edges = list(pairwise(path))
+    else:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not say how its modules are connected; write a model of sbc_plugin.nir.read, "
+            "of norse.from_nir, or a SequentialState"
+        )
+    for name in [name for name, module in modules.items() if isinstance(module, TRANSPARENT)]:
+        del modules[name]
+        edges = without(name, edges)
+    if shape is None:
+        first = [modules[b] for a, b in edges if a == ends[0] and b in modules]
+        sizes = {m.in_features for m in first if isinstance(m, nn.Linear)}
+        sizes |= {int(m.input_size) for m in first if isinstance(m, SNNRecurrentCell | SNNRecurrent)}
+        shape = (sizes.pop(),) if len(sizes) == 1 else None
+    sequence = any(isinstance(module, SNN | SNNRecurrent | norse.Lift) for module in modules.values())
+    return Wiring(modules, edges, ends, shape, 2 if sequence else 1)
+
+
+def _chain(model: nn.Module, prefix: str) -> Any:
+    for name, module in model.named_children():
+        if isinstance(module, nn.Sequential):
+            yield from _chain(module, f"{prefix}{name}.")
+        else:
+            yield prefix + name, module
+
+
+def _executed(model: Any) -> tuple[dict[str, nn.Module], list[Edge], tuple[str, str]]:
+    ports = {getattr(node.elem, "node_type", None): node.name for node in model.graph.node_list}
+    if "input" not in ports or "output" not in ports:
+        raise UnsupportedModelError("the graph has no input or no output node; read the file with sbc_plugin.nir.read")
+    ends = (ports["input"], ports["output"])
+    modules = {node.name: node.elem for node in model.graph.node_list if node.name not in ends}
+    return modules, [(str(a), str(b)) for a, b in model.graph.get_edges()], ends
+
+
+def _node(module: nn.Module, shape: Shape, leading: int) -> tuple[Any, Shape]:
+    if isinstance(module, norse.Lift):
+        module, leading = module.lifted_module, 1
+    plain = _plain(module, shape, leading)
+    if plain is None:
+        return node_of(module, shape), shape
+    if isinstance(module, nn.Flatten):
+        return plain, tuple(int(size) for size in plain.output_type["output"])
+    try:
+        after = shape_after(module, shape)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"{type(module).__name__} does not take an input of shape {shape}: {error}; give input_shape, without time "
+            "and batch"
+        ) from error
+    # NIR's own inference has grouped convolutions and oblong kernels wrong.
+    plain.input_type, plain.output_type = {"input": numpy.array(shape)}, {"output": numpy.array(after)}
+    return plain, after
+
+
+def _plain(module: nn.Module, shape: Shape, leading: int) -> Any:
+    if isinstance(module, nn.Linear):
+        weight = _array(module.weight)
+        return nir.Linear(weight) if module.bias is None else nir.Affine(weight, _array(module.bias))
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return _convolution(module, shape)
+    if isinstance(module, nn.AvgPool2d | nn.LPPool2d):
+        return _pooling(module)
+    if isinstance(module, nn.Flatten):
+        first, last = (d if d < 0 else d - leading for d in (module.start_dim, module.end_dim))
+        if first < -len(shape) or (module.start_dim >= 0 > first):
+            raise UnsupportedModelError(f"{module} joins the batch with the rest; use start_dim={leading}")
+        return nir.Flatten(numpy.array(shape), first % len(shape), last % len(shape))
+    return nir.Scale(numpy.broadcast_to(_array(module.gain), shape).copy()) if isinstance(module, Gain) else None
+
+
+def _convolution(module: Any, shape: Shape) -> Any:
+    if module.padding_mode != "zeros":
+        raise UnsupportedModelError(f"padding_mode={module.padding_mode!r} has no counterpart in NIR; use 'zeros'")
+    one = isinstance(module, nn.Conv1d)
+
+    def size(value: Any) -> Any:
+        return value[0] if one and not isinstance(value, str) else value
+
+    node = (nir.Conv1d if one else nir.Conv2d)(
+        input_shape=shape[1] if one else tuple(shape[1:]),
+        weight=_array(module.weight),
+        stride=size(module.stride),
+        padding=size(module.padding),
+        dilation=size(module.dilation),
+        groups=module.groups,
+        bias=numpy.zeros(module.out_channels, numpy.float32) if module.bias is None else _array(module.bias),
+    )
+    if module.bias is None:
+        node.metadata["bias"] = "none"  # NIR's convolutions always hold one
+    return node
+
+
+def _pooling(module: Any) -> Any:
+    def pair(value: Any) -> Any:
+        return numpy.broadcast_to(numpy.asarray(value), (2,)).copy()
+
+    total = isinstance(module, nn.LPPool2d) or module.divisor_override == 1
+    padding = 0 if isinstance(module, nn.LPPool2d) else module.padding
+    plain = not module.ceil_mode and getattr(module, "norm_type", 1) == 1
+    if isinstance(module, nn.AvgPool2d):
+        plain = plain and module.divisor_override in (None, 1) and (module.count_include_pad or not numpy.any(padding))
+    if not plain:
+        raise UnsupportedModelError(f"{module} has no counterpart in NIR; use a plain average or sum without ceil_mode")
+    stride = module.kernel_size if module.stride is None else module.stride
+    return (nir.SumPool2d if total else nir.AvgPool2d)(pair(module.kernel_size), pair(stride), pair(padding))
+
+
+def _noted(modules: dict[str, nn.Module]) -> dict[str, Any]:
+    """Time step and reset method of a model.
+
+    Raises:
+        SettingsError: neurons that differ in one of them.
+    """
+    modules = {name: getattr(module, "lifted_module", module) for name, module in modules.items()}
+    inside = [cell for module in modules.values() for cell in module.modules()]
+    steps = {float(cell.dt) for cell in inside if isinstance(cell, CELLS)}
+    if len(steps) > 1:
+        raise SettingsError(f"neurons step by different dt {sorted(steps)}; NIR has one clock: give all the same dt")
+    resets: set[Reset] = {reset_of(m) for m in modules.values() if _spikes(m)}
+    if len(resets) > 1:
+        raise SettingsError("neurons reset in different ways; a .nir file is read with one: give all the same")
+    noted: dict[str, Any] = {"dt": steps.pop()} if steps else {}
+    known = [name for name, function in RESETS.items() if function in resets]
+    return noted | ({"reset_method": known[0]} if known else {})
+
+
+def _spikes(module: nn.Module) -> bool:
+    last = getattr(module, "lif", getattr(module, "cell", module))
+    return hasattr(getattr(last, "p", None), "v_th")
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().numpy().copy()
