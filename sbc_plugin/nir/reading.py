@@ -149,9 +149,9 @@ def _feeds_weight(name: str, nodes: dict[str, Any], edges: list[Edge], shape: Sh
 
 def _module_of(node: Any, shape: Shape, dt: float, reset: Reset, whole: bool) -> nn.Module:
     if isinstance(node, NEURON_NODES):
-        parameters = [numpy.shape(value) for name, value in vars(node).items() if name in _PER_NEURON]
-        if any(numpy.broadcast_shapes(size, shape) != shape for size in parameters if numpy.prod(size) != 1):
-            raise CheckpointError(f"{type(node).__name__} of shape {parameters[0]} gets an input of shape {shape}")
+        sizes = [numpy.shape(value) for name, value in vars(node).items() if name in _PER_NEURON]
+        if not all(numpy.prod(size) == 1 or _spreads(size, shape) for size in sizes):
+            raise CheckpointError(f"{type(node).__name__} of shape {sizes[0]} gets an input of shape {shape}")
         return neuron_of(node, dt, reset)
     if isinstance(node, nir.Flatten):
         first, last = int(node.start_dim), int(node.end_dim)
@@ -163,6 +163,11 @@ def _module_of(node: Any, shape: Shape, dt: float, reset: Reset, whole: bool) ->
         f"NIR's {type(node).__name__} has no rule; those with one are Linear, Affine, Scale, Conv1d, Conv2d, "
         "SumPool2d, AvgPool2d, Flatten, LIF, CubaLIF, LI, CubaLI and IF"
     )
+
+
+def _spreads(size: Shape, shape: Shape) -> bool:
+    """Whether parameters of this size are those of neurons of that shape, or the same along some axes."""
+    return len(size) == len(shape) and all(own in (1, whole) for own, whole in zip(size, shape, strict=True))
 
 
 _PER_NEURON = ("tau", "tau_mem", "tau_syn", "r", "v_leak", "v_threshold", "v_reset", "w_in")

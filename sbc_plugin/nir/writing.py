@@ -146,7 +146,7 @@ def wiring_of(model: nn.Module) -> Wiring:
         edges = without(name, edges)
     if shape is None:
         first = [modules[b] for a, b in edges if a == ends[0] and b in modules]
-        sizes = {m.in_features for m in first if isinstance(m, nn.Linear)}
+        sizes = {m.weight.shape[1] for m in first if isinstance(m, nn.Linear)}  # norse.from_nir swaps in_features
         sizes |= {int(m.input_size) for m in first if isinstance(m, SNNRecurrentCell | SNNRecurrent)}
         shape = (sizes.pop(),) if len(sizes) == 1 else None
     sequence = any(isinstance(module, SNN | SNNRecurrent | norse.Lift) for module in modules.values())
