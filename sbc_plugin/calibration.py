@@ -102,20 +102,23 @@ def gather(
     progress: bool | None = False,
 ) -> dict[str, Statistics]:
     """One pass over the data that fills one accumulator a layer. Raises as :func:`calibrate`."""
-    found, collectors, reservoirs = {}, [], []
-    for layer in layers:
-        device = calibration.device or layer.parts[0].tensor.device
-        found[layer.name] = Statistics(HessianAccumulator(layer.columns, layer.hessians, device))
-        reservoir = Reservoir(_into(layer, found[layer.name].accumulator), calibration.max_samples)
-        collectors.append(Collector(layer, _through(layer, reservoir)))
-        reservoirs.append(reservoir)
+    listeners = [listener(layer, calibration) for layer in layers]
+    collectors = [collector for collector, _, _ in listeners]
     for number in run_batches(library, model, collectors, data, calibration, forward, progress):
-        for collector, reservoir in zip(collectors, reservoirs, strict=True):
+        for collector, reservoir, statistics in listeners:
             reservoir.end_batch(number)
-            found[collector.layer.name].sequences += collector.sequences
-    for reservoir in reservoirs:
+            statistics.sequences += collector.sequences
+    for _, reservoir, _ in listeners:
         reservoir.flush()
-    return found
+    return {collector.layer.name: statistics for collector, _, statistics in listeners}
+
+
+def listener(layer: SpikingLayer, calibration: Calibration) -> tuple[Collector, Reservoir, Statistics]:
+    """What filters a layer's inputs, what gathers them into blocks, and the statistics that the blocks end in."""
+    device = calibration.device or layer.parts[0].tensor.device
+    statistics = Statistics(HessianAccumulator(layer.columns, layer.hessians, device))
+    reservoir = Reservoir(_into(layer, statistics.accumulator), calibration.max_samples)
+    return Collector(layer, _through(layer, reservoir)), reservoir, statistics
 
 
 def _through(layer: SpikingLayer, reservoir: Reservoir) -> Callable[[list[Tensor]], None]:
@@ -172,6 +175,15 @@ def run_batch(
         run(model, batch)
     for collector in collectors:
         collector.end()
+    check_steps(collectors, number, calibration)
+
+
+def check_steps(collectors: list[Collector], number: int, calibration: Calibration) -> None:
+    """Refuse sequences that were one step long, where time matters.
+
+    Raises:
+        CalibrationError: they were.
+    """
     steps = [count for collector in collectors for count in collector.steps.values()]
     if calibration.temporal and steps and max(steps) < 2:
         raise CalibrationError(

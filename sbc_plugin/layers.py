@@ -125,6 +125,9 @@ class SNNLibrary(Protocol):
     def default_forward(self, model: nn.Module) -> Forward:
         """``forward(model, batch)`` for one whole sequence."""
 
+    def is_step_model(self, model: nn.Module) -> bool:
+        """Whether the model takes one time step and a state, and hands the state on."""
+
     def watch_steps(
         self, model: nn.Module, on_step: Callable[[str, Tensor, Tensor | None, Tensor | None], None]
     ) -> AbstractContextManager[None]:

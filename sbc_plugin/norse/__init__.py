@@ -22,6 +22,7 @@ __all__ = [
     "copy_model",
     "default_forward",
     "find_layers",
+    "is_step_model",
     "record_states",
     "register_neuron",
     "watch_steps",

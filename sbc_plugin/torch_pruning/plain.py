@@ -131,6 +131,10 @@ class PlainNetworks:
 
         return run
 
+    def is_step_model(self, model: nn.Module) -> bool:
+        """Never: there is no time."""
+        return False
+
     @contextmanager
     def watch_steps(self, model: nn.Module, on_step: Any) -> Iterator[None]:
         """There are no steps."""

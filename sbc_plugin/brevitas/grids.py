@@ -1,0 +1,114 @@
+"""The grid of a Brevitas layer: read once, checked to stay where it is, and written to."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbc_plugin.brevitas.layers import Quantised
+from sbc_plugin.core.grids import Grid
+from sbc_plugin.core.hessian import Solution
+from sbc_plugin.core.quantization import gptq
+from sbc_plugin.errors import GridMovedError, SettingsError, UnsupportedModelError
+
+
+@dataclass(frozen=True, eq=False)
+class BinaryGrid(Grid):
+    """Codes 0 and 1 for minus and plus half of ``scale``: the grid of the weight moved up by half of ``scale``."""
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """0 and 1."""
+        return 0, 1
+
+
+def read_grid(layer: Quantised) -> Grid:
+    """The values that a layer's weight may take, with a scale for each weight, (rows, columns).
+
+    Raises:
+        UnsupportedModelError: the quantizer makes no integers of 1 to 8 bits.
+    """
+    with torch.no_grad():
+        found: Any = layer.quant_weight()
+    if not hasattr(found, "bit_width") or not hasattr(found, "zero_point"):
+        raise UnsupportedModelError("its weight quantizer makes no integers; use weight_quantizer('int4')")
+    rows, bits = len(layer.weight), int(found.bit_width)
+    scale, zero_point = (part.detach().expand(layer.weight.shape) for part in (found.scale, found.zero_point))
+    scale, zero_point = scale.reshape(rows, -1), zero_point.reshape(rows, -1).to(torch.int32)
+    if bits == 1:
+        return BinaryGrid(2 * scale, zero_point, 1, symmetric=True)
+    signed, narrow = bool(layer.weight_quant.is_signed), bool(layer.weight_quant.is_narrow_range)
+    if not 2 <= bits <= 8 or (not signed and narrow) or (signed and bool(zero_point.any())):
+        kind = f"{bits} bits, signed={signed}, narrow_range={narrow}"
+        raise UnsupportedModelError(f"its weight quantizer has no grid of ours ({kind}); use weight_quantizer('int4')")
+    return Grid(scale, zero_point, bits, symmetric=signed, narrow=narrow)
+
+
+def check_fixed(layer: Quantised) -> None:
+    """Refuse a quantizer that derives its scale or zero point from the weight at every call.
+
+    Raises:
+        GridMovedError: another weight gets another grid.
+    """
+    quantizer, weight = layer.weight_quant.tensor_quant, layer.weight.detach()
+    with torch.no_grad():
+        now, then = quantizer(weight), quantizer(weight / 2 + 1)
+    if all(torch.equal(a, b) for a, b in zip(now[1:3], then[1:3], strict=True)):
+        return
+    bits, shape = int(now[3]), now[1].shape
+    granularity = "Tensor" if now[1].numel() == 1 else "Channel" if now[1].numel() == len(weight) else "Group"
+    if layer.weight_quant.is_groupwise:
+        granularity = "Group"
+    named = f"SBCInt{bits}WeightPer{granularity}Float"
+    raise GridMovedError(
+        f"its quantizer derives scales {tuple(shape)} from the weight at every call, so they move while the weight "
+        f"changes; use {named} of sbc_plugin.brevitas, or weight_quantizer('int{bits}', "
+        f"granularity={'group:32' if granularity == 'Group' else granularity.lower()!r})"
+    )
+
+
+def solve(
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    mask: Tensor | None,
+    *,
+    damping: float,
+    groups: Tensor | None,
+    order: str,
+) -> Solution:
+    """:func:`~sbc_plugin.core.quantization.gptq`, binary grids included. Raises as it does.
+
+    Raises:
+        SettingsError: a mask for a binary grid, which has no zero.
+    """
+    if not isinstance(grid, BinaryGrid):
+        return gptq(weight, hessian, grid, mask, damping=damping, groups=groups, order=order)
+    if mask is not None and not mask.all():
+        raise SettingsError("binary weights are never zero, so a mask cannot hold; use 'ternary' or 'int2'")
+    half = (grid.scale / 2).to(weight)
+    moved = gptq(weight + half, hessian, grid, damping=damping, groups=groups, order=order)
+    return Solution(moved.weight - half, moved.mask, moved.loss)
+
+
+def write(layer: Quantised, weight: Tensor, grid: Grid) -> None:
+    """Put a weight (rows, columns) that lies on ``grid`` into a layer, and look whether Brevitas sees the same.
+
+    Raises:
+        GridMovedError: it sees other values; the layer has its old weight again.
+    """
+    before = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.copy_(weight.reshape(before.shape))
+        seen: Any = layer.quant_weight()
+        scale = 2 * seen.scale if isinstance(grid, BinaryGrid) else seen.scale
+        same_scale = torch.equal(scale.expand(before.shape).reshape(weight.shape), grid.scale.to(scale))
+        off = (seen.value.reshape(weight.shape) - weight).abs() / grid.scale.to(weight)
+        if same_scale and off.max() < 0.5:
+            return
+        layer.weight.copy_(before)
+    raise GridMovedError(
+        f"after write-back {int((off >= 0.5).sum())} of {off.numel()} weights have other codes; the quantizer derived "
+        "another scale: use weight_quantizer('int4') of sbc_plugin.brevitas"
+    )

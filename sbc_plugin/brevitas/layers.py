@@ -1,0 +1,153 @@
+"""Replace a model's Linear and convolution layers by Brevitas' quantised ones, and say what was left out."""
+
+import copy
+from typing import Any
+
+import brevitas.nn as qnn
+from brevitas.inject import ExtendedInjector
+from torch import nn
+
+from sbc_plugin.errors import SettingsError, UnsupportedModelError
+from sbc_plugin.layers import library_of
+
+Quantised = qnn.QuantLinear | qnn.QuantConv1d | qnn.QuantConv2d | qnn.QuantConv3d
+_CONVOLUTIONS = {nn.Conv1d: qnn.QuantConv1d, nn.Conv2d: qnn.QuantConv2d, nn.Conv3d: qnn.QuantConv3d}
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def quantize_layers(
+    model: nn.Module, quantizer: type[ExtendedInjector], *, inplace: bool = False
+) -> tuple[nn.Module, dict[str, str]]:
+    """A model whose Linear and Conv layers are Brevitas', with quantised weights, wherever they stand in it.
+
+    Neurons, biases and everything else stay as they are; layers return plain tensors, so spiking code works on.
+
+    Args:
+        model: any module: ``SequentialState``, ``Lift``, NIR graphs, modules with a loop of their own, a single layer.
+        quantizer: of :func:`~sbc_plugin.brevitas.quantizers.weight_quantizer`, or Brevitas' own.
+        inplace: change ``model`` itself, unless it is a single layer, which cannot turn into another.
+
+    Returns:
+        The model, and name -> reason for every weight that was left out.
+
+    Raises:
+        SettingsError: ``quantizer`` is no quantizer class.
+        UnsupportedModelError: no layer can be quantised.
+    """
+    if not (isinstance(quantizer, type) and issubclass(quantizer, ExtendedInjector)):
+        raise SettingsError(f"quantizer={quantizer!r} is no quantizer class; use e.g. weight_quantizer('int4')")
+    target = model if inplace else _copy(model)
+    reasons = {}
+    layers: dict[int, nn.Module] = {}
+    owners = _owners_of_weights(target)
+    for name, module in target.named_modules():
+        reason = _unfit(module, owners)
+        if reason is None:
+            layers[id(module)] = _quantised(module, quantizer)
+        elif reason:
+            reasons[name or type(module).__name__] = reason
+        elif not _inside_layer(target, name):
+            reasons |= {f"{name}.{raw}" if name else raw: why for raw, why in _raw_weights(module).items()}
+    if not layers:
+        found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it holds no weights"
+        raise UnsupportedModelError(f"{type(model).__name__} has no layer that can be quantised ({found})")
+    if id(target) in layers:
+        return layers[id(target)], reasons
+    for parent in list(target.modules()):
+        for child, module in list(parent._modules.items()):
+            if id(module) in layers:
+                parent._modules[child] = layers[id(module)]
+        _replace_in_graph(parent, layers)
+    return target, reasons
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether the module is a Linear or (not transposed) convolution of Brevitas with a weight quantizer."""
+    return isinstance(module, Quantised) and module.weight_quant.tensor_quant is not None
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        library = library_of(model)
+    except UnsupportedModelError:
+        try:
+            return copy.deepcopy(model)
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be copied: {error}; make pruning hooks permanent, or use inplace=True"
+            ) from error
+    return library.copy_model(model)
+
+
+def _owners_of_weights(model: nn.Module) -> dict[int, list[nn.Module]]:
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.dim() >= 2:
+                owners.setdefault(id(parameter), []).append(module)
+    return owners
+
+
+def _unfit(module: nn.Module, owners: dict[int, list[nn.Module]]) -> str | None:
+    """None for a layer to quantise, why not for one that is left out, "" for what is no layer."""
+    kind = type(module).__name__
+    if isinstance(module, Quantised):
+        return "is quantised already"
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return f"{kind} is not supported: its weight has no matrix form"
+    if not isinstance(module, _PLAIN):
+        return ""
+    if type(module) not in _PLAIN:
+        return f"{kind} is a subclass of {type(module).__mro__[1].__name__}, whose own behaviour would be lost"
+    if "weight" not in module._parameters:
+        return "its weight is computed by a parametrisation or a pruning hook; make it permanent first"
+    if len(owners[id(module.weight)]) > 1:
+        return "it shares its weight with another module, so neither can change alone"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return "it has hooks, which would be lost; remove them first"
+    return None
+
+
+def _quantised(module: nn.Module, quantizer: type[ExtendedInjector]) -> nn.Module:
+    settings: dict[str, Any] = {
+        "bias": module.bias is not None,
+        "weight_quant": quantizer,
+        "bias_quant": None,
+        "return_quant_tensor": False,
+        "device": "meta",  # no memory, no random numbers: weight and bias are handed over below
+    }
+    new: nn.Module
+    if isinstance(module, nn.Linear):
+        new = qnn.QuantLinear(module.in_features, module.out_features, **settings)
+    else:
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        kept = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        settings |= {name: getattr(module, name) for name in kept}
+        new = _CONVOLUTIONS[type(module)](module.in_channels, module.out_channels, **settings)
+    new.register_parameter("bias", module._parameters["bias"])
+    # After this Brevitas makes the quantizer anew, on the weight's device.
+    new.register_parameter("weight", module._parameters["weight"])
+    return new.train(module.training)
+
+
+def _raw_weights(module: nn.Module) -> dict[str, str]:
+    kind = type(module).__name__
+    return {
+        name: f"a parameter of {kind}, which Brevitas has no quantised layer for"
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() >= 2
+    }
+
+
+def _inside_layer(model: nn.Module, name: str) -> bool:
+    """Whether a module is a part of a layer: a quantizer or a parametrisation."""
+    parts = name.split(".")
+    return any(isinstance(model.get_submodule(".".join(parts[:end])), _PLAIN) for end in range(len(parts)))
+
+
+def _replace_in_graph(parent: nn.Module, layers: dict[int, nn.Module]) -> None:
+    """NIR graphs call their modules through the graph's nodes, beside the parent's own list of children."""
+    for value in vars(parent).values():
+        for node in getattr(value, "__dict__", {}).get("node_list", ()):  # some classes of Brevitas answer any getattr
+            if id(node.elem) in layers:
+                node.elem = layers[id(node.elem)]

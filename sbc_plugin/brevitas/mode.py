@@ -1,0 +1,245 @@
+"""``sbc_mode``: used like Brevitas' ``gptq_mode``, but layers see whole sequences, filtered by the membrane."""
+
+from functools import wraps
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.brevitas.grids import BinaryGrid, check_fixed, read_grid, solve, write
+from sbc_plugin.brevitas.layers import is_quantised
+from sbc_plugin.brevitas.sequences import Recorder
+from sbc_plugin.core.grids import Grid
+from sbc_plugin.core.hessian import Solution
+from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError, in_layer
+from sbc_plugin.layers import Forward, Part, SpikingLayer
+from sbc_plugin.settings import Calibration
+from sbc_plugin.solving import check_heard
+
+
+class sbc_mode:  # noqa: N801, as Brevitas names its modes
+    """GPTQ with the spike-train Hessian on the quantised layers of a Brevitas model, one ``update()`` a layer.
+
+    ::
+
+        with torch.no_grad(), sbc_mode(model) as sbc:
+            for _ in range(sbc.num_layers):
+                for x in loader:
+                    sbc.model(x)
+                sbc.update()
+
+    Minimises the Van Rossum distance by ``H = 2 (MX)^T (MX) / count`` (docs/theory.md, equation 2), on the grid that
+    each layer's quantizer has. A model without spiking neurons gets M = I, so loops written for images work as they
+    are. Inside the block ``model(x)`` runs in eval mode and without gradients, and a layer whose turn has not come
+    computes with its dense weight. How calls become sequences:
+
+    - ``model(x)``: one whole sequence (T, B, ...); a step model is driven over it, outputs stacked.
+    - ``model(x_t, state)``: one step; ``state=None`` begins a sequence, another state goes on with it.
+    - with ``forward``: ``model(batch)`` is ``forward(model, batch)``, one whole sequence.
+
+    Args:
+        model: with Brevitas layers whose grids stay, see :func:`~sbc_plugin.brevitas.quantizers.weight_quantizer`.
+        damping: fraction of mean diag H added to the diagonal.
+        order: "sequential" (each layer on what the already quantised ones before it send) or "one-shot" (all Hessians
+            from the first pass, on the dense network; later passes are not needed).
+        act_order: columns with the largest H_jj first; False takes them from left to right.
+        mask: name -> mask of the weight's shape, True = kept; other weights become exactly 0.
+        keep_zeros: weights that are zero stay zero.
+        forward: ``forward(model, batch)`` runs one whole sequence.
+        temporal: False is the baseline M = I.
+        device: where Hessians are kept and solved; None = where the weights are.
+
+    Attributes:
+        model: the model.
+        num_layers: updates needed: the quantised layers. Layers that feed one neuron through a feedback loop are
+            solved together in one update, so the last updates may find nothing left to do.
+        solutions: name of a solved layer -> its solution.
+        skipped: quantised layers that are only rounded, and approximations: name -> reason; known after the first call.
+
+    Raises:
+        SettingsError: a setting out of range, or a mask that does not fit.
+        UnsupportedModelError: no quantised layer, or a quantizer that makes no integers.
+        GridMovedError: a quantizer that derives its scale anew at every call.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        damping: float = 0.01,
+        order: str = "sequential",
+        act_order: bool = True,
+        mask: dict[str, Tensor] | None = None,
+        keep_zeros: bool = False,
+        forward: Forward | None = None,
+        temporal: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.calibration = Calibration(order=order, temporal=temporal, damping=damping, device=device)
+        self.model, self.forward, self.act_order = model, forward, act_order
+        self.mask, self.keep_zeros = dict(mask or {}), keep_zeros
+        self.num_layers = 0
+        self.solutions: dict[str, Solution] = {}
+        self.skipped: dict[str, str] = {}
+        self._waiting: list[SpikingLayer] | None = None
+        self._entered = self._running = False
+
+    def __enter__(self) -> "sbc_mode":
+        if self._entered:
+            raise SettingsError("this sbc_mode was entered before; make a new one")
+        self._modules: dict[str, Any] = {
+            name: module
+            for name, module in self.model.named_modules()
+            if is_quantised(module) and module.weight_quant.is_quant_enabled
+        }
+        if not self._modules:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has no Brevitas layer with a quantised weight; call quantize_layers first"
+            )
+        self._grids = {name: self._checked_grid(name) for name in self._modules}
+        self._check_masks()
+        self._recorder = Recorder(self.model, self.calibration, self.forward)
+        self.num_layers = len(self._modules)
+        self._entered, self._original = True, self.model.forward
+        self._own_forward = "forward" in vars(self.model)
+
+        @wraps(self._original)  # so that its signature still tells a step model
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            return self._call(args, kwargs)
+
+        self.model.forward = recorded
+        for module in self._modules.values():
+            module.weight_quant.disable_quant = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for module in self._modules.values():
+            module.weight_quant.disable_quant = False
+        if self._own_forward:
+            self.model.forward = self._original
+        else:
+            del self.model.forward
+        self._recorder.listen([])
+
+    def update(self) -> None:
+        """Quantise the next layer with what the calls since the last update have shown.
+
+        Raises:
+            CalibrationError: no data, silent data, or sequences of one step.
+            SingularHessianError: the damped Hessian is not positive definite.
+            GridMovedError: the quantizer sees other integers than were written; the layer has its old weight again.
+        """
+        if self._waiting is None:
+            raise CalibrationError("update() before any data; call sbc.model(x) on each calibration batch first")
+        self._recorder.finish()
+        if not self._waiting:
+            return
+        layer = self._waiting[0]
+        statistics = self._recorder.statistics[layer.name]
+        with in_layer(layer.name):
+            if statistics.accumulator.count == 0:
+                raise CalibrationError("no data since the last update(); call sbc.model(x) on each batch before it")
+            hessian = statistics.accumulator.hessian()
+            check_heard(hessian)
+            self.solutions[layer.name] = self._quantise(layer, hessian)
+        del self._waiting[0], self._recorder.statistics[layer.name]
+        self._recorder.listen(self._waiting[:1] if self.calibration.order == "sequential" else [])
+
+    def _checked_grid(self, name: str) -> Grid:
+        module = self._modules[name]
+        with in_layer(name):
+            if "weight" not in module._parameters:
+                raise UnsupportedModelError(
+                    "its weight is computed by a parametrisation or a pruning hook; make it permanent first, and use "
+                    "keep_zeros=True to keep what was pruned"
+                )
+            grid = read_grid(module)
+            check_fixed(module)
+            return grid
+
+    def _check_masks(self) -> None:
+        for name, mask in self.mask.items():
+            if name not in self._modules:
+                known = ", ".join(map(repr, self._modules))
+                raise SettingsError(f"mask for {name!r}, which is no quantised layer; they are {known}")
+            if mask.shape != self._modules[name].weight.shape:
+                shapes = tuple(mask.shape), tuple(self._modules[name].weight.shape)
+                raise SettingsError(f"layer {name!r}: mask of shape {shapes[0]}, weight of shape {shapes[1]}")
+        if self.mask or self.keep_zeros:
+            for name, grid in self._grids.items():
+                if isinstance(grid, BinaryGrid) and (self.keep_zeros or name in self.mask):
+                    raise SettingsError(
+                        f"layer {name!r}: binary weights are never zero; use 'ternary', or neither mask nor keep_zeros"
+                    )
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._running:
+            return self._original(*args, **kwargs)
+        self._running = True
+        try:
+            if self._waiting is None:
+                self._find(args, kwargs)
+            # A model that is one single layer is called as a whole, so that its own hooks see the call.
+            run = self.model if self.model in self._modules.values() else self._original
+            return self._recorder.call(args, kwargs, run)
+        finally:
+            self._running = False
+
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layers, reasons = self._recorder.find(args, kwargs, self._modules)
+        chosen = [layer for layer in layers if self._parts(layer)]
+        found = {part.name for layer in chosen for part in layer.parts}
+        self.skipped = {name: reasons.get(name, "never called") for name in self._modules if name not in found}
+        self.skipped |= {layer.name: layer.note for layer in chosen if layer.note}
+        if not chosen:
+            raise UnsupportedModelError(f"no quantised layer was reached: {self.skipped}")
+        self._recorder.listen(chosen[:1] if self.calibration.order == "sequential" else chosen)
+        self._waiting = chosen
+
+    def _parts(self, layer: SpikingLayer) -> list[Part]:
+        return [part for part in layer.parts if part.name in self._modules]
+
+    def _quantise(self, layer: SpikingLayer, hessian: Tensor) -> Solution:
+        parts = self._parts(layer)
+        widths = [part.form.columns for part in layer.parts]
+        chosen = torch.cat([torch.full((n,), part in parts) for n, part in zip(widths, layer.parts, strict=True)])
+        columns = chosen.nonzero()[:, 0].to(hessian.device)
+        grid = _side_by_side(layer, [self._grids[part.name] for part in parts])
+        masks = [self._mask_of(part) for part in parts]
+        solution = solve(
+            layer.weight()[:, chosen],
+            hessian[..., columns, :][..., columns],
+            grid,
+            torch.cat(masks, 1) if self.mask or self.keep_zeros else None,
+            damping=self.calibration.damping,
+            groups=layer.groups if hessian.dim() == 3 else None,
+            order="descending" if self.act_order else "given",
+        )
+        blocks = solution.weight.split([part.form.columns for part in parts], 1)
+        for part, block in zip(parts, blocks, strict=True):
+            module = self._modules[part.name]
+            module.weight_quant.disable_quant = False
+            with in_layer(part.name):
+                write(module, block, self._grids[part.name])
+        return solution
+
+    def _mask_of(self, part: Part) -> Tensor:
+        weight = part.tensor.detach()
+        kept = self.mask.get(part.name, torch.ones_like(weight, dtype=torch.bool)).to(weight.device, torch.bool)
+        return (kept & (weight != 0) if self.keep_zeros else kept).reshape(part.form.rows, part.form.columns)
+
+
+def _side_by_side(layer: SpikingLayer, grids: list[Grid]) -> Grid:
+    first = grids[0]
+    if len(grids) == 1:
+        return first
+    if any((type(g), g.code_range, g.symmetric) != (type(first), first.code_range, first.symmetric) for g in grids):
+        names = ", ".join(repr(part.name) for part in layer.parts)
+        raise SettingsError(f"{names} feed one neuron and are solved together; give them quantizers of the same bits")
+    scale = torch.cat([grid.scale for grid in grids], 1)
+    return type(first)(
+        scale, torch.cat([g.zero_point for g in grids], 1), first.bits, first.symmetric, narrow=first.narrow
+    )

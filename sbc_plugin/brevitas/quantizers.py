@@ -1,0 +1,186 @@
+"""Weight quantizers for Brevitas whose grid stays where it was set, so that a second-order method can lean on it.
+
+Brevitas' standard quantizers derive the scale from the weight at every call, so it moves while the weight is being
+changed. Here it is derived once, at the first call, by :func:`sbc_plugin.core.grids.make_grid`, and is a parameter from
+then on. The scale of the grid is the parameter's own value (2 to its power, for powers of two), not a fraction of it.
+"""
+
+from functools import cache
+from types import new_class
+from typing import Any
+
+import torch
+from brevitas.core.function_wrapper import RoundSte
+from brevitas.core.zero_point import ZeroZeroPoint
+from brevitas.inject import ExtendedInjector
+from brevitas.inject.enum import (
+    BitWidthImplType,
+    FloatToIntImplType,
+    QuantType,
+    RestrictValueType,
+    ScalingImplType,
+    ScalingPerOutputType,
+    StatsOp,
+)
+from brevitas.proxy import WeightQuantProxyFromInjector
+from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector
+from brevitas.quant.solver.weight import WeightQuantSolver
+from torch import Tensor, nn
+
+from sbc_plugin.core.grids import make_grid
+from sbc_plugin.errors import SettingsError
+from sbc_plugin.settings import SCALES
+
+BITS = {f"int{bits}": bits for bits in range(2, 9)} | {"ternary": 2, "binary": 1}
+SUFFIXES = {"absmax": "Float", "mse": "FloatMSE", "power_of_two": "PowerOfTwo"}
+GROUP_SIZE = 32
+GROUPS = f"group:{GROUP_SIZE}"
+
+
+class GridScale(nn.Module):
+    """The scale of each row of ``weight``: a (rows, columns) view, or (rows, groups, group size, ...) for groups.
+
+    Args:
+        bit_width: 2 to 8, or 1 for values of plus and minus one scale.
+        grid_scale: "mse", "absmax" or "power_of_two".
+        grid_granularity: "tensor", "channel" or "group".
+
+    >>> GridScale(4, "absmax", "channel")(torch.tensor([[0.5, -1.75], [0.0, 0.0]])).tolist()
+    [[0.25], [1.0]]
+    """
+
+    def __init__(self, bit_width: int, grid_scale: str, grid_granularity: str) -> None:
+        super().__init__()
+        self.bits, self.scale, self.granularity = bit_width, grid_scale, grid_granularity
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Scales, one a row or group, or a single one."""
+        shape: tuple[int, ...] = ()
+        if self.granularity == "group":
+            weight = weight.movedim(2, -1)
+            shape = weight.shape[:-1]
+        rows = weight.reshape(1, -1) if self.granularity == "tensor" else weight.reshape(-1, weight.shape[-1])
+        found = _binary_scale(rows, self.scale) if self.bits == 1 else _scale(rows, self.bits, self.scale)
+        return found.reshape(shape).to(weight) if shape else found.to(weight)
+
+
+class UnitIntScaling(nn.Module):
+    """The code by which a threshold is divided to get a scale: 1, for the threshold is the scale."""
+
+    def __init__(self) -> None:  # Brevitas reads the arguments to inject from it
+        super().__init__()
+
+    def forward(self, bit_width: Tensor, signed: Any = None) -> Tensor:
+        """One, as a tensor."""
+        return torch.ones_like(bit_width)
+
+
+def _scale(rows: Tensor, bits: int, scale: str) -> Tensor:
+    return make_grid(rows.detach(), bits, granularity="channel", scale=scale).scale
+
+
+def _binary_scale(rows: Tensor, scale: str) -> Tensor:
+    """Of least squared error for codes -1 and 1: the mean magnitude."""
+    magnitude = rows.detach().abs()
+    found = magnitude.amax(1, keepdim=True) if scale == "absmax" else magnitude.mean(1, keepdim=True)
+    found = found.where(found > 0, 1.0)
+    return found.log2().round().exp2() if scale == "power_of_two" else found
+
+
+@cache
+def weight_quantizer(name: str, granularity: str = "channel", scale: str = "mse") -> type[ExtendedInjector]:
+    """The quantizer class for ``weight_quant=`` of any Brevitas layer; the same class for the same arguments.
+
+    Args:
+        name: "int2" to "int8", symmetric without the lowest code; "ternary", which is "int2"; "binary".
+        granularity: "tensor", "channel" (output channel) or "group:32" (32 input channels of one output channel).
+        scale: "mse" (least squared error of the weights), "absmax" (nothing clips) or "power_of_two" (nothing clips).
+
+    Raises:
+        SettingsError: an unknown name, granularity or scale.
+
+    >>> weight_quantizer("int4", granularity="channel", scale="absmax").__name__
+    'SBCInt4WeightPerChannelFloat'
+    """
+    if name not in BITS:
+        raise SettingsError(f"quantizer {name!r} is unknown; use one of {', '.join(map(repr, BITS))}")
+    if scale not in SCALES:
+        raise SettingsError(f"scale={scale!r} is unknown; use one of {', '.join(map(repr, SCALES))}")
+    kind, _, size = granularity.partition(":")
+    if kind not in ("tensor", "channel", "group") or (kind == "group") != (size.isdecimal() and int(size) > 0):
+        raise SettingsError(f"granularity={granularity!r} is unknown; use 'tensor', 'channel' or 'group:32'")
+    if name == "binary" and kind == "group":
+        raise SettingsError("a binary quantizer has no groups in Brevitas; use granularity 'channel' or 'tensor'")
+    settings: dict[str, Any] = {
+        "bit_width": BITS[name],
+        "bit_width_impl_type": BitWidthImplType.CONST,
+        "quant_type": QuantType.BINARY if name == "binary" else QuantType.INT,
+        "float_to_int_impl_type": FloatToIntImplType.ROUND,
+        "narrow_range": True,
+        "signed": True,
+        "scaling_impl_type": ScalingImplType.PARAMETER_FROM_STATS,
+        "scaling_per_output_type": getattr(ScalingPerOutputType, kind.upper()),
+        "scaling_stats_op": StatsOp.MAX,  # decides the view that the next line's module is given
+        "scaling_stats_impl": GridScale,
+        "int_scaling_impl": UnitIntScaling,
+        "zero_point_impl": ZeroZeroPoint,
+        "grid_scale": scale,
+        "grid_granularity": kind,
+        "restrict_scaling_type": RestrictValueType.FP,
+        "proxy_class": WeightQuantProxyFromInjector,
+        "__module__": __name__,
+    }
+    if scale == "power_of_two":
+        # The scale is a power of two already; rounding up its logarithm, one unit too high, would double it.
+        settings |= {
+            "restrict_scaling_type": RestrictValueType.POWER_OF_TWO,
+            "restrict_value_float_to_int_impl": RoundSte,
+        }
+    if kind == "group":
+        settings |= {"group_size": int(size), "proxy_class": GroupwiseWeightQuantProxyFromInjector}
+    title = _title(name, kind, size, scale)
+    made: type[ExtendedInjector] = new_class(title, (WeightQuantSolver,), {}, lambda body: body.update(settings))
+    return made
+
+
+def _title(name: str, kind: str, size: str, scale: str) -> str:
+    grouped = "" if size in ("", str(GROUP_SIZE)) else size
+    return f"SBC{name.capitalize()}WeightPer{kind.capitalize()}{grouped}{SUFFIXES[scale]}"
+
+
+SBCInt2WeightPerTensorFloat = weight_quantizer("int2", "tensor", "absmax")
+SBCInt2WeightPerTensorFloatMSE = weight_quantizer("int2", "tensor", "mse")
+SBCInt2WeightPerTensorPowerOfTwo = weight_quantizer("int2", "tensor", "power_of_two")
+SBCInt2WeightPerChannelFloat = weight_quantizer("int2", "channel", "absmax")
+SBCInt2WeightPerChannelFloatMSE = weight_quantizer("int2", "channel", "mse")
+SBCInt2WeightPerChannelPowerOfTwo = weight_quantizer("int2", "channel", "power_of_two")
+SBCInt2WeightPerGroupFloat = weight_quantizer("int2", GROUPS, "absmax")
+SBCInt2WeightPerGroupFloatMSE = weight_quantizer("int2", GROUPS, "mse")
+SBCInt2WeightPerGroupPowerOfTwo = weight_quantizer("int2", GROUPS, "power_of_two")
+SBCInt3WeightPerTensorFloat = weight_quantizer("int3", "tensor", "absmax")
+SBCInt3WeightPerTensorFloatMSE = weight_quantizer("int3", "tensor", "mse")
+SBCInt3WeightPerTensorPowerOfTwo = weight_quantizer("int3", "tensor", "power_of_two")
+SBCInt3WeightPerChannelFloat = weight_quantizer("int3", "channel", "absmax")
+SBCInt3WeightPerChannelFloatMSE = weight_quantizer("int3", "channel", "mse")
+SBCInt3WeightPerChannelPowerOfTwo = weight_quantizer("int3", "channel", "power_of_two")
+SBCInt3WeightPerGroupFloat = weight_quantizer("int3", GROUPS, "absmax")
+SBCInt3WeightPerGroupFloatMSE = weight_quantizer("int3", GROUPS, "mse")
+SBCInt3WeightPerGroupPowerOfTwo = weight_quantizer("int3", GROUPS, "power_of_two")
+SBCInt4WeightPerTensorFloat = weight_quantizer("int4", "tensor", "absmax")
+SBCInt4WeightPerTensorFloatMSE = weight_quantizer("int4", "tensor", "mse")
+SBCInt4WeightPerTensorPowerOfTwo = weight_quantizer("int4", "tensor", "power_of_two")
+SBCInt4WeightPerChannelFloat = weight_quantizer("int4", "channel", "absmax")
+SBCInt4WeightPerChannelFloatMSE = weight_quantizer("int4", "channel", "mse")
+SBCInt4WeightPerChannelPowerOfTwo = weight_quantizer("int4", "channel", "power_of_two")
+SBCInt4WeightPerGroupFloat = weight_quantizer("int4", GROUPS, "absmax")
+SBCInt4WeightPerGroupFloatMSE = weight_quantizer("int4", GROUPS, "mse")
+SBCInt4WeightPerGroupPowerOfTwo = weight_quantizer("int4", GROUPS, "power_of_two")
+SBCInt8WeightPerTensorFloat = weight_quantizer("int8", "tensor", "absmax")
+SBCInt8WeightPerTensorFloatMSE = weight_quantizer("int8", "tensor", "mse")
+SBCInt8WeightPerTensorPowerOfTwo = weight_quantizer("int8", "tensor", "power_of_two")
+SBCInt8WeightPerChannelFloat = weight_quantizer("int8", "channel", "absmax")
+SBCInt8WeightPerChannelFloatMSE = weight_quantizer("int8", "channel", "mse")
+SBCInt8WeightPerChannelPowerOfTwo = weight_quantizer("int8", "channel", "power_of_two")
+SBCInt8WeightPerGroupFloat = weight_quantizer("int8", GROUPS, "absmax")
+SBCInt8WeightPerGroupFloatMSE = weight_quantizer("int8", GROUPS, "mse")
+SBCInt8WeightPerGroupPowerOfTwo = weight_quantizer("int8", GROUPS, "power_of_two")

@@ -1,0 +1,174 @@
+"""From single calls of a model, however a loop makes them, to whole sequences and the layers' Hessians."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.calibration import Statistics, check_batch, check_steps, listener
+from sbc_plugin.core import kernels
+from sbc_plugin.core.matrix_form import matrix_form
+from sbc_plugin.errors import CalibrationError, UnsupportedModelError
+from sbc_plugin.layers import Forward, Part, Site, SNNLibrary, SpikingLayer, library_of, neutral
+from sbc_plugin.settings import Calibration
+
+TRACED_STEPS = 4
+
+
+class Recorder:
+    """Runs a model's calls, cuts them into sequences, and gathers the Hessian of the layers that it listens to.
+
+    A call with a state that is not None goes on with the sequence; any other call begins one.
+
+    Args:
+        model: whose calls.
+        calibration: settings; ``order`` does not matter here.
+        forward: ``forward(model, batch)`` runs one whole sequence; None: as the model is called.
+    """
+
+    def __init__(self, model: nn.Module, calibration: Calibration, forward: Forward | None) -> None:
+        self.model, self.calibration, self.forward = model, calibration, forward
+        self.library = _library(model)
+        self.steps = self.library is not None and self.library.is_step_model(model)
+        self.layers: list[SpikingLayer] | None = None
+        self.statistics: dict[str, Statistics] = {}
+        self.sequences, self.open = 0, False
+        self.listen([])
+
+    def listen(self, layers: list[SpikingLayer]) -> None:
+        """Gather for these layers from now on."""
+        self.listeners = [listener(layer, self.calibration) for layer in layers]
+        self.statistics |= {collector.layer.name: statistics for collector, _, statistics in self.listeners}
+
+    def find(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], modules: dict[str, nn.Module]
+    ) -> tuple[list[SpikingLayer], dict[str, str]]:
+        """The layers that hold one of ``modules``, in the order in which they run, and what was left out and why."""
+        batch, again = _first(args, kwargs)
+        if self.library is None:
+            return _plain_layers(self.model, modules, lambda: self.model(*args, **kwargs)), {}
+        forward: Forward | None = self.forward or (lambda model, batch: again(model, batch))
+        if self.forward is None and self.steps:
+            forward = None
+            if self._is_step(args, kwargs):
+                batch = batch.expand(TRACED_STEPS, *batch.shape)
+        return self.library.find_layers(self.model, batch, forward, self.calibration.temporal)
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], original: Callable[..., Any]) -> Any:
+        """Run one call while the listeners record.
+
+        Raises:
+            CalibrationError: a state without a sequence that it could belong to, or bad input.
+        """
+        extras = [*args[1:], *(kwargs.values() if args else list(kwargs.values())[1:])]
+        if all(extra is None for extra in extras):
+            self.end()
+            self.begin()
+        else:
+            self._check_goes_on()
+        batch, _ = _first(args, kwargs)
+        check_batch(batch, self.sequences)
+        with neutral(self.model), torch.no_grad(), self._listening():
+            if self.forward is not None:
+                return self.forward(self.model, batch)
+            if self.steps and not self._is_step(args, kwargs):
+                assert self.library is not None
+                return self.library.default_forward(self.model)(self.model, batch)
+            return original(*args, **kwargs)
+
+    def begin(self) -> None:
+        """A new sequence: filters start from rest."""
+        for collector, _, _ in self.listeners:
+            collector.begin()
+        self.open = True
+
+    def end(self) -> None:
+        """The sequence is over.
+
+        Raises:
+            CalibrationError: it was one step long.
+        """
+        if not self.open:
+            return
+        self.open = False
+        for collector, reservoir, statistics in self.listeners:
+            collector.end()
+            reservoir.end_batch(self.sequences)
+            statistics.sequences += collector.sequences
+        check_steps([collector for collector, _, _ in self.listeners], self.sequences, self.calibration)
+        self.sequences += 1
+
+    def finish(self) -> None:
+        """End the last sequence and pass on all that was gathered. Raises as :meth:`end`."""
+        self.end()
+        for _, reservoir, _ in self.listeners:
+            reservoir.flush()
+
+    def _is_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        batch, _ = _first(args, kwargs)
+        return len(args) + len(kwargs) > 1 or (isinstance(batch, Tensor) and batch.dim() < 3)
+
+    def _check_goes_on(self) -> None:
+        if not self.open:
+            raise CalibrationError("a state was given before a sequence began; start each sequence with state None")
+        layouts = {site.layout for collector, _, _ in self.listeners for site in collector.layer.sites}
+        if layouts - {"step"}:
+            raise CalibrationError(
+                "a state was given to a model that takes whole sequences (T, B, ...); give each sequence in one call"
+            )
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        collectors = [collector for collector, _, _ in self.listeners]
+
+        def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
+            for collector in collectors:
+                collector.on_step(name, x, feedback)
+
+        with ExitStack() as stack:
+            for collector in collectors:
+                for handle in collector.hooks():
+                    stack.callback(handle.remove)
+            if self.library is not None:
+                stack.enter_context(self.library.watch_steps(self.model, on_step))
+            yield
+
+
+def _library(model: nn.Module) -> SNNLibrary | None:
+    try:
+        return library_of(model)
+    except UnsupportedModelError:
+        return None  # no spiking neuron: every layer has M = I
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Forward]:
+    """The first argument of a call, and the call again with another one in its place.
+
+    Raises:
+        CalibrationError: there is no argument.
+    """
+    if args:
+        return args[0], lambda model, batch: model(batch, *args[1:], **kwargs)
+    if not kwargs:
+        raise CalibrationError("the model was called without an input")
+    name = next(iter(kwargs))
+    return kwargs[name], lambda model, batch: model(**(kwargs | {name: batch}))
+
+
+def _plain_layers(model: nn.Module, modules: dict[str, nn.Module], run: Callable[[], Any]) -> list[SpikingLayer]:
+    order: dict[str, None] = {}
+    with ExitStack() as stack, neutral(model), torch.no_grad():
+        for name, module in modules.items():
+            handle = module.register_forward_pre_hook(lambda module, inputs, name=name: order.setdefault(name))
+            stack.callback(handle.remove)
+        run()
+    return [_plain_layer(name, modules[name]) for name in order]
+
+
+def _plain_layer(name: str, module: nn.Module) -> SpikingLayer:
+    part = Part(name, module, "weight", matrix_form(module))
+    rows, site = part.form.rows, Site(None, "step")
+    variant, gain = torch.zeros(rows, dtype=torch.long), torch.ones(rows, dtype=torch.float64)
+    return SpikingLayer(name, type(module).__name__, (part,), kernels.delta(), variant, gain, sites=(site,))
