@@ -17,7 +17,16 @@ from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
 from sbc_plugin.report import LayerReport, Report
 from sbc_plugin.sequential import gather_drift
 from sbc_plugin.settings import METHODS, Calibration, Prune, Quantize
-from sbc_plugin.solving import Recipe, saliency, sequential_target, solve, unfit_pattern, without_pruning
+from sbc_plugin.solving import (
+    SECOND_ORDER,
+    Recipe,
+    check_heard,
+    saliency,
+    sequential_target,
+    solve,
+    unfit_pattern,
+    without_pruning,
+)
 
 
 def compress(
@@ -117,6 +126,9 @@ class _Job:
     def one_shot(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
         """All Hessians from one pass over the dense network; all layers solved before the first is written."""
         found = self.gather(self.layers)
+        for layer in self.layers if self.recipe.method in SECOND_ORDER else []:
+            with in_layer(layer.name):  # before time goes into the layers in front of it
+                check_heard(found[layer.name].accumulator.sum_xx)
         zeros = self.budget(dense, skipped, found)
         solved = []
         for layer in self.bar(self.layers):
@@ -141,7 +153,7 @@ class _Job:
                     self.library, self.model, layer, self.data, self.calibration, self.forward, self.layers, dense, done
                 )
                 hessian, target = statistics.accumulator.hessian(), dense[layer.name]
-                if done and self.recipe.method in ("sbc", "obc"):
+                if done and self.recipe.method in SECOND_ORDER:
                     with in_layer(layer.name):
                         groups = layer.groups if hessian.dim() == 3 else None
                         alpha, damping = self.calibration.alpha, self.calibration.damping
