@@ -1,6 +1,7 @@
 """Small NIR graphs of every kind, with parameters that differ from neuron to neuron, and how to run what is read."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -45,6 +46,12 @@ def cuba(*shape: int, seed: int = 0) -> Any:
         v_reset=draw(shape, -0.3, 0),
         w_in=draw(shape, 1.0, 3.0),
     )
+
+
+def norses_lif(*shape: int, seed: int = 0) -> Any:
+    """Each spike adds 1 to the current, at a step of 2 DT: Norse's LIF."""
+    node = cuba(*shape, seed=seed)
+    return replace(node, r=numpy.ones(shape), w_in=node.tau_syn / (2 * DT))
 
 
 def integrate_and_fire(*shape: int, seed: int = 0, plain: bool = False) -> Any:
@@ -118,6 +125,7 @@ def residual() -> Any:
 GRAPHS: dict[str, Callable[[], Any]] = {
     "LIF": lambda: dense(lif),
     "CubaLIF": lambda: dense(cuba),
+    "Norse's LIF": lambda: dense(norses_lif),
     "IF": lambda: dense(integrate_and_fire),
     "conv": convolutional,
     "conv1d": convolutional_1d,

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nir
 import norse
 import numpy
@@ -13,6 +14,7 @@ import torch
 from integration_tests.benchmarks import braille
 from integration_tests.nir_graphs import DT, GRAPHS, dense, graph, lif, run, spikes
 from sbc_plugin import Prune, Quantize
+from sbc_plugin.demo import digits, network
 from sbc_plugin.errors import CheckpointError, SettingsError, UnsupportedModelError
 from sbc_plugin.nir import compress_file, integers, read, write
 
@@ -38,6 +40,30 @@ def test_the_file_gives_the_spikes_of_the_compressed_model(kind: str, tmp_path: 
     assert abs(report.sparsity - 0.3) < 0.1 and all(layer.bits == 4 for layer in report.layers)
     assert all(found.codes.abs().max() <= 7 for found in integers(again).values())
     assert sorted(os.listdir(tmp_path)) == ["dense.nir", "small.nir"]
+
+
+@pytest.mark.parametrize("kind", ["LIF", "IF", "recurrent CubaLIF"])
+def test_the_reset_method_is_noted_in_the_file(kind: str, tmp_path: Path) -> None:
+    nir.write(tmp_path / "dense.nir", GRAPHS[kind]())
+    data, x = [spikes((5,), seed=1)], spikes((5,), steps=60, batch=8, seed=2)
+    small, _ = compress_file(
+        tmp_path / "dense.nir", tmp_path / "small.nir", data, quantize=Quantize(3), reset_method="reset_subtract"
+    )
+    expected = run(small, x)
+    assert torch.equal(run(read(tmp_path / "small.nir"), x), expected)
+    assert not torch.equal(run(read(tmp_path / "small.nir", reset_method="reset_value"), x), expected)
+
+
+def test_real_digits(tmp_path: Path) -> None:
+    data, model = digits.load(), network.pretrained(seed=0)
+    x, labels = data.test.batches(100)[0]
+    write(tmp_path / "dense.nir", model, input_shape=(2, 16, 16))
+    assert torch.equal(run(read(tmp_path / "dense.nir"), x), run(model, x))
+    calibration_data, bits = data.calibration.batches(50)[:2], Quantize(4)
+    small, _ = compress_file(tmp_path / "dense.nir", tmp_path / "small.nir", calibration_data, quantize=bits)
+    expected = run(small, x)
+    assert torch.equal(run(read(tmp_path / "small.nir"), x), expected)
+    assert (expected.sum(0).argmax(1) == labels).double().mean() > 0.8
 
 
 @pytest.mark.skipif(not SHIPPED.exists(), reason="this norse ships no braille.nir")
@@ -130,6 +156,16 @@ def test_sources_that_are_no_nir(tmp_path: Path) -> None:
     half.write_bytes(half.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"half\.nir cannot be read as NIR"):
         read(half)
+
+
+def test_a_damaged_node_is_no_unknown_node(tmp_path: Path) -> None:
+    path = tmp_path / "odd.nir"
+    nir.write(path, dense(lif))
+    with h5py.File(path, "r+") as file:
+        del file["node/nodes/n1/tau"]
+        file["node/nodes/n1/tau"] = numpy.ones(3)
+    with pytest.raises(CheckpointError, match="cannot be read as NIR: All parameters must have the same shape"):
+        read(path)
 
 
 def test_unknown_and_unsupported_nodes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

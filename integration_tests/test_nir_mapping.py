@@ -1,5 +1,6 @@
 """NIR nodes as Norse modules and back: NIR's own equations, torch, and Norse's import where that is right agree."""
 
+from itertools import pairwise
 from typing import Any
 
 import nir
@@ -121,6 +122,16 @@ def test_two_ways_that_meet_are_added_in_the_same_step() -> None:
         assert torch.equal(found, z)
 
 
+def test_nodes_may_have_any_name() -> None:
+    names = ["order", "nodes", "forward", "a.b", "a_b", "dt"]
+    nodes = {name: nir.Linear(weight(seed, 5, 5)) for seed, name in enumerate(names)}
+    path = ["input", *nodes, "neuron", "output"]
+    model = read(graph((5,), (5,), nodes | {"neuron": lif(5)}, list(pairwise(path))))
+    assert [model.nodes[name] for name, _ in model.named_children()] == [*names, "neuron"]
+    assert list(graph_of(model).nodes) == path
+    assert run(model, spikes((5,))).shape == (25, 4, 5)
+
+
 @pytest.mark.parametrize("make", [residual, lambda: recurrent(cuba)])
 def test_the_order_of_edges_does_not_count(make: Any) -> None:
     source, x = make(), spikes((5,))
@@ -214,5 +225,7 @@ def test_damaged_graphs_are_refused() -> None:
         read(graph((5,), (5,), {}, [("input", "lost"), ("lost", "output")]))
     with pytest.raises(CheckpointError, match=r"\['n'\] get no input"):
         read(graph((5,), (5,), {"n": lif(5)}, [("input", "output")]))
+    with pytest.raises(SettingsError, match="dt=-1 is no step of time"):
+        read(dense(lif), dt=-1)
     with pytest.raises(SettingsError, match="reset_method='half' is unknown; use one of 'reset_value'"):
         read(dense(lif), reset_method="half")

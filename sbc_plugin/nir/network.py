@@ -53,18 +53,18 @@ class Network(nn.Module):
         self.nodes: dict[str, str] = {}
         self.edges, self.ends, self.input_shape = tuple(edges), ends, input_shape
         self.dt, self.reset_method = dt, reset_method
-        self._modules_of: dict[str, str] = {}
-        for node, module in modules.items():
-            name = self._free(node)
-            self.add_module(name, module)
-            self.nodes[name], self._modules_of[node] = node, name
         self.order, self.delayed = running_order(self.edges, ends[0])
         # by node: whose output of this step it takes, and whose of the last
         self._sources: dict[str, tuple[list[str], list[str]]] = {node: ([], []) for node in self.order}
         for edge in self.edges:
             if edge[0] in self._sources:
                 self._sources[edge[1]][edge in self.delayed].append(edge[0])
+        self._modules_of: dict[str, str] = {}
         self.stateful = {node for node, module in modules.items() if takes_state(module)}
+        for node, module in modules.items():  # last, for a node may be called as any attribute
+            name = self._free(node)
+            self.add_module(name, module)
+            self.nodes[name], self._modules_of[node] = node, name
 
     def _free(self, node: str) -> str:
         """A name that torch takes: no dots, and no attribute of a module."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from sbc_plugin.errors import CheckpointError, UnsupportedModelError, in_layer
+from sbc_plugin.errors import CheckpointError, SettingsError, UnsupportedModelError, in_layer
 from sbc_plugin.nir.network import Edge, Network, running_order, shape_after
 from sbc_plugin.nir.neurons import NEURON_NODES, Gain, Reset, neuron_of, reset_named
 
@@ -38,11 +38,13 @@ def read(source: str | Path | Any, *, dt: float | None = None, reset_method: str
     Raises:
         CheckpointError: no such file, no NIR, or a graph whose shapes do not fit.
         UnsupportedModelError: a node that Norse or this package does not have.
-        SettingsError: dt longer than a time constant, or an unknown reset method.
+        SettingsError: dt not positive or longer than a time constant, or an unknown reset method.
     """
     graph = source if isinstance(source, nir.NIRGraph) else _load(Path(source))
     noted = graph.metadata if isinstance(graph.metadata, dict) else {}
     dt = float(noted.get("dt", DEFAULT_DT) if dt is None else dt)
+    if not dt > 0:
+        raise SettingsError(f"dt={dt:g} is no step of time; give seconds, e.g. 1e-3")
     reset = reset_named(noted.get("reset_method", "reset_value") if reset_method is None else reset_method)
     nodes, edges = _unfolded(graph)
     start, end = _end(nodes, nir.Input), _end(nodes, nir.Output)
@@ -76,13 +78,13 @@ def _load(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a file; give the path of a .nir file")
     try:
         return nir.read(path, type_check=False)  # its check has grouped convolutions and oblong kernels wrong
-    except AssertionError:
-        unknown = sorted(_types(path) - set(nir.ir.__all__))
-        raise UnsupportedModelError(
-            f"{path} holds nodes of type {', '.join(unknown) or 'unknown'}, which nir {nir.version} does not know; "
-            "install a newer nir, or take them out"
-        ) from None
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (AssertionError, OSError, KeyError, ValueError, TypeError) as error:
+        unknown = sorted(_types(path) - set(nir.ir.__all__)) if isinstance(error, AssertionError) else []
+        if unknown:
+            raise UnsupportedModelError(
+                f"{path} holds nodes of type {', '.join(unknown)}, which nir {nir.version} does not know; "
+                "install a newer nir, or take them out"
+            ) from None
         raise CheckpointError(f"{path} cannot be read as NIR: {error}; write it again with nir.write") from error
 
 
@@ -104,7 +106,7 @@ def _unfolded(graph: Any) -> tuple[dict[str, Any], list[Edge]]:
     Raises:
         CheckpointError: an edge to a node that is not there.
     """
-    nodes, edges = dict(graph.nodes), [(str(a), str(b)) for a, b in graph.edges]
+    nodes, edges = dict(graph.nodes), list(dict.fromkeys((str(a), str(b)) for a, b in graph.edges))
     for edge in edges:
         if not nodes.keys() >= set(edge):
             raise CheckpointError(f"the graph does not hold both ends of the edge {edge}; the graph is damaged")

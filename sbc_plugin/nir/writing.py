@@ -65,7 +65,7 @@ def write(target: str | Path, model: nn.Module, *, input_shape: Shape | None = N
         os.chmod(beside, 0o666 & ~_mask())
         os.replace(beside, target)
         beside = None
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # h5py raises either
         raise CheckpointError(
             f"{target} cannot be written: {error}; choose a folder that exists, has space and lets you write"
         ) from error
