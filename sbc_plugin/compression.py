@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from sbc_plugin.calibration import DEFAULT, Statistics, gather, peek
 from sbc_plugin.core.allocation import allocate_zeros
+from sbc_plugin.core.grids import Grid
 from sbc_plugin.core.hessian import Solution
 from sbc_plugin.core.patterns import parse_pattern, pattern_zeros
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, backend_called, library_of
 from sbc_plugin.report import LayerReport, Report
 from sbc_plugin.sequential import gather_drift
 from sbc_plugin.settings import METHODS, Calibration, Prune, Quantize
@@ -40,6 +41,7 @@ def compress(
     forward: Forward | None = None,
     inplace: bool = False,
     progress: bool | None = None,
+    backend: str | None = None,
 ) -> tuple[nn.Module, Report]:
     """Prune and quantise a trained spiking network in one call, without retraining, keeping its spike trains.
 
@@ -59,6 +61,7 @@ def compress(
             step model over the first axis.
         inplace: change ``model`` itself, all layers or none; otherwise it is not touched.
         progress: show a progress bar; None = on a terminal.
+        backend: "brevitas" returns a model of Brevitas layers with the same integers and scales; None plain layers.
 
     Returns:
         The compressed model and a report with a row a layer.
@@ -79,6 +82,9 @@ def compress(
     _check_kind("calibration", calibration, Calibration, "Calibration()")
     if method == "obc":
         calibration = replace(calibration, temporal=False)
+    adapter = None if backend is None else backend_called(backend)
+    if adapter is not None and quantize is None:
+        raise SettingsError(f"backend={backend!r} holds quantised weights; give quantize=Quantize(bits)")
     library = library_of(model)
     first, data = peek(calibration_data)
     target = model if inplace else library.copy_model(model)
@@ -88,6 +94,8 @@ def compress(
     for name, weight in dense.items():
         if not weight.isfinite().all():
             raise CalibrationError(f"layer {name!r}: the weight holds NaN or infinity; repair the model first")
+    if adapter is not None and quantize is not None:
+        adapter.check_backend(layers, quantize)
     job = _Job(
         library,
         target,
@@ -99,6 +107,9 @@ def compress(
         Recipe(method, prune, quantize, calibration.damping),
     )
     rows = job.one_shot(dense, skipped) if calibration.order == "one-shot" else job.sequential(dense, skipped)
+    if adapter is not None and quantize is not None:
+        target, left = adapter.into_backend(target, layers, quantize, job.grids)
+        skipped |= {name: "; ".join(filter(None, [skipped.get(name), reason])) for name, reason in left.items()}
     settings = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
     return target, Report(rows, skipped, settings, time.perf_counter() - started)
 
@@ -122,6 +133,7 @@ class _Job:
     ) -> None:
         self.library, self.model, self.layers, self.data = library, model, layers, data
         self.calibration, self.forward, self.progress, self.recipe = calibration, forward, progress, recipe
+        self.grids: dict[str, Grid] = {}
 
     def one_shot(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
         """All Hessians from one pass over the dense network; all layers solved before the first is written."""
@@ -174,7 +186,10 @@ class _Job:
     def solve(self, layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: dict[str, int]) -> Solution:
         recipe = self.recipe if layer.name in zeros else without_pruning(self.recipe)
         with in_layer(layer.name):
-            return solve(layer, weight, hessian, zeros.get(layer.name), recipe)
+            solution = solve(layer, weight, hessian, zeros.get(layer.name), recipe)
+        if solution.grid is not None:
+            self.grids[layer.name] = solution.grid
+        return solution
 
     def budget(self, dense: dict[str, Tensor], skipped: dict[str, str], found: dict[str, Statistics]) -> dict[str, int]:
         """How many zeros each layer shall have; layers that the pattern does not fit are left out, and that is told.

@@ -9,13 +9,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.core.grids import Grid
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling
-from sbc_plugin.errors import CalibrationError, UnsupportedModelError
+from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
+from sbc_plugin.settings import Quantize
 
 Forward = Callable[[nn.Module, Any], Any]
 
 SNN_LIBRARIES = {"norse": "sbc_plugin.norse"}
+BACKENDS = {"brevitas": "sbc_plugin.brevitas"}
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,32 @@ def library_of(model: nn.Module) -> SNNLibrary:
             return import_module(adapter)
     known = ", ".join(SNN_LIBRARIES)
     raise UnsupportedModelError(f"{type(model).__name__} holds no spiking neuron of a known library ({known})")
+
+
+class Backend(Protocol):
+    """What the module of a quantisation library offers."""
+
+    def check_backend(self, layers: Sequence[SpikingLayer], quantize: Quantize) -> None:
+        """Refuse what the library cannot hold, before anything is changed."""
+
+    def into_backend(
+        self, model: nn.Module, layers: Sequence[SpikingLayer], quantize: Quantize, grids: Mapping[str, Grid]
+    ) -> tuple[nn.Module, dict[str, str]]:
+        """The model, changed in place, with the library's layers on these grids, and name -> why for what is left."""
+
+
+def backend_called(name: str) -> Backend:
+    """The module of a quantisation library; imported on demand.
+
+    Raises:
+        SettingsError: the library is not known, or not installed.
+    """
+    if name not in BACKENDS:
+        raise SettingsError(f"backend={name!r} is unknown; use one of {', '.join(map(repr, BACKENDS))}, or None")
+    try:
+        return import_module(BACKENDS[name])
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"backend={name!r} needs {error.name}; pip install 'sbc-plugin[{name}]'") from error
 
 
 @contextmanager

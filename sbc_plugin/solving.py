@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.grids import make_grid, round_to_nearest
+from sbc_plugin.core.grids import Grid, make_grid, round_to_nearest
 from sbc_plugin.core.hessian import Solution, damped, inverse, layer_loss, quadratic, row_groups
 from sbc_plugin.core.patterns import check_pattern, parse_pattern
 from sbc_plugin.core.pruning import prune as prune_layer
@@ -73,7 +73,7 @@ def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | Non
     gain = gain.where(gain > 0, gain[gain > 0].min() if (gain > 0).any() else 1.0)
     groups = layer.groups if hessian.dim() == 3 else None
     present = weight != 0
-    new, mask = weight, present
+    new, mask, grid = weight, present, None
     if zeros is not None and recipe.prune is not None:
         solver = recipe.prune.solver if second_order else "magnitude"
         adapt = recipe.prune.refit and second_order
@@ -86,9 +86,9 @@ def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | Non
             new = refit(weight, mask, hessian, damping=recipe.damping, groups=groups)
         new = new.where(mask, 0.0)
     if recipe.quantize is not None:
-        new = _quantised(layer, new, hessian, mask, recipe, gain)
+        new, grid = _quantised(layer, new, hessian, mask, recipe, gain)
     scaled = gain[:, None].to(weight)
-    return Solution(new, mask, layer_loss(weight * scaled, new * scaled, hessian, groups))
+    return Solution(new, mask, layer_loss(weight * scaled, new * scaled, hessian, groups), grid)
 
 
 def check_heard(hessian: Tensor) -> None:
@@ -106,13 +106,15 @@ def check_heard(hessian: Tensor) -> None:
 
 def _quantised(
     layer: SpikingLayer, weight: Tensor, hessian: Tensor, mask: Tensor, recipe: Recipe, gain: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Grid | None]:
     assert recipe.quantize is not None
     settings = asdict(recipe.quantize) | {"mask": mask, "parts": [part.form.columns for part in layer.parts]}
     if recipe.method not in SECOND_ORDER:
-        return round_to_nearest(weight, make_grid(weight, **settings), mask)
+        grid = make_grid(weight, **settings)
+        return round_to_nearest(weight, grid, mask), grid
     groups = layer.groups if hessian.dim() == 3 else None
-    return quantise(weight, hessian, **settings, damping=recipe.damping, groups=groups, row_scale=gain).weight
+    solution = quantise(weight, hessian, **settings, damping=recipe.damping, groups=groups, row_scale=gain)
+    return solution.weight, solution.grid
 
 
 def saliency(layer: SpikingLayer, weight: Tensor, hessian: Tensor, damping: float) -> Tensor:

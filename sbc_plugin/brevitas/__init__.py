@@ -3,6 +3,7 @@
 Importing this patches nothing.
 """
 
+from sbc_plugin.brevitas.backend import check_backend, into_backend
 from sbc_plugin.brevitas.layers import quantize_layers
 from sbc_plugin.brevitas.mode import sbc_mode
 from sbc_plugin.brevitas.quantizers import (
@@ -82,6 +83,8 @@ __all__ = [
     "SBCInt8WeightPerTensorFloat",
     "SBCInt8WeightPerTensorFloatMSE",
     "SBCInt8WeightPerTensorPowerOfTwo",
+    "check_backend",
+    "into_backend",
     "quantize_layers",
     "sbc_mode",
     "weight_quantizer",

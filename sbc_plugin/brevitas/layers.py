@@ -1,6 +1,7 @@
 """Replace a model's Linear and convolution layers by Brevitas' quantised ones, and say what was left out."""
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import brevitas.nn as qnn
@@ -16,7 +17,11 @@ _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def quantize_layers(
-    model: nn.Module, quantizer: type[ExtendedInjector], *, inplace: bool = False
+    model: nn.Module,
+    quantizer: type[ExtendedInjector],
+    *,
+    inplace: bool = False,
+    names: Collection[str] | None = None,
 ) -> tuple[nn.Module, dict[str, str]]:
     """A model whose Linear and Conv layers are Brevitas', with quantised weights, wherever they stand in it.
 
@@ -26,6 +31,7 @@ def quantize_layers(
         model: any module: ``SequentialState``, ``Lift``, NIR graphs, modules with a loop of their own, a single layer.
         quantizer: of :func:`~sbc_plugin.brevitas.quantizers.weight_quantizer`, or Brevitas' own.
         inplace: change ``model`` itself, unless it is a single layer, which cannot turn into another.
+        names: of the layers to quantise; None = all.
 
     Returns:
         The model, and name -> reason for every weight that was left out.
@@ -41,6 +47,8 @@ def quantize_layers(
     layers: dict[int, nn.Module] = {}
     owners = _owners_of_weights(target)
     for name, module in target.named_modules():
+        if names is not None and name not in names:
+            continue
         reason = _unfit(module, owners)
         if reason is None:
             layers[id(module)] = _quantised(module, quantizer)

@@ -71,7 +71,7 @@ def descend(
             codes[moving] = after.T
             moving = moving[(after != before).any(0)]
     new = grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
-    return Solution(weight=new, mask=kept, loss=layer_loss(target, new.to(hessian), hessian, groups))
+    return Solution(weight=new, mask=kept, loss=layer_loss(target, new.to(hessian), hessian, groups), grid=grid)
 
 
 def _sweep(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sbc_plugin.core.grids import Grid
 from sbc_plugin.errors import CalibrationError, SettingsError, SingularHessianError
 
 
@@ -23,11 +24,13 @@ class Solution:
         weight: (rows, columns), the new weight, zero where ``mask`` is False.
         mask: (rows, columns), True = kept.
         loss: relative increase of the objective: 0 = unchanged, 1 = the layer's output removed.
+        grid: that ``weight`` lies on; None if it was not quantised.
     """
 
     weight: Tensor
     mask: Tensor
     loss: float
+    grid: Grid | None = None
 
 
 class HessianAccumulator:

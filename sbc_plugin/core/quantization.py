@@ -82,7 +82,7 @@ def gptq(
             part = tuple(tensor[mine, chosen].T.contiguous() for tensor in (start, scale, zero_point, allowed))
             codes[mine, chosen] = _round_columns(part, grid.code_range, factor, block).T
     new = grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
-    return Solution(weight=new, mask=kept, loss=layer_loss(start, new.to(hessian), hessian, groups))
+    return Solution(weight=new, mask=kept, loss=layer_loss(start, new.to(hessian), hessian, groups), grid=grid)
 
 
 def refit_scale(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, groups: Tensor | None = None) -> Grid:

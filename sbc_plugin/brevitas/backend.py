@@ -1,0 +1,88 @@
+"""``compress(..., backend="brevitas")``: core's integers and scales in Brevitas' layers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.brevitas.grids import read_grid, write
+from sbc_plugin.brevitas.layers import Quantised, quantize_layers
+from sbc_plugin.brevitas.quantizers import weight_quantizer
+from sbc_plugin.core.grids import Grid
+from sbc_plugin.errors import SettingsError, UnsupportedModelError, in_layer
+from sbc_plugin.layers import Part, SpikingLayer
+from sbc_plugin.settings import Quantize
+
+
+def check_backend(layers: Sequence[SpikingLayer], quantize: Quantize) -> None:
+    """Refuse what Brevitas' layers cannot hold.
+
+    Raises:
+        SettingsError: a zero point, or groups that mix the kernel positions of a convolution.
+        UnsupportedModelError: no layer that Brevitas has a counterpart of.
+    """
+    if not quantize.symmetric:
+        raise SettingsError("backend='brevitas' has symmetric grids only; use Quantize(..., symmetric=True)")
+    parts = [part for layer in layers for part in layer.parts if _is_module(part)]
+    if not parts:
+        raise UnsupportedModelError("no weight of the model has a layer in Brevitas; use backend=None")
+    for part in parts:
+        if quantize.granularity.startswith("group") and part.form.positions > 1:
+            raise SettingsError(
+                f"layer {part.name!r}: granularity={quantize.granularity!r} takes consecutive weights of a row, "
+                "Brevitas groups input channels of one kernel position; use granularity='channel' or backend=None"
+            )
+
+
+def into_backend(
+    model: nn.Module, layers: Sequence[SpikingLayer], quantize: Quantize, grids: Mapping[str, Grid]
+) -> tuple[nn.Module, dict[str, str]]:
+    """The model with Brevitas layers whose codes and scales are those of ``grids``; changed in place.
+
+    Args:
+        model: compressed: its weights lie on the grids.
+        layers: of the model.
+        quantize: the settings that it was compressed with.
+        grids: name of a layer -> the grid of its parts side by side.
+
+    Returns:
+        The model, and name -> reason for weights that are on the grid but not in Brevitas.
+
+    Raises:
+        GridMovedError: Brevitas sees other integers than core.
+    """
+    quantizer = weight_quantizer(f"int{quantize.bits}", quantize.granularity, quantize.scale)
+    parts = [part for layer in layers for part in layer.parts]
+    names = {part.name for part in parts if _is_module(part)}
+    model, left = quantize_layers(model, quantizer, inplace=True, names=names)
+    left |= {part.name: "on the grid, but a parameter of a cell" for part in parts if part.name not in names}
+    for layer in layers:
+        scale, _ = grids[layer.name].of_columns(layer.columns)
+        blocks = scale.expand(layer.rows, layer.columns).split([part.form.columns for part in layer.parts], 1)
+        for part, block in zip(layer.parts, blocks, strict=True):
+            if part.name in names and part.name not in left:
+                with in_layer(part.name):
+                    _set_scale(model.get_submodule(part.name), block, quantize)
+    return model, left
+
+
+def _is_module(part: Part) -> bool:
+    return part.attribute == "weight"
+
+
+def _set_scale(module: Any, scale: Tensor, quantize: Quantize) -> None:
+    """Give a layer, whose weight is on the grid already, the grid's ``scale`` (rows, columns)."""
+    assert isinstance(module, Quantised)
+    weight = module.weight.detach().flatten(1).clone()
+    read_grid(module)  # the first call derives a scale from the weight, later ones do not
+    value: Tensor = module.weight_quant.tensor_quant.scaling_impl.value
+    size = int(quantize.granularity[6:]) if quantize.granularity.startswith("group") else scale.shape[1]
+    new = scale[:1, :1] if quantize.granularity == "tensor" else scale[:, ::size]
+    if quantize.scale == "power_of_two":
+        mantissa, exponent = torch.frexp(new)  # exact, as a logarithm need not be
+        new = (exponent - 1).to(new)
+        assert bool((mantissa == 0.5).all())
+    with torch.no_grad():
+        value.copy_(new.reshape(value.shape))
+    write(module, weight, read_grid(module))
