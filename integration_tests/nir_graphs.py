@@ -95,9 +95,17 @@ def convolutional() -> Any:
 
 
 def convolutional_1d() -> Any:
-    conv = nir.Conv1d(9, weight(0, 4, 2, 3), 2, 0, 1, 1, numpy.full(4, 0.1, numpy.float32))
-    flat = nir.Flatten(numpy.array([4, 4]), 0, -1)
-    return chain((2, 9), (3,), conv=conv, lif=lif(4, 4), flat=flat, fc=nir.Linear(weight(1, 3, 16)), out=lif(3, seed=4))
+    """Conv1d with a stride; a Scale; the answer is the membrane of an integrator."""
+    return chain(
+        (2, 9),
+        (3,),
+        conv=nir.Conv1d(9, weight(0, 4, 2, 3), 2, 0, 1, 1, numpy.full(4, 0.1, numpy.float32)),
+        lif=lif(4, 4),
+        flat=nir.Flatten(numpy.array([4, 4]), 0, -1),
+        fc=nir.Linear(weight(1, 3, 16)),
+        scale=nir.Scale(numpy.array([0.5, 1.0, 1.5])),
+        out=nir.LI(tau=values(2)(3, 2e-3, 8e-3), r=numpy.full(3, 0.4), v_leak=numpy.full(3, 0.1)),
+    )
 
 
 def recurrent(neuron: Callable[..., Any], nested: bool = False) -> Any:

@@ -33,7 +33,7 @@ def test_the_file_gives_the_spikes_of_the_compressed_model(kind: str, tmp_path: 
     again = read(target)
     x = spikes(shape, steps=60, batch=8, seed=2)
     expected = run(small, x)
-    assert 0 < expected.mean() < 1
+    assert len(expected.unique()) > 1
     assert torch.equal(run(again, x), expected)
     assert not torch.equal(run(read(source, dt=2 * DT), x), expected)
     assert again.dt == small.dt == report.settings["dt"] == 2 * DT  # noted in the file

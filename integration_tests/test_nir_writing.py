@@ -1,5 +1,6 @@
 """Norse models written as NIR graphs: right time constants and shapes, and the same answer once they are read again."""
 
+import nir
 import norse.torch as norse
 import numpy
 import pytest
@@ -8,7 +9,7 @@ from norse.torch.functional.reset import reset_subtract
 from torch import Tensor, nn
 
 from integration_tests.models import imported
-from integration_tests.nir_graphs import DT, lif, recurrent, run, spikes
+from integration_tests.nir_graphs import DT, chain, cuba, lif, recurrent, run, spikes, weight
 from sbc_plugin.errors import SettingsError, UnsupportedModelError
 from sbc_plugin.nir import graph_of, read
 
@@ -99,6 +100,24 @@ def test_bias_or_none(bias: bool) -> None:
         found = again.module_of(name)
         assert torch.equal(found.weight, layer.weight)  # type: ignore[arg-type]
         assert torch.equal(found.bias, layer.bias) if bias else found.bias is None  # type: ignore[arg-type]
+
+
+def test_a_reset_of_ones_own_is_asked_for_again() -> None:
+    def halve(z: Tensor, v: Tensor, reset: Tensor, th: Tensor) -> Tensor:
+        return v - z * v / 2
+
+    model = norse.SequentialState(nn.Linear(2, 3), norse.LIFBoxCell(norse.LIFBoxParameters(reset_method=halve)))
+    source = graph_of(model)
+    with pytest.raises(SettingsError, match=r"reset_method='halve' is unknown.*give the function itself"):
+        read(source)
+    assert read(source, reset_method=halve).reset_method is halve
+
+
+def test_a_synapse_that_leaks_to_a_current_is_refused() -> None:
+    """Norse's import gives the synapse the membrane's v_leak."""
+    model = imported(chain((5,), (5,), fc=nir.Linear(weight(0, 5, 5)), n=cuba(5)), dt=DT)
+    with pytest.raises(UnsupportedModelError, match=r"'n'.*its synapse leaks to a current other than 0"):
+        graph_of(model)
 
 
 def test_what_has_no_counterpart_is_refused() -> None:

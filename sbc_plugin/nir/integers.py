@@ -98,11 +98,13 @@ def _grid(matrix: Tensor) -> tuple[Tensor, Tensor]:
     magnitude = matrix.abs()
     smallest = magnitude.where(magnitude > 0, torch.inf).amin(1)
     smallest = smallest.where(smallest.isfinite(), 1.0)
-    codes, done = (matrix / smallest[:, None]).round(), torch.zeros(len(matrix), dtype=torch.bool)
+    unit = matrix / smallest[:, None]
+    codes, open_rows = unit.round(), torch.arange(len(matrix), device=matrix.device)
     for code in range(1, LARGEST + 1):
-        trial = matrix / smallest[:, None] * code
-        fits = ((trial - trial.round()).abs() <= TOLERANCE * trial.abs()).all(1) & ~done
-        codes, done = torch.where(fits[:, None], trial.round(), codes), done | fits
+        trial = unit[open_rows] * code
+        fits = ((trial - trial.round()).abs() <= TOLERANCE * trial.abs()).all(1)
+        codes[open_rows[fits]] = trial[fits].round()
+        open_rows = open_rows[~fits]
     square = (codes**2).sum(1)
     return codes, torch.where(square > 0, (codes * matrix).sum(1) / square, 1.0)
 

@@ -151,6 +151,11 @@ def node_of(neuron: nn.Module, shape: tuple[int, ...]) -> Any:
     if isinstance(neuron, Cascade | CubaLIF):
         cascade: Any = neuron
         p, synapse = cascade.lif.p, cascade.synapse.p
+        if _array(synapse.v_leak).any():
+            raise UnsupportedModelError(
+                "its synapse leaks to a current other than 0, which NIR has no word for (norse.from_nir makes it so "
+                "wherever v_leak is not 0); read the file with sbc_plugin.nir.read"
+            )
         times = {"tau_syn": tau(synapse.tau_mem_inv), "tau_mem": tau(p.tau_mem_inv), "v_leak": full(p.v_leak)}
         weights = {"r": full(neuron.r), "w_in": full(neuron.w_in)}
         if isinstance(neuron.lif, norse.LIFBoxCell):
@@ -192,7 +197,8 @@ def reset_named(method: str | Reset) -> Reset:
     """
     found = RESETS.get(method) if isinstance(method, str) else method
     if found is None:
-        raise SettingsError(f"reset_method={method!r} is unknown; use one of {', '.join(map(repr, RESETS))}")
+        known = ", ".join(map(repr, RESETS))
+        raise SettingsError(f"reset_method={method!r} is unknown; use one of {known}, or give the function itself")
     return found
 
 

@@ -1,10 +1,9 @@
 """A Norse model as a NIR graph, and as a file."""
 
-import os
-import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import nir
 import norse.torch as norse
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.errors import CheckpointError, SettingsError, UnsupportedModelError, in_layer
 from sbc_plugin.nir.network import Edge, Network, running_order, shape_after
-from sbc_plugin.nir.neurons import RESETS, Gain, Reset, node_of, reset_of
+from sbc_plugin.nir.neurons import Gain, Reset, node_of, reset_of
 from sbc_plugin.nir.reading import Shape, without
 
 TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
@@ -57,27 +56,16 @@ def write(target: str | Path, model: nn.Module, *, input_shape: Shape | None = N
         CheckpointError: the file cannot be written.
     """
     graph, target = graph_of(model, input_shape=input_shape), Path(target)
-    beside = None
+    beside = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
     try:
-        handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
         nir.write(beside, graph)
-        os.chmod(beside, 0o666 & ~_mask())
-        os.replace(beside, target)
-        beside = None
+        beside.replace(target)
     except (OSError, RuntimeError) as error:  # h5py raises either
         raise CheckpointError(
             f"{target} cannot be written: {error}; choose a folder that exists, has space and lets you write"
         ) from error
     finally:
-        if beside is not None:
-            Path(beside).unlink(missing_ok=True)
-
-
-def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        beside.unlink(missing_ok=True)
 
 
 def graph_of(model: nn.Module, *, input_shape: Shape | None = None) -> Any:
@@ -258,8 +246,8 @@ def _noted(modules: dict[str, nn.Module]) -> dict[str, Any]:
     if len(resets) > 1:
         raise SettingsError("neurons reset in different ways; a .nir file is read with one: give all the same")
     noted: dict[str, Any] = {"dt": steps.pop()} if steps else {}
-    known = [name for name, function in RESETS.items() if function in resets]
-    return noted | ({"reset_method": known[0]} if known else {})
+    # of a function that is not Norse's, the name: reading then asks for the function
+    return noted | ({"reset_method": resets.pop().__name__} if resets else {})
 
 
 def _spikes(module: nn.Module) -> bool:
