@@ -1,8 +1,11 @@
 """The integers behind a quantised network: exact codes, and a network of integers alone that sends the same spikes."""
 
+from pathlib import Path
 from typing import Any
 
+import nir
 import norse.torch as norse
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from integration_tests.nir_graphs import DT, convolutional, cuba, dense, lif, recurrent, run, spikes
 from sbc_plugin import Quantize, compress
 from sbc_plugin.errors import SettingsError
-from sbc_plugin.nir import Network, graph_of, integers, read
+from sbc_plugin.nir import Network, graph_of, integers, read, write
 
 
 def quantised(source: Any, bits: int, **settings: Any) -> Network:
@@ -91,6 +94,25 @@ def test_input_and_recurrent_weights_have_scales_of_their_own() -> None:
     entries = integers(cell)
     assert list(entries) == ["0.input_weights", "0.recurrent_weights", "1"]
     assert entries["0.input_weights"].threshold is not None and entries["1"].threshold is None
+
+
+@pytest.mark.parametrize("scale", ["mse", "power_of_two"])
+def test_a_file_may_hold_the_integers_beside_the_weights(scale: str, tmp_path: Path) -> None:
+    model, power = quantised(recurrent(cuba), 4, scale=scale), scale == "power_of_two"
+    write(tmp_path / "a.nir", model, codes=True, power_of_two=power)
+    stored = nir.read(tmp_path / "a.nir").nodes
+    for name, found in integers(model, power_of_two=power).items():
+        node, noted = stored[name], stored[name].metadata
+        assert noted["codes"].dtype == numpy.int8 and (noted["codes"] == found.codes.numpy()).all()
+        numpy.testing.assert_allclose(noted["codes"] * noted["scale"][:, None], node.weight, rtol=1e-6)
+        assert found.threshold is not None and (noted["threshold"] == found.threshold.numpy()).all()
+        assert ("exponent" in noted) == power
+    assert torch.equal(run(read(tmp_path / "a.nir"), spikes((5,))), run(model, spikes((5,))))
+    with pytest.raises(SettingsError, match="give codes=True with it"):
+        write(tmp_path / "b.nir", model, power_of_two=True)
+    with pytest.raises(SettingsError, match=r"'fc1'.*is not one of 127 multiples"):
+        write(tmp_path / "b.nir", read(recurrent(cuba)), codes=True)
+    assert not (tmp_path / "b.nir").exists()
 
 
 def test_weights_that_do_not_fit_are_named_with_a_value() -> None:

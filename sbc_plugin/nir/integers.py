@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.nir.network import Edge
 from sbc_plugin.nir.neurons import NEURON_CLASSES, Gain
-from sbc_plugin.nir.writing import wiring_of
+from sbc_plugin.nir.wiring import wiring_of
 
 LARGEST = 127  # a code of 8 bits; -128 is left out, so that every code has its negative
 TOLERANCE = 1e-6  # of a weight: float32 rounds code * scale by at most 6e-8, and the scale itself as much

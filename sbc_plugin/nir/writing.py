@@ -1,61 +1,53 @@
 """A Norse model as a NIR graph, and as a file."""
 
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import nir
 import norse.torch as norse
 import numpy
-from nirtorch.graph_executor import GraphExecutor
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
 from sbc_plugin.errors import CheckpointError, SettingsError, UnsupportedModelError, in_layer
-from sbc_plugin.nir.network import Edge, Network, running_order, shape_after
+from sbc_plugin.nir.integers import integers
+from sbc_plugin.nir.network import running_order, shape_after
 from sbc_plugin.nir.neurons import Gain, Reset, node_of, reset_of
-from sbc_plugin.nir.reading import Shape, without
+from sbc_plugin.nir.reading import Shape
+from sbc_plugin.nir.wiring import wiring_of
 
-TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 CELLS = (SNNCell, SNNRecurrentCell, SNN, SNNRecurrent)
 
 
-class Wiring(NamedTuple):
-    """A model as modules and edges.
-
-    Attributes:
-        modules: by node, those that change nothing left out.
-        edges: between nodes and the two ends.
-        ends: the names of input and output.
-        input_shape: of one time step of one sequence; None if the model does not say.
-        leading: axes before a sequence's own: batch, or time and batch.
-    """
-
-    modules: dict[str, nn.Module]
-    edges: list[Edge]
-    ends: tuple[str, str]
-    input_shape: Shape | None
-    leading: int
-
-
-def write(target: str | Path, model: nn.Module, *, input_shape: Shape | None = None) -> None:
+def write(
+    target: str | Path,
+    model: nn.Module,
+    *,
+    input_shape: Shape | None = None,
+    codes: bool = False,
+    power_of_two: bool = False,
+) -> None:
     """Write a model as a .nir file: a file beside it first, then renamed, so that nothing is ever half written.
 
-    Weights are floats, as NIR has them: of a quantised model, codes times scale (the codes: :func:`integers`). Time
-    step and reset method, which NIR does not know, stand in the graph's metadata, where :func:`read` finds them.
+    Weights are floats, as NIR has them: of a quantised model, codes times scale. What NIR does not know stands in
+    metadata: of the graph, time step and reset method, where :func:`read` finds them; of a weight, its integers.
 
     Args:
         target: path of the file; one that is there is replaced.
         model: from :func:`read`, ``norse.from_nir``, or a SequentialState, in step or sequence mode.
         input_shape: of one time step of one sequence, without batch; None where the model or its first Linear says it.
+        codes: put each weight's int8 "codes", "scale" (rows,) and "threshold" into its node's metadata, as
+            :func:`integers` finds them.
+        power_of_two: demand scales that are powers of two, and add their "exponent"; only with ``codes``.
 
     Raises:
         UnsupportedModelError: a module without a counterpart in NIR.
-        SettingsError: no input shape, or one that does not fit.
+        SettingsError: no input shape, or one that does not fit; with ``codes``, weights that are on no such grid.
         CheckpointError: the file cannot be written.
     """
-    graph, target = graph_of(model, input_shape=input_shape), Path(target)
+    graph = graph_of(model, input_shape=input_shape, codes=codes, power_of_two=power_of_two)
+    target = Path(target)
     beside = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
     try:
         nir.write(beside, graph)
@@ -68,15 +60,19 @@ def write(target: str | Path, model: nn.Module, *, input_shape: Shape | None = N
         beside.unlink(missing_ok=True)
 
 
-def graph_of(model: nn.Module, *, input_shape: Shape | None = None) -> Any:
+def graph_of(
+    model: nn.Module, *, input_shape: Shape | None = None, codes: bool = False, power_of_two: bool = False
+) -> Any:
     """The ``nir.NIRGraph`` of a model, with the shapes of every node; the arguments are those of :func:`write`.
 
     A recurrent cell becomes a neuron with two Linear nodes, one of them fed by the neuron's own spikes.
 
     Raises:
         UnsupportedModelError: a module without a counterpart in NIR.
-        SettingsError: no input shape, or one that does not fit.
+        SettingsError: no input shape, or one that does not fit; with ``codes``, weights that are on no such grid.
     """
+    if power_of_two and not codes:
+        raise SettingsError("power_of_two=True says which integers to store; give codes=True with it")
     wiring = wiring_of(model)
     start, end = wiring.ends
     shape = input_shape or wiring.input_shape
@@ -104,58 +100,10 @@ def graph_of(model: nn.Module, *, input_shape: Shape | None = None) -> Any:
                 nodes[name] = node_of(module, shapes[name])
             else:
                 nodes[name], shapes[name] = _node(module, taken, wiring.leading)
+    for name, found in integers(model, power_of_two=power_of_two).items() if codes else ():
+        stored = {key: getattr(found, key) for key in ("codes", "scale", "exponent", "threshold")}
+        nodes[name].metadata |= {key: _array(value) for key, value in stored.items() if value is not None}
     return nir.NIRGraph(nodes, edges, metadata=_noted(wiring.modules))
-
-
-def wiring_of(model: nn.Module) -> Wiring:
-    """Modules and edges of a model that was read, of ``norse.from_nir``, or of a SequentialState.
-
-    Raises:
-        UnsupportedModelError: a model of another kind.
-    """
-    shape: Shape | None = None
-    if isinstance(model, Network):
-        modules = {node: model.module_of(node) for node in model.nodes.values()}
-        edges, ends, shape = list(model.edges), model.ends, model.input_shape
-    elif isinstance(model, GraphExecutor):
-        modules, edges, ends = _executed(model)
-    elif isinstance(model, nn.Sequential):
-        modules = dict(_chain(model, ""))
-        ends = ("input", "output")
-        path = [ends[0], *modules, ends[1]]
-        edges = list(pairwise(path))
-    else:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not say how its modules are connected; write a model of sbc_plugin.nir.read, "
-            "of norse.from_nir, or a SequentialState"
-        )
-    for name in [name for name, module in modules.items() if isinstance(module, TRANSPARENT)]:
-        del modules[name]
-        edges = without(name, edges)
-    if shape is None:
-        first = [modules[b] for a, b in edges if a == ends[0] and b in modules]
-        sizes = {m.weight.shape[1] for m in first if isinstance(m, nn.Linear)}  # norse.from_nir swaps in_features
-        sizes |= {int(m.input_size) for m in first if isinstance(m, SNNRecurrentCell | SNNRecurrent)}
-        shape = (sizes.pop(),) if len(sizes) == 1 else None
-    sequence = any(isinstance(module, SNN | SNNRecurrent | norse.Lift) for module in modules.values())
-    return Wiring(modules, edges, ends, shape, 2 if sequence else 1)
-
-
-def _chain(model: nn.Module, prefix: str) -> Any:
-    for name, module in model.named_children():
-        if isinstance(module, nn.Sequential):
-            yield from _chain(module, f"{prefix}{name}.")
-        else:
-            yield prefix + name, module
-
-
-def _executed(model: Any) -> tuple[dict[str, nn.Module], list[Edge], tuple[str, str]]:
-    ports = {getattr(node.elem, "node_type", None): node.name for node in model.graph.node_list}
-    if "input" not in ports or "output" not in ports:
-        raise UnsupportedModelError("the graph has no input or no output node; read the file with sbc_plugin.nir.read")
-    ends = (ports["input"], ports["output"])
-    modules = {node.name: node.elem for node in model.graph.node_list if node.name not in ends}
-    return modules, [(str(a), str(b)) for a, b in model.graph.get_edges()], ends
 
 
 def _node(module: nn.Module, shape: Shape, leading: int) -> tuple[Any, Shape]:

@@ -1,0 +1,84 @@
+"""How the modules of a model are connected: of :func:`sbc_plugin.nir.read`, Norse's import, or a SequentialState."""
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import norse.torch as norse
+from nirtorch.graph_executor import GraphExecutor
+from norse.torch.module.snn import SNN, SNNRecurrent, SNNRecurrentCell
+from torch import nn
+
+from sbc_plugin.errors import UnsupportedModelError
+from sbc_plugin.nir.network import Edge, Network
+from sbc_plugin.nir.reading import Shape, without
+
+TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+
+
+class Wiring(NamedTuple):
+    """A model as modules and edges.
+
+    Attributes:
+        modules: by node, those that change nothing left out.
+        edges: between nodes and the two ends.
+        ends: the names of input and output.
+        input_shape: of one time step of one sequence; None if the model does not say.
+        leading: axes before a sequence's own: batch, or time and batch.
+    """
+
+    modules: dict[str, nn.Module]
+    edges: list[Edge]
+    ends: tuple[str, str]
+    input_shape: Shape | None
+    leading: int
+
+
+def wiring_of(model: nn.Module) -> Wiring:
+    """Modules and edges of a model that was read, of ``norse.from_nir``, or of a SequentialState.
+
+    Raises:
+        UnsupportedModelError: a model of another kind.
+    """
+    shape: Shape | None = None
+    if isinstance(model, Network):
+        modules = {node: model.module_of(node) for node in model.nodes.values()}
+        edges, ends, shape = list(model.edges), model.ends, model.input_shape
+    elif isinstance(model, GraphExecutor):
+        modules, edges, ends = _executed(model)
+    elif isinstance(model, nn.Sequential):
+        modules = dict(_chain(model, ""))
+        ends = ("input", "output")
+        path = [ends[0], *modules, ends[1]]
+        edges = list(pairwise(path))
+    else:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not say how its modules are connected; write a model of sbc_plugin.nir.read, "
+            "of norse.from_nir, or a SequentialState"
+        )
+    for name in [name for name, module in modules.items() if isinstance(module, TRANSPARENT)]:
+        del modules[name]
+        edges = without(name, edges)
+    if shape is None:
+        first = [modules[b] for a, b in edges if a == ends[0] and b in modules]
+        sizes = {m.weight.shape[1] for m in first if isinstance(m, nn.Linear)}  # norse.from_nir swaps in_features
+        sizes |= {int(m.input_size) for m in first if isinstance(m, SNNRecurrentCell | SNNRecurrent)}
+        shape = (sizes.pop(),) if len(sizes) == 1 else None
+    sequence = any(isinstance(module, SNN | SNNRecurrent | norse.Lift) for module in modules.values())
+    return Wiring(modules, edges, ends, shape, 2 if sequence else 1)
+
+
+def _chain(model: nn.Module, prefix: str) -> Any:
+    for name, module in model.named_children():
+        if isinstance(module, nn.Sequential):
+            yield from _chain(module, f"{prefix}{name}.")
+        else:
+            yield prefix + name, module
+
+
+def _executed(model: Any) -> tuple[dict[str, nn.Module], list[Edge], tuple[str, str]]:
+    ports = {getattr(node.elem, "node_type", None): node.name for node in model.graph.node_list}
+    if "input" not in ports or "output" not in ports:
+        raise UnsupportedModelError("the graph has no input or no output node; read the file with sbc_plugin.nir.read")
+    ends = (ports["input"], ports["output"])
+    modules = {node.name: node.elem for node in model.graph.node_list if node.name not in ends}
+    return modules, [(str(a), str(b)) for a, b in model.graph.get_edges()], ends
