@@ -1,5 +1,7 @@
 """Norse models written as NIR graphs: right time constants and shapes, and the same answer once they are read again."""
 
+from collections import OrderedDict
+
 import nir
 import norse.torch as norse
 import numpy
@@ -100,6 +102,13 @@ def test_bias_or_none(bias: bool) -> None:
         found = again.module_of(name)
         assert torch.equal(found.weight, layer.weight)  # type: ignore[arg-type]
         assert torch.equal(found.bias, layer.bias) if bias else found.bias is None  # type: ignore[arg-type]
+
+
+def test_modules_may_be_called_input_and_output() -> None:
+    model = nn.Sequential(OrderedDict(input=nn.Linear(5, 4), output=nn.Linear(4, 3)))
+    x = spikes((5,))
+    with torch.no_grad():
+        assert torch.equal(run(read(graph_of(model)), x), model(x))
 
 
 def test_a_reset_of_ones_own_is_asked_for_again() -> None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
+from itertools import chain
 from operator import add
 from typing import Any, NamedTuple
 
@@ -147,6 +148,6 @@ def shape_after(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
         RuntimeError: the module does not take this shape.
     """
-    parameter = next(iter(module.parameters()), torch.zeros(()))
-    output = module(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device))
+    like = next(chain(module.parameters(), module.buffers()), torch.zeros(()))
+    output = module(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
     return tuple((output[0] if isinstance(output, tuple) else output).shape[1:])

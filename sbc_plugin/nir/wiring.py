@@ -47,7 +47,7 @@ def wiring_of(model: nn.Module) -> Wiring:
         modules, edges, ends = _executed(model)
     elif isinstance(model, nn.Sequential):
         modules = dict(_chain(model, ""))
-        ends = ("input", "output")
+        ends = (_free("input", modules), _free("output", modules))
         path = [ends[0], *modules, ends[1]]
         edges = list(pairwise(path))
     else:
@@ -65,6 +65,12 @@ def wiring_of(model: nn.Module) -> Wiring:
         shape = (sizes.pop(),) if len(sizes) == 1 else None
     sequence = any(isinstance(module, SNN | SNNRecurrent | norse.Lift) for module in modules.values())
     return Wiring(modules, edges, ends, shape, 2 if sequence else 1)
+
+
+def _free(name: str, taken: dict[str, nn.Module]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _chain(model: nn.Module, prefix: str) -> Any:
