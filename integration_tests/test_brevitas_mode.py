@@ -270,6 +270,9 @@ def test_settings_reach_the_solver() -> None:
         wanted = gptq(flat, hessian, make_grid(flat, 2), damping=damping, order=order).weight
         assert torch.equal(new.quant_weight().value, wanted)
         assert not torch.equal(wanted, gptq(flat, hessian, make_grid(flat, 2)).weight)
+    new, _ = quantize_layers(layer, weight_quantizer("int2"))
+    quantise(new, [x], once, dtype=torch.float32)
+    assert torch.equal(new.quant_weight().value, gptq(flat, hessian.float(), make_grid(flat, 2)).weight)
     case = CASES["step"]
     new, _ = quantize_layers(case.model(), weight_quantizer("int8"))
     sbc = quantise(new, data_of(case), once, temporal=False, order="one-shot")

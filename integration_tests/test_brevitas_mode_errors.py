@@ -143,6 +143,8 @@ def test_masks_that_do_not_fit() -> None:
 def test_settings() -> None:
     with pytest.raises(SettingsError, match="damping"):
         sbc_mode(model_of(), damping=-1.0)
+    with pytest.raises(SettingsError, match=r"torch.float64 or torch.float32"):
+        sbc_mode(model_of(), dtype=torch.float16)
     with pytest.raises(SettingsError, match="order"):
         sbc_mode(model_of(), order="random")
     with pytest.raises(UnsupportedModelError, match="quantize_layers"), sbc_mode(CASES["step"].model()):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from integration_tests.benchmarks import braille, channels, digits, records, solver_speed, tables
+from integration_tests.benchmarks import braille, brevitas_speed, channels, digits, records, solver_speed, tables
 
 ROOT = Path(__file__).parents[2]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
@@ -22,10 +22,12 @@ CASES = {
     "channels": channels.lines,
     "braille": braille.lines_if_present,
     "solver_speed": solver_speed.lines,
+    "brevitas_speed": brevitas_speed.lines,
 }
 TABLES: dict[str, Callable[[list[tables.Line]], str]] = {  # others: a table by method
     "channels": channels.table,
     "solver_speed": solver_speed.table,
+    "brevitas_speed": brevitas_speed.table,
 }
 HEAD = """# Results
 
@@ -54,6 +56,11 @@ ABOUT = {
         "solver_speed: how long a large layer takes",
         "The first layer of a network 2312-500-10 on saccade events (T = 10, 1,000 sequences) at 97 % zeros; each\n"
         "mask is followed by the same exact refit. `obs, B_in = 10` is the paper's greedy order.",
+    ),
+    "brevitas_speed": (
+        "brevitas_speed: one update in Brevitas",
+        "One `QuantConv2d` 128 -> 256, 3 x 3, four bits a channel, with the same Hessian and order: wall time of\n"
+        "`update()` in Brevitas' `gptq_mode` and in `sbc_mode`, both in the type that is told.",
     ),
 }
 

@@ -49,6 +49,7 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         forward: ``forward(model, batch)`` runs one whole sequence.
         temporal: False is the baseline M = I.
         device: where Hessians are kept and solved; None = where the weights are.
+        dtype: that is solved in. torch.float32, as in Brevitas, is faster; a code that is nearly a tie may then differ.
 
     Attributes:
         model: the model.
@@ -75,9 +76,12 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         forward: Forward | None = None,
         temporal: bool = True,
         device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise SettingsError(f"dtype={dtype} cannot hold a Hessian; use torch.float64 or torch.float32")
         self.calibration = Calibration(order=order, temporal=temporal, damping=damping, device=device)
-        self.model, self.forward, self.act_order = model, forward, act_order
+        self.model, self.forward, self.act_order, self.dtype = model, forward, act_order, dtype
         self.mask, self.keep_zeros = dict(mask or {}), keep_zeros
         self.num_layers = 0
         self.solutions: dict[str, Solution] = {}
@@ -142,7 +146,7 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         with in_layer(layer.name):
             if statistics.accumulator.count == 0:
                 raise CalibrationError("no data since the last update(); call sbc.model(x) on each batch before it")
-            hessian = statistics.accumulator.hessian()
+            hessian = statistics.accumulator.hessian().to(self.dtype)
             check_heard(hessian)
             self.solutions[layer.name] = self._quantise(layer, hessian)
         del self._waiting[0], self._recorder.statistics[layer.name]

@@ -125,8 +125,9 @@ def damped(hessian: Tensor, damping: float) -> Tensor:
     [2.0, 4.0]
     """
     mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1)
-    eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
-    return hessian + (damping * mean)[..., None, None] * eye
+    result = hessian.clone()
+    result.diagonal(dim1=-2, dim2=-1).add_((damping * mean)[..., None])
+    return result
 
 
 def cholesky(hessian: Tensor, damping: float | None = None) -> Tensor:
