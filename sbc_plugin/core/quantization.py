@@ -136,7 +136,7 @@ def _push_factor(hessian: Tensor, columns: Tensor, damping: float) -> Tensor:
     """Upper triangular U with ``U^T U = H^-1`` of these columns in this order."""
     backwards = columns.flip(0)
     # The Cholesky factor of the reversed matrix, reversed, is R with H = R R^T and R upper triangular: U = R^-1.
-    upper = cholesky(hessian[backwards][:, backwards], damping).flip(0, 1)
+    upper = cholesky(hessian[backwards[:, None], backwards], damping).flip(0, 1)
     eye = torch.eye(len(columns), dtype=hessian.dtype, device=hessian.device)
     factor: Tensor = torch.linalg.solve_triangular(upper, eye, upper=True)
     return factor
@@ -149,15 +149,21 @@ def _round_columns(part: tuple[Tensor, ...], code_range: tuple[int, int], factor
         nearest = ((weight / scale).round() + zero_point).clamp(*code_range)
         return nearest.where(kept, zero_point)
     weight = weight.clone()
-    codes = torch.empty_like(weight)
+    codes, errors = torch.empty_like(weight), torch.empty_like(weight[:block])
+    pivots = factor.diagonal().tolist()
+    shifted, masked = bool(zero_point.any()), not bool(kept.all())
     for first in range(0, len(weight), block):
         last = min(first + block, len(weight))
-        errors = torch.empty_like(weight[first:last])
         for column in range(first, last):
-            value, offset = weight[column], zero_point[column]
-            code = ((value / scale[column]).round() + offset).clamp(*code_range).where(kept[column], offset)
-            error = (value - (code - offset) * scale[column]) / factor[column, column]
+            value, step, code, error = weight[column], scale[column], codes[column], errors[column - first]
+            torch.div(value, step, out=code).round_()
+            if shifted:
+                code.add_(zero_point[column])
+            code.clamp_(*code_range)
+            if masked:
+                code.copy_(code.where(kept[column], zero_point[column]))
+            torch.mul(code - zero_point[column] if shifted else code, step, out=error)
+            torch.sub(value, error, out=error).div_(pivots[column])
             weight[column + 1 : last].addr_(factor[column, column + 1 : last], error, alpha=-1.0)
-            codes[column], errors[column - first] = code, error
-        weight[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1.0)
+        weight[last:].addmm_(factor[first:last, last:].T, errors[: last - first], alpha=-1.0)
     return codes
