@@ -211,8 +211,11 @@ def check_batch(batch: Any, number: int) -> None:
 
 
 @contextmanager
-def listening(library: SNNLibrary, model: nn.Module, collectors: list[Collector]) -> Iterator[None]:
-    """Hand layers' inputs and neurons' steps to the collectors inside the block; every hook is gone after it."""
+def listening(library: SNNLibrary | None, model: nn.Module, collectors: list[Collector]) -> Iterator[None]:
+    """Hand layers' inputs and neurons' steps to the collectors inside the block; every hook is gone after it.
+
+    Without a library no neuron steps, and only inputs are heard.
+    """
 
     def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
         for collector in collectors:
@@ -222,5 +225,6 @@ def listening(library: SNNLibrary, model: nn.Module, collectors: list[Collector]
         for collector in collectors:
             for handle in collector.hooks():
                 stack.callback(handle.remove)
-        stack.enter_context(library.watch_steps(model, on_step))
+        if library is not None:
+            stack.enter_context(library.watch_steps(model, on_step))
         yield

@@ -1,13 +1,13 @@
 """From single calls of a model, however a loop makes them, to whole sequences and the layers' Hessians."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration import Statistics, check_batch, check_steps, listener
+from sbc_plugin.calibration import Statistics, check_batch, check_steps, listener, listening
 from sbc_plugin.core import kernels
 from sbc_plugin.core.matrix_form import matrix_form
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError
@@ -70,7 +70,8 @@ class Recorder:
             self._check_goes_on()
         batch, _ = _first(args, kwargs)
         check_batch(batch, self.sequences)
-        with neutral(self.model), torch.no_grad(), self._listening():
+        collectors = [collector for collector, _, _ in self.listeners]
+        with neutral(self.model), torch.no_grad(), listening(self.library, self.model, collectors):
             if self.forward is not None:
                 return self.forward(self.model, batch)
             if self.steps and not self._is_step(args, kwargs):
@@ -118,22 +119,6 @@ class Recorder:
             raise CalibrationError(
                 "a state was given to a model that takes whole sequences (T, B, ...); give each sequence in one call"
             )
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        collectors = [collector for collector, _, _ in self.listeners]
-
-        def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
-            for collector in collectors:
-                collector.on_step(name, x, feedback)
-
-        with ExitStack() as stack:
-            for collector in collectors:
-                for handle in collector.hooks():
-                    stack.callback(handle.remove)
-            if self.library is not None:
-                stack.enter_context(self.library.watch_steps(self.model, on_step))
-            yield
 
 
 def _library(model: nn.Module) -> SNNLibrary | None:
