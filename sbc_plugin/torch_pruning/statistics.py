@@ -10,9 +10,10 @@ from sbc_plugin.calibration import peek, run_batches
 from sbc_plugin.collecting import Collector, Reservoir, as_samples
 from sbc_plugin.core.hessian import HessianAccumulator, quadratic
 from sbc_plugin.core.kernels import CausalFilter
-from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
+from sbc_plugin.errors import UnsupportedModelError, in_layer
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
 from sbc_plugin.settings import Calibration
+from sbc_plugin.solving import check_heard
 from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise, matrix
 from sbc_plugin.torch_pruning.plain import PlainNetworks
 
@@ -127,10 +128,7 @@ def _into(name: str, accumulator: HessianAccumulator) -> Callable[[Tensor], None
 
 def _consumer(layer: SpikingLayer, hessian: Tensor, damping: float) -> Consumer:
     inputs = hessian[:, :-1, :-1].diagonal(dim1=-2, dim2=-1)
-    if not inputs.any():
-        raise CalibrationError(
-            "its input stayed silent on all calibration data, so nothing is known about it; give data that drives it"
-        )
+    check_heard(hessian[:, :-1, :-1])
     owner = layer.groups.to(hessian.device)
     gain = layer.gain.to(hessian)
     weight = torch.cat([matrix(part) for part in layer.parts], dim=1).to(hessian)
