@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -119,21 +119,17 @@ def _check_kind(name: str, value: object, kind: type, example: str) -> None:
         raise SettingsError(f"{name}={value!r} is no {kind.__name__}; use {name}={example}")
 
 
+@dataclass
 class _Job:
-    def __init__(
-        self,
-        library: SNNLibrary,
-        model: nn.Module,
-        layers: list[SpikingLayer],
-        data: Iterable[Any],
-        calibration: Calibration,
-        forward: Forward | None,
-        progress: bool | None,
-        recipe: Recipe,
-    ) -> None:
-        self.library, self.model, self.layers, self.data = library, model, layers, data
-        self.calibration, self.forward, self.progress, self.recipe = calibration, forward, progress, recipe
-        self.grids: dict[str, Grid] = {}
+    library: SNNLibrary
+    model: nn.Module
+    layers: list[SpikingLayer]
+    data: Iterable[Any]
+    calibration: Calibration
+    forward: Forward | None
+    progress: bool | None
+    recipe: Recipe
+    grids: dict[str, Grid] = field(default_factory=dict)
 
     def one_shot(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
         """All Hessians from one pass over the dense network; all layers solved before the first is written."""
