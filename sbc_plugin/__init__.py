@@ -1,7 +1,7 @@
 """Spiking Brain Compression: prune and quantise trained spiking networks in one shot, keeping their spike trains."""
 
 from sbc_plugin.calibration import calibrate
-from sbc_plugin.comparison import Comparison, compare
+from sbc_plugin.comparison import Comparison, Recording, compare, record_spikes
 from sbc_plugin.compression import compress
 from sbc_plugin.report import LayerReport, Report
 from sbc_plugin.settings import Calibration, Prune, Quantize
@@ -14,8 +14,10 @@ __all__ = [
     "LayerReport",
     "Prune",
     "Quantize",
+    "Recording",
     "Report",
     "calibrate",
     "compare",
     "compress",
+    "record_spikes",
 ]

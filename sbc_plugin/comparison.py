@@ -1,4 +1,4 @@
-"""``compare``: what compression did to the spikes, and what it saved."""
+"""``compare``: what compression did to the spikes, and what it saved; ``record_spikes``: one side of it, kept."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from sbc_plugin.calibration import check_batch, peek
 from sbc_plugin.core.spikes import Operations, energy, synaptic_operations, van_rossum_distance
 from sbc_plugin.core.storage import packed_bytes
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, Part, SNNLibrary, library_of, neutral
+from sbc_plugin.layers import Forward, Part, library_of, neutral
 from sbc_plugin.report import table
 
 TAU_STEPS = 10.0  # time constant of the Van Rossum kernel, in time steps
@@ -33,6 +33,8 @@ class NeuronComparison:
         rate: the same of the compressed model.
         dead_dense: fraction of neurons that never spike.
         dead: the same of the compressed model.
+        rate_distance: how far each neuron's rate moved, summed over neurons, relative to the sum of the dense rates;
+            inf if only the compressed one spikes.
     """
 
     name: str
@@ -41,6 +43,7 @@ class NeuronComparison:
     rate: float
     dead_dense: float
     dead: float
+    rate_distance: float
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,26 @@ class Cost:
         operations: effective synaptic operations a sequence.
         energy: joules a sequence, a proxy in 45 nm.
         packed_bytes: of the compressible weights.
+        sparsity: fraction of zeros among them.
     """
 
     operations: Operations
     energy: float
     packed_bytes: int
+    sparsity: float
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a model did on some data, to compare several others with it; see :func:`record_spikes`.
+
+    Attributes:
+        batches: for each batch the spikes of every neuron module, name -> (T, B, ...), uint8.
+        cost: of the model.
+    """
+
+    batches: tuple[dict[str, Tensor], ...]
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -127,8 +145,28 @@ class _Tally:
     steps: int = 0
 
 
+def record_spikes(model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None) -> Recording:
+    """Run a model once for many calls of :func:`compare`, which takes the recording in place of the dense model.
+
+    A spike takes a byte for each neuron, step and sequence.
+
+    Args:
+        model: the dense one.
+        data: iterable of batches; the same ones, in the same order, are to be given to ``compare``.
+        forward: ``forward(model, batch)`` runs one whole sequence; the library's default if None.
+
+    Raises:
+        CalibrationError: no data.
+        UnsupportedModelError: a model that is not spiking.
+    """
+    first, data = peek(data)
+    watched = _Watched(model, first, forward)
+    batches = tuple(watched.run(batch, number) for number, batch in enumerate(data))
+    return Recording(batches, watched.cost(sum(_sequences(spikes) for spikes in batches)))
+
+
 def compare(
-    dense: nn.Module, compressed: nn.Module, data: Iterable[Any], *, forward: Forward | None = None
+    dense: nn.Module | Recording, compressed: nn.Module, data: Iterable[Any], *, forward: Forward | None = None
 ) -> Comparison:
     """Run both models on the same data and compare their spikes, synaptic operations, energy and size.
 
@@ -137,34 +175,33 @@ def compare(
     recurrent cells; a product with a spike is an accumulate.
 
     Args:
-        dense: before.
+        dense: before; or its recording on the same data.
         compressed: after; the same structure.
         data: iterable of batches, as for ``compress``.
         forward: ``forward(model, batch)`` runs one whole sequence; the library's default if None.
 
     Raises:
-        CalibrationError: no data, or the models do not run the same neurons.
+        CalibrationError: no data, other data than was recorded, or the models do not run the same neurons.
         UnsupportedModelError: a model that is not spiking.
     """
-    library = library_of(dense)
     first, data = peek(data)
-    run = forward or library.default_forward(dense)
     tallies: dict[str, _Tally] = {}
-    models = [_Watched(library, model, first, forward) for model in (dense, compressed)]
+    before = _Replayed(dense) if isinstance(dense, Recording) else _Watched(dense, first, forward)
+    after = _Watched(compressed, first, forward)
     sequences = 0
     for number, batch in enumerate(data):
-        check_batch(batch, number)
-        before, after = (model.run(batch, run) for model in models)
-        if before.keys() != after.keys():
-            raise CalibrationError(
-                "the two models do not run the same neurons; compare a model with its own compression"
-            )
-        sequences += max((spikes.shape[1] for spikes in before.values()), default=0)
-        for name in before:
-            _tally(tallies.setdefault(name, _Tally()), before[name], after[name])
+        old, new = before.run(batch, number), after.run(batch, number)
+        if old.keys() != new.keys():
+            raise CalibrationError("the models do not run the same neurons; compare a model with its own compression")
+        sequences += _sequences(old)
+        for name in old:
+            _tally(tallies.setdefault(name, _Tally()), old[name], new[name])
     rows = [_row(name, tally) for name, tally in tallies.items()]
-    costs = [model.cost(sequences) for model in models]
-    return Comparison(rows, costs[0], costs[1], sequences)
+    return Comparison(rows, before.cost(sequences), after.cost(sequences), sequences)
+
+
+def _sequences(spikes: dict[str, Tensor]) -> int:
+    return max((train.shape[1] for train in spikes.values()), default=0)
 
 
 def _tally(tally: _Tally, before: Tensor, after: Tensor) -> None:
@@ -181,20 +218,42 @@ def _row(name: str, tally: _Tally) -> NeuronComparison:
     counts = [torch.as_tensor(count).flatten() for count in (tally.spikes_dense, tally.spikes)]
     rates = [float(count.mean()) / tally.steps for count in counts]
     dead = [float((count == 0).double().mean()) for count in counts]
-    return NeuronComparison(name, distance, rates[0], rates[1], dead[0], dead[1])
+    moved, total = float((counts[1] - counts[0]).abs().sum()), float(counts[0].sum())
+    rate_distance = moved / total if total else (float("inf") if moved else 0.0)
+    return NeuronComparison(name, distance, rates[0], rates[1], dead[0], dead[1], rate_distance)
+
+
+class _Replayed:
+    """A recording in the place of the model."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+
+    def run(self, batch: Any, number: int) -> dict[str, Tensor]:
+        if number >= len(self.recording.batches):
+            raise CalibrationError(f"only {number} batches were recorded; give the data that the recording was made of")
+        return self.recording.batches[number]
+
+    def cost(self, sequences: int) -> Cost:
+        recorded = sum(_sequences(spikes) for spikes in self.recording.batches)
+        if sequences != recorded:
+            raise CalibrationError(f"{sequences} sequences were given and {recorded} recorded; give those recorded")
+        return self.recording.cost
 
 
 class _Watched:
     """A model with counters on its weights."""
 
-    def __init__(self, library: SNNLibrary, model: nn.Module, batch: Any, forward: Forward | None) -> None:
-        self.library, self.model = library, model
-        layers, _ = library.find_layers(model, batch, forward, temporal=False)
+    def __init__(self, model: nn.Module, batch: Any, forward: Forward | None) -> None:
+        self.library, self.model = library_of(model), model
+        self.forward = forward or self.library.default_forward(model)
+        layers, _ = self.library.find_layers(model, batch, forward, temporal=False)
         self.parts = [part for layer in layers for part in layer.parts]
         self.operations = Operations()
 
-    def run(self, batch: Any, forward: Forward) -> dict[str, Tensor]:
+    def run(self, batch: Any, number: int) -> dict[str, Tensor]:
         """Each spiking neuron's spikes (T, B, ...), uint8, by name."""
+        check_batch(batch, number)
         steps: dict[str, list[Tensor]] = {}
         cells = [part for part in self.parts if part.attribute != "weight"]
 
@@ -208,7 +267,7 @@ class _Watched:
                         self.count(part, value)
 
         with neutral(self.model), torch.no_grad(), self.counting(), self.library.watch_steps(self.model, on_step):
-            forward(self.model, batch)
+            self.forward(self.model, batch)
         return {name: torch.stack(spikes) for name, spikes in steps.items()}
 
     @contextmanager
@@ -234,5 +293,6 @@ class _Watched:
     def cost(self, sequences: int) -> Cost:
         total, shares = self.operations, max(sequences, 1)
         a_sequence = Operations(total.acs // shares, total.macs // shares, total.dense // shares)
-        size = sum(packed_bytes(p.tensor.detach().reshape(p.form.rows, p.form.columns)) for p in self.parts)
-        return Cost(a_sequence, energy(total) / shares, size)
+        weights = [p.tensor.detach().reshape(p.form.rows, p.form.columns) for p in self.parts]
+        zeros = sum(int((weight == 0).sum()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)
+        return Cost(a_sequence, energy(total) / shares, sum(packed_bytes(weight) for weight in weights), zeros)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from torch import nn
 from tqdm import tqdm
 
-from sbc_plugin.comparison import Cost, compare
+from sbc_plugin.comparison import Cost, compare, record_spikes
 from sbc_plugin.compression import compress
 from sbc_plugin.demo import digits, network
 from sbc_plugin.report import table
@@ -76,7 +76,9 @@ TITLES = {
 def measure(dense: nn.Module, data: digits.Digits, budgets: Sequence[Budget] = BUDGETS) -> Iterator[Row]:
     """The dense network's row, then for each budget those of its baseline, of M = I and of SBC."""
     test = data.test.batches(BATCH)
-    for number, budget in enumerate(budgets):
+    recording = record_spikes(dense, test)
+    yield _row("-", "none", dense, data, 0.0, recording.cost, 0.0)
+    for budget in budgets:
         for method in (budget.baseline, "obc", "sbc"):
             compressed, report = compress(
                 dense,
@@ -86,9 +88,7 @@ def measure(dense: nn.Module, data: digits.Digits, budgets: Sequence[Budget] = B
                 quantize=budget.quantize,
                 progress=False,
             )
-            comparison = compare(dense, compressed, test)
-            if number == 0 and method == budget.baseline:
-                yield _row("-", "none", dense, data, 0.0, comparison.dense, 0.0)
+            comparison = compare(recording, compressed, test)
             yield _row(
                 budget.title, method, compressed, data, comparison.distance, comparison.compressed, report.seconds
             )
