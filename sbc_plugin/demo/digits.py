@@ -20,8 +20,8 @@ class Events:
     """Event sequences and their labels.
 
     Attributes:
-        x: (T, N, 2, 16, 16), uint8, 0 or 1.
-        labels: (N,), 0 to 9.
+        x: (T, N, ...), for the digits (T, N, 2, 16, 16), uint8, 0 or 1.
+        labels: (N,), for the digits 0 to 9.
     """
 
     x: Tensor
@@ -35,7 +35,7 @@ class Events:
         return Events(self.x[:, index], self.labels[index])
 
     def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
-        """Pairs ``(x (T, size, 2, 16, 16) as float32, labels)``, in order; the last one may be smaller."""
+        """Pairs ``(x (T, size, ...) as float32, labels)``, in order; the last one may be smaller."""
         starts = range(0, len(self), size)
         return [(self.x[:, i : i + size].float(), self.labels[i : i + size]) for i in starts]
 

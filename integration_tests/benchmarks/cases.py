@@ -1,0 +1,112 @@
+"""The benchmark's cases: each a network, its data, checkpoints trained from several seeds, and budgets to compress to.
+
+case = CASES_BY_NAME["2fc-events"]
+data = case.data()                      # FileNotFoundError says how to get data that are not there
+dense = case.trained(seed=0)
+small, report = compress(dense, data.calibration.batches(100), forward=case.forward, prune=Prune(0.9))
+case.accuracy(small, data.test)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from integration_tests.benchmarks import checkpoints, fashion
+from integration_tests.benchmarks.networks import events
+from integration_tests.benchmarks.splits import Split
+from sbc_plugin.demo.digits import Events
+from sbc_plugin.demo.run import Budget
+from sbc_plugin.layers import Forward
+from sbc_plugin.norse import default_forward
+from sbc_plugin.settings import Prune, Quantize
+
+
+@dataclass(frozen=True)
+class Training:
+    """How ``train.py`` makes a case's checkpoints; chosen on a part of the training data.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch: sequences a step.
+        learning_rate: AdamW's, at the top of a one-cycle schedule.
+        scale: factor from scores to logits.
+    """
+
+    epochs: int
+    batch: int = 64
+    learning_rate: float = 2e-3
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the benchmark.
+
+    Attributes:
+        name: also of the checkpoints.
+        title: what it is, for people.
+        build: the untrained network, drawn from torch's global generator; takes whole sequences (T, B, ...).
+        data: loads the split; FileNotFoundError where the data are absent.
+        shape: of one step of one sequence, so that a test needs no data.
+        seeds: of the committed checkpoints.
+        budgets: that every method gets.
+        training: how the checkpoints were made.
+        forward: of :func:`sbc_plugin.compress`; None = its default.
+    """
+
+    name: str
+    title: str
+    build: Callable[[], nn.Module]
+    data: Callable[[], Split]
+    shape: tuple[int, ...]
+    seeds: tuple[int, ...]
+    budgets: tuple[Budget, ...]
+    training: Training
+    forward: Forward | None = None
+
+    def trained(self, seed: int) -> nn.Module:
+        """The network trained from ``seed``, in eval mode.
+
+        Raises:
+            CheckpointError: there is no checkpoint of this seed.
+        """
+        with torch.random.fork_rng(devices=[]):
+            network = self.build()
+        return checkpoints.restore(network, checkpoints.path_of(self.name, seed))
+
+    def scores(self, model: nn.Module, x: Tensor) -> Tensor:
+        """(B, classes) of the sequences ``x`` (T, B, ...): spike counts, or what the readout summed over time."""
+        output: Tensor = (self.forward or default_forward(model))(model, x)
+        return output.sum(0) if output.dim() == 3 else output
+
+    def accuracy(self, model: nn.Module, part: Events, batch: int = 250) -> float:
+        """The fraction of sequences whose label scores highest. Of equal scores, the first wins."""
+        with torch.no_grad():
+            right = sum(int((self.scores(model, x).argmax(1) == labels).sum()) for x, labels in part.batches(batch))
+        return right / len(part)
+
+
+def budgets(sparsities: tuple[int, ...], bits: tuple[int, ...] = (4, 3, 2)) -> tuple[Budget, ...]:
+    """A budget for each sparsity in per cent, and for each number of bits a channel."""
+    return (
+        *(Budget(f"{percent} % sparse", "magnitude", prune=Prune(percent / 100)) for percent in sparsities),
+        *(Budget(f"{count} bits", "rtn", quantize=Quantize(count)) for count in bits),
+    )
+
+
+CASES = (
+    Case(
+        name="2fc-events",
+        title="2312-500-10, Fashion-MNIST as saccade events, T = 10",
+        build=events.two_linear,
+        data=partial(fashion.load, fashion.events),
+        shape=(2, events.SIDE, events.SIDE),
+        seeds=(0, 1, 2, 3, 4),
+        budgets=budgets((90, 95, 97, 98)),
+        training=Training(epochs=6, learning_rate=5e-3, scale=0.5),
+    ),
+)
+CASES_BY_NAME = {case.name: case for case in CASES}
