@@ -11,6 +11,7 @@ for a panel of steps and applied to ``G`` at once, and columns that cannot be re
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sbc_plugin.core.hessian import inverse
 from sbc_plugin.core.patterns import ranks
@@ -58,29 +59,47 @@ def obs_mask(
         SingularHessianError: the damped Hessian is not positive definite.
     """
     problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups)
-    columns = len(problem.columns)
-    step = -(-columns // 256) if step is None else step
-    if step < 1:
+    if step is not None and step < 1:
         raise SettingsError(f"step is {step}, expected 1 or more weights a step")
     if problem.zeros == 0:
         return problem.mask(torch.zeros_like(problem.live))
+    return problem.mask(pool(*elimination(problem, step, damping), problem, problem.zeros))
+
+
+def elimination(problem: Problem, step: int | None, damping: float) -> tuple[Tensor, Tensor]:
+    """The order in which every row gives up all its weights, and their losses, as :func:`pool` takes them.
+
+    Without N:M it does not depend on how many zeros are asked for: masks of several sparsities may be cut from it.
+
+    Args:
+        problem: the layer.
+        step: weights that a row loses at once; None is ceil(columns / 256).
+        damping: fraction of the mean diagonal that is in the problem's Hessian.
+
+    Raises:
+        SingularHessianError: the damped Hessian is not positive definite.
+    """
+    columns = len(problem.columns)
     dtype = search_dtype(problem, damping)
     start = inverse(problem.hessian, damping).to(dtype)
     size = max(1, BATCH_ELEMENTS // columns**2)
     orders, losses = [], []
-    for rows in torch.arange(len(weight), device=start.device).split(size):
+    for rows in torch.arange(len(problem.weight), device=start.device).split(size):
         capacity = problem.capacity[rows] if problem.pattern.kind == "n:m" else None
         order, loss = eliminate(
             problem.weight[rows].to(dtype),
             start[problem.owner[rows]],
             problem.live[rows],
             block=problem.pattern.size if problem.pattern.kind == "block" else 1,
-            step=step,
+            step=-(-columns // 256) if step is None else step,
             capacity=capacity,
         )
         orders.append(order)
         losses.append(loss)
-    return problem.mask(pool(torch.cat(orders), torch.cat(losses), problem, problem.zeros))
+    # Rows with fewer live weights (pruned before) end earlier: their batch is shorter.
+    steps = max(order.shape[1] for order in orders)
+    order = torch.cat([pad(order, (0, steps - order.shape[1])) for order in orders])
+    return order, torch.cat([pad(loss, (0, steps - loss.shape[1]), value=float("inf")) for loss in losses])
 
 
 def search_dtype(problem: Problem, damping: float) -> torch.dtype:

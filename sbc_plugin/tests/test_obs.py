@@ -5,6 +5,7 @@ from torch.testing import assert_close
 
 from sbc_plugin.core import obs
 from sbc_plugin.core.obs import eliminate, obs_mask
+from sbc_plugin.core.problem import pose
 from sbc_plugin.errors import SettingsError, SingularHessianError
 from sbc_plugin.tests.oracles import eliminate_by_lstsq
 
@@ -100,6 +101,24 @@ def test_batches_panels_and_dropped_columns_change_nothing(
     monkeypatch.setattr(obs, "PANEL", 1)
     monkeypatch.setattr(obs, "SHRINK", 0.0)
     assert torch.equal(obs_mask(weight, hessian, 112, pattern=pattern, step=step), expected)
+
+
+def test_batches_may_hold_rows_that_were_pruned_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, weight, hessian = layer(6, 12)
+    weight[0, :8], weight[1, :3] = 0, 0  # so the first batches have fewer weights to eliminate than the last
+    expected = obs_mask(weight, hessian, 40, step=1)
+    monkeypatch.setattr(obs, "BATCH_ELEMENTS", 12**2)
+    assert torch.equal(obs_mask(weight, hessian, 40, step=1), expected)
+
+
+def test_one_elimination_has_the_masks_of_every_sparsity() -> None:
+    _, weight, hessian = layer(5, 16)
+    hessian[:, 3], hessian[3] = 0, 0  # a dead column
+    found = obs.elimination(pose(weight, hessian, 0), None, 0.01)
+    for zeros in (3, 40, 70):
+        problem = pose(weight, hessian, zeros)
+        mask = problem.mask(obs.pool(*found, problem, problem.zeros))
+        assert torch.equal(mask, obs_mask(weight, hessian, zeros))
 
 
 def test_groups_pool_the_losses_of_their_own_hessians() -> None:
