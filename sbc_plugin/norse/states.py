@@ -1,0 +1,207 @@
+"""The nested state of a Norse model as a flat list of named tensors, for formats that know nothing else."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import norse.torch as norse
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.errors import UnsupportedModelError, in_layer
+from sbc_plugin.layers import neutral
+from sbc_plugin.norse.driving import default_forward, is_step_model
+from sbc_plugin.norse.neurons import NEURONS, RECURRENT
+from sbc_plugin.norse.recording import Step, intercept_steps
+
+PLAIN_STEPS = (
+    norse.LIFBoxCell,
+    norse.LIBoxCell,
+    norse.LIFCell,
+    norse.LIF,
+    norse.LIFRefracCell,
+    norse.IAFCell,
+    norse.IAF,
+    norse.LICell,
+    norse.LI,
+)
+
+
+class FlatStep(nn.Module):
+    """One time step with flat states: ``output, *after = step(x, *before)``, for x (B, ...).
+
+    Attributes:
+        model: that runs; in step mode, or in sequence mode with a state.
+        initial: name -> value of the state before the first step, of one sequence, (...). "1.v" is v of neuron "1";
+            what no neuron holds is called by its place in the model's state, and begins as zeros.
+    """
+
+    def __init__(self, model: nn.Module, initial: Mapping[str, Tensor], template: Any, names: list[str | None]) -> None:
+        super().__init__()
+        self.model, self.initial = model, dict(initial)
+        self._template, self._names = template, names  # of each leaf of the template, None for those without effect
+
+    def forward(self, x: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
+        """Output and states after the step, in the order of ``initial``."""
+        given = dict(zip(self.initial, before, strict=True))
+        leaves = [tensor for _, tensor in _leaves(self._template)]
+        values = [tensor if name is None else given[name] for name, tensor in zip(self._names, leaves, strict=True)]
+        output, state = _step(self.model, x, _rebuilt(self._template, iter(values)))
+        after = dict(zip(self._names, (tensor for _, tensor in _leaves(state)), strict=True))
+        return output, *(after[name] for name in self.initial)
+
+
+def drop_surrogates(model: nn.Module) -> None:
+    """Make every neuron a plain function of tensors, in place: a step in the forward pass, no surrogate gradient.
+
+    Raises:
+        UnsupportedModelError: a neuron whose step is not known to be one, or that holds weights of its own.
+    """
+    neurons = {name: module for name, module in model.named_modules() if isinstance(module, NEURONS)}
+    for name, neuron in neurons.items():
+        with in_layer(name):
+            if isinstance(neuron, RECURRENT):
+                raise UnsupportedModelError(
+                    f"{type(neuron).__name__} holds weights of its own, which have no quantised layer; feed the spikes "
+                    "back through a Linear, as the graphs of sbc_plugin.nir do"
+                )
+            if type(neuron) not in PLAIN_STEPS:
+                known = ", ".join(cls.__name__ for cls in PLAIN_STEPS)
+                raise UnsupportedModelError(f"{type(neuron).__name__} is not known to export; known are {known}")
+    for neuron in neurons.values():
+        neuron.p = _without_surrogate(neuron.p)
+
+
+def flat_step(model: nn.Module, x: Tensor) -> FlatStep:
+    """One time step of a model with its state as named tensors, checked to give what the model itself gives.
+
+    Args:
+        model: that takes a state and hands it on, in step or in sequence mode.
+        x: a sequence (T, B, ...).
+
+    Raises:
+        UnsupportedModelError: a model that keeps its state to itself, or whose state is not made of tensors.
+    """
+    if "state" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no state, so it has no single time step; give steps=T for whole sequences"
+        )
+    seen: dict[int, tuple[str, Tensor]] = {}
+    alive: list[Any] = []  # so that no id is given twice
+
+    def on_step(step: Step) -> tuple[Tensor, Any]:
+        output, state = step.run(step.x)
+        alive.append(state)
+        for (path, after), (_, before) in zip(_leaves(state), _leaves(step.state), strict=True):
+            seen.setdefault(id(after), (".".join((step.name, *path)).lstrip("."), before.detach()))
+        return output, state
+
+    with neutral(model), torch.no_grad():
+        with intercept_steps(model, on_step):
+            _, template = _step(model, x[0], None)
+        names: list[str | None] = []
+        initial: dict[str, Tensor] = {}
+        for path, leaf in _leaves(template):
+            name, before = seen.get(id(leaf), (".".join(path), torch.zeros_like(leaf)))
+            name = ".".join(path) if name in initial else name
+            names.append(name)
+            initial[name] = before.expand(leaf.shape)
+        step = FlatStep(model, initial, template, names)
+        for name in _without_effect(step, x[0]):
+            names[names.index(name)] = None
+            del step.initial[name]
+        _check_same(step, x)
+        for name, value in step.initial.items():
+            step.initial[name] = _of_one_sequence(name, value, x.shape[1])
+    return step
+
+
+def _step(model: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    if is_step_model(model):
+        output, state = model(x, state)
+    else:
+        output, state = model(x[None], state)
+        output = output[0]
+    return output, state
+
+
+def _leaves(state: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    """The tensors of a state and where they stand in it.
+
+    Raises:
+        UnsupportedModelError: something else stands there.
+    """
+    if isinstance(state, Tensor):
+        yield path, state
+    elif state is not None:
+        for key, value in _items(state):
+            yield from _leaves(value, (*path, key))
+
+
+def _items(state: Any) -> list[tuple[str, Any]]:
+    if hasattr(state, "_asdict"):
+        return list(state._asdict().items())
+    if isinstance(state, Mapping):
+        return [(str(key), value) for key, value in state.items()]
+    if isinstance(state, list | tuple):
+        return [(str(index), value) for index, value in enumerate(state)]
+    if dataclasses.is_dataclass(state):
+        return [(entry.name, getattr(state, entry.name)) for entry in dataclasses.fields(state)]
+    raise UnsupportedModelError(f"the model's state holds a {type(state).__name__}; it has to be made of tensors")
+
+
+def _rebuilt(template: Any, values: Iterator[Tensor]) -> Any:
+    """The template with other tensors, in the order of :func:`_leaves`."""
+    if isinstance(template, Tensor):
+        return next(values)
+    if template is None:
+        return None
+    parts = [(key, _rebuilt(value, values)) for key, value in _items(template)]
+    if isinstance(template, Mapping):
+        return dict(zip(template, (value for _, value in parts), strict=True))
+    if isinstance(template, list | tuple) and not hasattr(template, "_asdict"):
+        return type(template)(value for _, value in parts)
+    return type(template)(**dict(parts))
+
+
+def _without_effect(step: FlatStep, x: Tensor) -> list[str]:
+    """States that change neither output nor any state after: a graph module keeps the last output of every node."""
+    ones = {name: torch.ones_like(value) for name, value in step.initial.items()}
+    normal = step(x, *ones.values())
+    return [
+        name
+        for name, value in ones.items()
+        if value.is_floating_point()
+        and all(
+            torch.equal(a, b)
+            for a, b in zip(normal, step(x, *(ones | {name: torch.full_like(value, torch.nan)}).values()), strict=True)
+        )
+    ]
+
+
+def _check_same(step: FlatStep, x: Tensor) -> None:
+    expected = default_forward(step.model)(step.model, x)
+    states = tuple(step.initial.values())
+    for number, one in enumerate(x):
+        output, *after = step(one, *states)
+        states = tuple(after)
+        if not torch.equal(output, expected[number]):
+            raise UnsupportedModelError(
+                f"with its state as flat tensors {', '.join(step.initial)} the model answers otherwise at step {number}; "
+                "a state that begins as anything but a neuron's own or zeros cannot be told: give steps=T"
+            )
+
+
+def _of_one_sequence(name: str, value: Tensor, batch: int) -> Tensor:
+    if value.dim() == 0 or len(value) != batch or not torch.equal(value, value[:1].expand_as(value)):
+        raise UnsupportedModelError(
+            f"state {name!r} of shape {tuple(value.shape)} is not the same for each of {batch} sequences; give steps=T"
+        )
+    return value[0].clone()
+
+
+def _without_surrogate(parameters: Any) -> Any:
+    if hasattr(parameters, "lif"):
+        return parameters._replace(lif=_without_surrogate(parameters.lif))
+    return parameters._replace(method="heaviside") if hasattr(parameters, "method") else parameters
