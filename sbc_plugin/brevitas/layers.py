@@ -1,7 +1,7 @@
 """Replace a model's Linear and convolution layers by Brevitas' quantised ones, and say what was left out."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import brevitas.nn as qnn
@@ -42,7 +42,7 @@ def quantize_layers(
     """
     if not (isinstance(quantizer, type) and issubclass(quantizer, ExtendedInjector)):
         raise SettingsError(f"quantizer={quantizer!r} is no quantizer class; use e.g. weight_quantizer('int4')")
-    target = model if inplace else _copy(model)
+    target = model if inplace else copy_model(model)
     reasons = {}
     layers: dict[int, nn.Module] = {}
     owners = _owners_of_weights(target)
@@ -59,14 +59,19 @@ def quantize_layers(
     if not layers:
         found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it holds no weights"
         raise UnsupportedModelError(f"{type(model).__name__} has no layer that can be quantised ({found})")
-    if id(target) in layers:
-        return layers[id(target)], reasons
-    for parent in list(target.modules()):
+    return replace_modules(target, layers), reasons
+
+
+def replace_modules(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
+    """The model, changed in place, with other modules wherever those of an id in ``new`` stand; or the new module."""
+    if id(model) in new:
+        return new[id(model)]
+    for parent in list(model.modules()):
         for child, module in list(parent._modules.items()):
-            if id(module) in layers:
-                parent._modules[child] = layers[id(module)]
-        _replace_in_graph(parent, layers)
-    return target, reasons
+            if id(module) in new:
+                parent._modules[child] = new[id(module)]
+        _replace_in_graph(parent, new)
+    return model
 
 
 def is_quantised(module: nn.Module) -> bool:
@@ -74,7 +79,12 @@ def is_quantised(module: nn.Module) -> bool:
     return isinstance(module, Quantised) and module.weight_quant.tensor_quant is not None
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module) -> nn.Module:
+    """An independent copy, also of models without a spiking neuron.
+
+    Raises:
+        UnsupportedModelError: it cannot be copied.
+    """
     try:
         library = library_of(model)
     except UnsupportedModelError:
@@ -153,9 +163,9 @@ def _inside_layer(model: nn.Module, name: str) -> bool:
     return any(isinstance(model.get_submodule(".".join(parts[:end])), _PLAIN) for end in range(len(parts)))
 
 
-def _replace_in_graph(parent: nn.Module, layers: dict[int, nn.Module]) -> None:
+def _replace_in_graph(parent: nn.Module, new: Mapping[int, nn.Module]) -> None:
     """NIR graphs call their modules through the graph's nodes, beside the parent's own list of children."""
     for value in vars(parent).values():
         for node in getattr(value, "__dict__", {}).get("node_list", ()):  # some classes of Brevitas answer any getattr
-            if id(node.elem) in layers:
-                node.elem = layers[id(node.elem)]
+            if id(node.elem) in new:
+                node.elem = new[id(node.elem)]
