@@ -12,8 +12,13 @@ from sbc_plugin.errors import SettingsError, UnsupportedModelError
 from sbc_plugin.layers import library_of
 
 Quantised = qnn.QuantLinear | qnn.QuantConv1d | qnn.QuantConv2d | qnn.QuantConv3d
-_CONVOLUTIONS = {nn.Conv1d: qnn.QuantConv1d, nn.Conv2d: qnn.QuantConv2d, nn.Conv3d: qnn.QuantConv3d}
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_QUANTISED: dict[type[nn.Module], Any] = {
+    nn.Linear: qnn.QuantLinear,
+    nn.Conv1d: qnn.QuantConv1d,
+    nn.Conv2d: qnn.QuantConv2d,
+    nn.Conv3d: qnn.QuantConv3d,
+}
+_PLAIN = tuple(_QUANTISED)
 
 
 def quantize_layers(
@@ -74,6 +79,15 @@ def replace_modules(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module
     return model
 
 
+def build_settings(module: nn.Module) -> dict[str, Any]:
+    """The arguments that make a layer of the same shape, plain or Brevitas', from either."""
+    names = ["in_features", "out_features"]
+    if not isinstance(module, nn.Linear):
+        names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
+        names += ["padding_mode"]
+    return {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
+
+
 def is_quantised(module: nn.Module) -> bool:
     """Whether the module is a Linear or (not transposed) convolution of Brevitas with a weight quantizer."""
     return isinstance(module, Quantised) and module.weight_quant.tensor_quant is not None
@@ -127,21 +141,13 @@ def _unfit(module: nn.Module, owners: dict[int, list[nn.Module]]) -> str | None:
 
 
 def _quantised(module: nn.Module, quantizer: type[ExtendedInjector]) -> nn.Module:
-    settings: dict[str, Any] = {
-        "bias": module.bias is not None,
+    settings = build_settings(module) | {
         "weight_quant": quantizer,
         "bias_quant": None,
         "return_quant_tensor": False,
         "device": "meta",  # no memory, no random numbers: weight and bias are handed over below
     }
-    new: nn.Module
-    if isinstance(module, nn.Linear):
-        new = qnn.QuantLinear(module.in_features, module.out_features, **settings)
-    else:
-        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        kept = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-        settings |= {name: getattr(module, name) for name in kept}
-        new = _CONVOLUTIONS[type(module)](module.in_channels, module.out_channels, **settings)
+    new: nn.Module = _QUANTISED[type(module)](**settings)
     new.register_parameter("bias", module._parameters["bias"])
     # After this Brevitas makes the quantizer anew, on the weight's device.
     new.register_parameter("weight", module._parameters["weight"])

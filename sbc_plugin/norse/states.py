@@ -188,8 +188,8 @@ def _check_same(step: FlatStep, x: Tensor) -> None:
         states = tuple(after)
         if not torch.equal(output, expected[number]):
             raise UnsupportedModelError(
-                f"with its state as flat tensors {', '.join(step.initial)} the model answers otherwise at step {number}; "
-                "a state that begins as anything but a neuron's own or zeros cannot be told: give steps=T"
+                f"with its state as the tensors {', '.join(step.initial)} the model answers otherwise at step {number}; "
+                "states that are not a neuron's have to begin as zeros: change them, or give steps=T"
             )
 
 
