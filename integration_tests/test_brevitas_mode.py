@@ -227,28 +227,6 @@ def test_binary_weights_have_less_loss_than_their_signs() -> None:
     assert (ours - target).square().sum() < (signed - target).square().sum()
 
 
-@pytest.mark.parametrize("how", ["mask", "keep_zeros"])
-def test_zero_weights_stay_zero(how: str) -> None:
-    case = CASES["conv"]
-    model, data = case.model(), data_of(case)
-    masks = {
-        name: torch.rand(m.weight.shape) < 0.5
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Linear | nn.Conv2d)
-    }
-    if how == "keep_zeros":
-        for name, mask in masks.items():
-            model.get_submodule(name).weight.data.mul_(2 * mask)  # twice, for it to go on spiking
-    new, _ = quantize_layers(model, weight_quantizer("int4"))
-    quantise(new, data, once, **({"mask": masks} if how == "mask" else {"keep_zeros": True}), order="one-shot")
-    name, mask = next(iter(masks.items()))
-    flat = model.get_submodule(name).weight.detach().flatten(1)
-    wanted = gptq(flat, calibrate(model, data)[name].hessian(), make_grid(flat, 4), mask.flatten(1)).weight
-    assert torch.equal(weights(new)[name].flatten(1), wanted)
-    for name, mask in masks.items():
-        assert not weights(new)[name][~mask].any() and weights(new)[name][mask].any()
-
-
 def test_an_integer_in_the_middle_of_a_loop_is_the_dense_model_up_to_it() -> None:
     """A layer whose turn has not come computes with its dense weight, and all are quantised after the block."""
     case = CASES["step"]

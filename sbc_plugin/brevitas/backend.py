@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sbc_plugin.brevitas.grids import read_grid, write
-from sbc_plugin.brevitas.layers import Quantised, quantize_layers
+from sbc_plugin.brevitas.grids import set_scale, write
+from sbc_plugin.brevitas.layers import quantize_layers
 from sbc_plugin.brevitas.quantizers import weight_quantizer
 from sbc_plugin.core.grids import Grid
 from sbc_plugin.errors import SettingsError, UnsupportedModelError, in_layer
@@ -62,27 +61,12 @@ def into_backend(
         blocks = scale.expand(layer.rows, layer.columns).split([part.form.columns for part in layer.parts], 1)
         for part, block in zip(layer.parts, blocks, strict=True):
             if part.name in names and part.name not in left:
+                module: Any = model.get_submodule(part.name)
                 with in_layer(part.name):
-                    _set_scale(model.get_submodule(part.name), block, quantize)
+                    weight = module.weight.detach().flatten(1).clone()  # on the grid already
+                    write(module, weight, set_scale(module, block, quantize))
     return model, left
 
 
 def _is_module(part: Part) -> bool:
     return part.attribute == "weight"
-
-
-def _set_scale(module: Any, scale: Tensor, quantize: Quantize) -> None:
-    """Give a layer, whose weight is on the grid already, the grid's ``scale`` (rows, columns)."""
-    assert isinstance(module, Quantised)
-    weight = module.weight.detach().flatten(1).clone()
-    read_grid(module)  # the first call derives a scale from the weight, later ones do not
-    value: Tensor = module.weight_quant.tensor_quant.scaling_impl.value
-    size = int(quantize.granularity[6:]) if quantize.granularity.startswith("group") else scale.shape[1]
-    new = scale[:1, :1] if quantize.granularity == "tensor" else scale[:, ::size]
-    if quantize.scale == "power_of_two":
-        mantissa, exponent = torch.frexp(new)  # exact, as a logarithm need not be
-        new = (exponent - 1).to(new)
-        assert bool((mantissa == 0.5).all())
-    with torch.no_grad():
-        value.copy_(new.reshape(value.shape))
-    write(module, weight, read_grid(module))

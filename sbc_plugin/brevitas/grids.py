@@ -11,6 +11,7 @@ from sbc_plugin.core.grids import Grid
 from sbc_plugin.core.hessian import Solution
 from sbc_plugin.core.quantization import gptq
 from sbc_plugin.errors import GridMovedError, SettingsError, UnsupportedModelError
+from sbc_plugin.settings import Quantize
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,43 @@ def check_fixed(layer: Quantised) -> None:
         f"changes; use {named} of sbc_plugin.brevitas, or weight_quantizer('int{bits}', "
         f"granularity={'group:32' if granularity == 'Group' else granularity.lower()!r})"
     )
+
+
+def rule_of(layer: Quantised) -> Quantize | None:
+    """The settings by which core makes the same kind of grid, None where it has none.
+
+    That is so for quantizers of :func:`~sbc_plugin.brevitas.quantizers.weight_quantizer`, but for binary ones and for
+    groups of a convolution, which are input channels of one kernel position.
+    """
+    rule = layer.weight_quant.quant_injector
+    granularity = getattr(rule, "grid_granularity", None)
+    if granularity is None or rule.bit_width == 1:
+        return None
+    if granularity == "group":
+        granularity = f"group:{rule.group_size}" if layer.weight.dim() == 2 else None
+    return None if granularity is None else Quantize(rule.bit_width, granularity, rule.grid_scale)
+
+
+def set_scale(layer: Quantised, scale: Tensor, rule: Quantize) -> Grid:
+    """Give a layer, whose quantizer is that of ``rule``, other scales: (rows, columns), one for each weight.
+
+    Returns:
+        The layer's grid, which then stays.
+
+    Raises:
+        UnsupportedModelError: the quantizer makes no integers.
+    """
+    read_grid(layer)  # the first call derives a scale from the weight, later ones do not
+    value: Tensor = layer.weight_quant.tensor_quant.scaling_impl.value
+    size = int(rule.granularity[6:]) if rule.granularity.startswith("group") else scale.shape[1]
+    new = scale[:1, :1] if rule.granularity == "tensor" else scale[:, ::size]
+    if rule.scale == "power_of_two":
+        mantissa, exponent = torch.frexp(new)  # exact, as a logarithm need not be
+        new = (exponent - 1).to(new)
+        assert bool((mantissa == 0.5).all())
+    with torch.no_grad():
+        value.copy_(new.reshape(value.shape))
+    return read_grid(layer)
 
 
 def solve(

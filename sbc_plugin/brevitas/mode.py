@@ -1,5 +1,6 @@
 """``sbc_mode``: used like Brevitas' ``gptq_mode``, but layers see whole sequences, filtered by the membrane."""
 
+from dataclasses import replace
 from functools import wraps
 from types import TracebackType
 from typing import Any
@@ -7,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.brevitas.grids import BinaryGrid, check_fixed, read_grid, solve, write
+from sbc_plugin import solving
+from sbc_plugin.brevitas.grids import BinaryGrid, check_fixed, read_grid, rule_of, set_scale, solve, write
 from sbc_plugin.brevitas.layers import is_quantised
 from sbc_plugin.brevitas.sequences import Recorder
 from sbc_plugin.core.grids import Grid
 from sbc_plugin.core.hessian import Solution
+from sbc_plugin.core.refit import refit
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError, in_layer
 from sbc_plugin.layers import Forward, Part, SpikingLayer
 from sbc_plugin.settings import Calibration
-from sbc_plugin.solving import check_heard
 
 
 class sbc_mode:  # noqa: N801, as Brevitas names its modes
@@ -44,8 +46,10 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         order: "sequential" (each layer on what the already quantised ones before it send) or "one-shot" (all Hessians
             from the first pass, on the dense network; later passes are not needed).
         act_order: columns with the largest H_jj first; False takes them from left to right.
-        mask: name -> mask of the weight's shape, True = kept; other weights become exactly 0.
-        keep_zeros: weights that are zero stay zero.
+        mask: name -> mask of the weight's shape, True = kept; other weights become exactly 0. The kept ones move to
+            their optimum on the mask first, and scales are chosen for what they are then: the integers and scales of
+            ``compress``. Quantizers that are not of this package, and groups in convolutions, keep their scales.
+        keep_zeros: weights that are zero stay zero, in the same way.
         forward: ``forward(model, batch)`` runs one whole sequence.
         temporal: False is the baseline M = I.
         device: where Hessians are kept and solved; None = where the weights are.
@@ -147,7 +151,7 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
             if statistics.accumulator.count == 0:
                 raise CalibrationError("no data since the last update(); call sbc.model(x) on each batch before it")
             hessian = statistics.accumulator.hessian().to(self.dtype)
-            check_heard(hessian)
+            solving.check_heard(hessian)
             self.solutions[layer.name] = self._quantise(layer, hessian)
         del self._waiting[0], self._recorder.statistics[layer.name]
         self._recorder.listen(self._waiting[:1] if self.calibration.order == "sequential" else [])
@@ -211,17 +215,11 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         widths = [part.form.columns for part in layer.parts]
         chosen = torch.cat([torch.full((n,), part in parts) for n, part in zip(widths, layer.parts, strict=True)])
         columns = chosen.nonzero()[:, 0].to(hessian.device)
-        grid = _side_by_side(layer, [self._grids[part.name] for part in parts])
-        masks = [self._mask_of(part) for part in parts]
-        solution = solve(
-            layer.weight()[:, chosen],
-            hessian[..., columns, :][..., columns],
-            grid,
-            torch.cat(masks, 1) if self.mask or self.keep_zeros else None,
-            damping=self.calibration.damping,
-            groups=layer.groups if hessian.dim() == 3 else None,
-            order="descending" if self.act_order else "given",
-        )
+        hessian, layer = hessian[..., columns, :][..., columns], replace(layer, parts=tuple(parts))
+        if self.keep_zeros or any(part.name in self.mask for part in parts):
+            solution = self._jointly(layer, hessian)
+        else:
+            solution = solve(layer.weight(), hessian, self._grid_of(layer), None, **self._options(layer, hessian))
         blocks = solution.weight.split([part.form.columns for part in parts], 1)
         for part, block in zip(parts, blocks, strict=True):
             module = self._modules[part.name]
@@ -229,6 +227,35 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
             with in_layer(part.name):
                 write(module, block, self._grids[part.name])
         return solution
+
+    def _jointly(self, layer: SpikingLayer, hessian: Tensor) -> Solution:
+        """Kept weights move to their optimum on the mask, and scales follow them, as in ``compress``."""
+        mask = torch.cat([self._mask_of(part) for part in layer.parts], 1)
+        options = self._options(layer, hessian)
+        weight = refit(layer.weight(), mask, hessian, damping=options["damping"], groups=options["groups"])
+        rules = {rule_of(self._modules[part.name]) for part in layer.parts}
+        rule = rules.pop()
+        if rules or rule is None:
+            return solve(weight, hessian, self._grid_of(layer), mask, **options)
+        recipe = solving.Recipe("sbc", None, rule, self.calibration.damping)
+        solution = solving.solve(layer, weight, hessian, None, recipe)
+        assert solution.grid is not None
+        scale = solution.grid.of_columns(layer.columns)[0].expand(weight.shape)
+        for part, block in zip(layer.parts, scale.split([p.form.columns for p in layer.parts], 1), strict=True):
+            module = self._modules[part.name]
+            module.weight_quant.disable_quant = False
+            self._grids[part.name] = set_scale(module, block, rule)
+        return solution
+
+    def _options(self, layer: SpikingLayer, hessian: Tensor) -> dict[str, Any]:
+        return {
+            "damping": self.calibration.damping,
+            "groups": layer.groups if hessian.dim() == 3 else None,
+            "order": "descending" if self.act_order else "given",
+        }
+
+    def _grid_of(self, layer: SpikingLayer) -> Grid:
+        return _side_by_side(layer, [self._grids[part.name] for part in layer.parts])
 
     def _mask_of(self, part: Part) -> Tensor:
         weight = part.tensor.detach()
