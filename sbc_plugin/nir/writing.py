@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import nir
 import norse.torch as norse
@@ -10,7 +9,8 @@ import numpy
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
-from sbc_plugin.errors import CheckpointError, SettingsError, UnsupportedModelError, in_layer
+from sbc_plugin.errors import SettingsError, UnsupportedModelError, in_layer
+from sbc_plugin.files import replacing
 from sbc_plugin.nir.integers import integers
 from sbc_plugin.nir.network import running_order, shape_after
 from sbc_plugin.nir.neurons import Gain, Reset, node_of, reset_of
@@ -47,17 +47,8 @@ def write(
         CheckpointError: the file cannot be written.
     """
     graph = graph_of(model, input_shape=input_shape, codes=codes, power_of_two=power_of_two)
-    target = Path(target)
-    beside = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
-    try:
+    with replacing(target, (OSError, RuntimeError)) as beside:  # h5py raises either
         nir.write(beside, graph)
-        beside.replace(target)
-    except (OSError, RuntimeError) as error:  # h5py raises either
-        raise CheckpointError(
-            f"{target} cannot be written: {error}; choose a folder that exists, has space and lets you write"
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def graph_of(
