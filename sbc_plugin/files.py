@@ -24,8 +24,12 @@ def check_target(path: str | Path) -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, failures: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
     """A file beside ``path`` to write to, which takes its place at the end of the block; gone if the block fails.
+
+    Args:
+        path: of the file.
+        failures: what a writer raises when it cannot write.
 
     Raises:
         CheckpointError: it cannot be written: no such folder, no right to, no space.
@@ -40,8 +44,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         beside.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
         beside.replace(target)
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}; nothing was changed") from error
+    except failures as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{target} cannot be written: {reason}; nothing was changed") from error
     finally:
         beside.unlink(missing_ok=True)
 
