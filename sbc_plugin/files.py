@@ -46,7 +46,9 @@ def replacing(path: str | Path, failures: tuple[type[Exception], ...] = (OSError
         beside.replace(target)
     except failures as error:
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{target} cannot be written: {reason}; nothing was changed") from error
+        raise CheckpointError(
+            f"{target} cannot be written: {reason}; nothing was changed. Give a path in a folder that has space"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
 

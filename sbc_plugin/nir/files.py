@@ -1,6 +1,5 @@
 """A .nir file compressed into a .nir file."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from sbc_plugin.calibration import DEFAULT
 from sbc_plugin.compression import compress
-from sbc_plugin.errors import CheckpointError
+from sbc_plugin.files import check_target
 from sbc_plugin.nir.network import Network
 from sbc_plugin.nir.neurons import Reset
 from sbc_plugin.nir.reading import read
@@ -50,7 +49,7 @@ def compress_file(
         CalibrationError: no data, data that does not fit, or a layer that stays silent.
         SingularHessianError: a Hessian that damping does not make invertible.
     """
-    _check_target(Path(target))
+    check_target(target)
     network = read(source, dt=dt, reset_method=reset_method)
     _, report = compress(
         network, calibration_data, prune=prune, quantize=quantize, calibration=calibration, inplace=True
@@ -58,15 +57,3 @@ def compress_file(
     write(target, network)
     used = {"dt": network.dt, "reset_method": network.reset_method.__name__}
     return network, replace(report, settings=report.settings | used)
-
-
-def _check_target(target: Path) -> None:
-    """Refuse before the work what could only fail after it.
-
-    Raises:
-        CheckpointError: the target is a folder, or lies in none that one may write to.
-    """
-    folder = target.parent
-    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        what = "is a folder" if target.is_dir() else f"has no folder {folder} that one may write to"
-        raise CheckpointError(f"{target} {what}; give the path of a file in a folder that exists and lets you write")
