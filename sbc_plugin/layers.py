@@ -19,6 +19,7 @@ Forward = Callable[[nn.Module, Any], Any]
 
 SNN_LIBRARIES = {"norse": "sbc_plugin.norse"}
 BACKENDS = {"brevitas": "sbc_plugin.brevitas"}
+UNEVEN_GAIN = "a factor that differs within a row is left out of the ranking across rows"  # a layer's note
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,20 @@ class SNNLibrary(Protocol):
     ) -> AbstractContextManager[None]:
         """``on_step(name, x, feedback, spikes)`` after each neuron step; ``spikes`` is None for integrators."""
 
+    def record_states(self, model: nn.Module, batch: Any, forward: Forward | None = None) -> Mapping[str, Any]:
+        """What every neuron did at every step: records with ``v_before``, ``v`` and ``spikes`` (T, B, ...), by name."""
+
+    def thresholds(self, model: nn.Module) -> dict[str, Tensor]:
+        """The threshold of every neuron that spikes, by name: a scalar, or a value a neuron."""
+
     def copy_model(self, model: nn.Module) -> nn.Module:
         """An independent copy."""
+
+    def drop_surrogates(self, model: nn.Module) -> None:
+        """Make neurons plain functions of tensors, in place, so that other tools can trace them."""
+
+    def flat_step(self, model: nn.Module, x: Tensor) -> Any:
+        """A module ``output, *after = step(x[t], *before)``; its ``initial`` names the states, with their values."""
 
 
 def library_of(model: nn.Module) -> SNNLibrary:

@@ -13,18 +13,24 @@ from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.norse import discovery
 from sbc_plugin.norse.driving import as_input, default_forward, is_step_model
-from sbc_plugin.norse.neurons import is_spiking, register_neuron, state_tensor
+from sbc_plugin.norse.membranes import MembraneReport, StateReport, quantize_membranes, restore_membranes
+from sbc_plugin.norse.neurons import is_spiking, register_neuron, state_tensor, threshold_of
 from sbc_plugin.norse.recording import NeuronRecord, Step, intercept_steps, record_states
 from sbc_plugin.norse.tracing import check_plain
 
 __all__ = [
+    "MembraneReport",
     "NeuronRecord",
+    "StateReport",
     "copy_model",
     "default_forward",
     "find_layers",
     "is_step_model",
+    "quantize_membranes",
     "record_states",
     "register_neuron",
+    "restore_membranes",
+    "thresholds",
     "watch_steps",
 ]
 
@@ -62,6 +68,12 @@ def watch_steps(
 
     with intercept_steps(model, watched):
         yield
+
+
+def thresholds(model: nn.Module) -> dict[str, Tensor]:
+    """The threshold of every neuron module that spikes, by name: a scalar, or a value a neuron."""
+    found = {name: threshold_of(module) for name, module in model.named_modules()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def copy_model(model: nn.Module) -> nn.Module:

@@ -129,6 +129,13 @@ def state_tensor(state: Any, name: str) -> Tensor | None:
     return value
 
 
+def threshold_of(neuron: nn.Module) -> Tensor | None:
+    """The threshold of a neuron that spikes, scalar or a value a neuron; None where it has none of that name."""
+    parameters = getattr(neuron, "p", None)
+    value = getattr(getattr(parameters, "lif", parameters), "v_th", None) if is_spiking(neuron) else None
+    return None if value is None else torch.as_tensor(value)
+
+
 def below_threshold(neuron: nn.Module, state: Any) -> tuple[Any, Any] | None:
     """(parameters, state) with a threshold that no membrane reaches: a step then shows v before reset.
 
