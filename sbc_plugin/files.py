@@ -1,10 +1,11 @@
 """Files that appear whole or not at all."""
 
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from sbc_plugin.errors import CheckpointError
 
@@ -25,7 +26,10 @@ def check_target(path: str | Path) -> Path:
 
 @contextmanager
 def replacing(path: str | Path, failures: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which takes its place at the end of the block; gone if the block fails.
+    """The path of a file to write beside ``path``; at the end of the block it takes its place.
+
+    What was written is on the disk before it is renamed. After an error nothing is left of it, and a file that was
+    there is as it was. A link is followed, and a file that is replaced hands on its permissions.
 
     Args:
         path: of the file.
@@ -34,26 +38,25 @@ def replacing(path: str | Path, failures: tuple[type[Exception], ...] = (OSError
     Raises:
         CheckpointError: it cannot be written: no such folder, no right to, no space.
     """
-    target = check_target(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
-    os.close(handle)
-    beside = Path(name)
+    target = check_target(os.path.realpath(path))
+    beside = target.with_name(f".{target.stem}-{uuid4().hex}{target.suffix}")
     try:
         yield beside
-        with beside.open("rb+") as written:
+        with beside.open("rb") as written:
             os.fsync(written.fileno())
-        beside.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
+        if target.is_file():
+            shutil.copymode(target, beside)
         beside.replace(target)
+        if hasattr(os, "O_DIRECTORY"):  # so that the new name lasts, too
+            folder = os.open(target.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except failures as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{target} cannot be written: {reason}; nothing was changed. Give a path in a folder that has space"
+            f"{path} cannot be written: {reason}; nothing was changed. Give a path in a folder that has space"
         ) from error
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -40,6 +40,15 @@ def test_a_block_that_fails_leaves_the_old_file_alone(tmp_path: Path, error: Bas
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    whole, link = tmp_path / "whole", tmp_path / "link"
+    whole.write_text("old")
+    link.symlink_to(whole)
+    with replacing(link) as beside:
+        beside.write_text("new")
+    assert link.is_symlink() and whole.read_text() == "new"
+
+
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match=r"a\.txt cannot be written: No space left"),
