@@ -17,7 +17,7 @@ from sbc_plugin.calibration import peek
 from sbc_plugin.comparison import Comparison, Cost, NeuronComparison, compare
 from sbc_plugin.core.spikes import Operations
 from sbc_plugin.errors import CalibrationError, CheckpointError
-from sbc_plugin.layers import Forward, SNNLibrary, input_of, library_of
+from sbc_plugin.layers import Forward, SpikingLibrary, input_of, library_of
 
 SHOWN, TRACES, RECORDED = 24, 3, 16  # neurons in a raster, neurons with a membrane, sequences that are recorded
 BINS = 20  # of the histogram of rates, from 0 to 1 spike a step; neurons that never spike are counted apart
@@ -148,7 +148,7 @@ def evaluate(
 
 
 def _activity(
-    library: SNNLibrary, dense: nn.Module, compressed: nn.Module, batch: Any, forward: Forward | None
+    library: SpikingLibrary, dense: nn.Module, compressed: nn.Module, batch: Any, forward: Forward | None
 ) -> list[Activity]:
     before = library.record_states(dense, batch, forward)
     after = library.record_states(compressed, batch, forward)

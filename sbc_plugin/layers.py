@@ -137,12 +137,6 @@ class SNNLibrary(Protocol):
     ) -> AbstractContextManager[None]:
         """``on_step(name, x, feedback, spikes)`` after each neuron step; ``spikes`` is None for integrators."""
 
-    def record_states(self, model: nn.Module, batch: Any, forward: Forward | None = None) -> Mapping[str, Any]:
-        """What every neuron did at every step: records with ``v_before``, ``v`` and ``spikes`` (T, B, ...), by name."""
-
-    def thresholds(self, model: nn.Module) -> dict[str, Tensor]:
-        """The threshold of every neuron that spikes, by name: a scalar, or a value a neuron."""
-
     def copy_model(self, model: nn.Module) -> nn.Module:
         """An independent copy."""
 
@@ -153,7 +147,17 @@ class SNNLibrary(Protocol):
         """A module ``output, *after = step(x[t], *before)``; its ``initial`` names the states, with their values."""
 
 
-def library_of(model: nn.Module) -> SNNLibrary:
+class SpikingLibrary(SNNLibrary, Protocol):
+    """A library with spiking neurons, whose states can be looked at."""
+
+    def record_states(self, model: nn.Module, batch: Any, forward: Forward | None = None) -> Mapping[str, Any]:
+        """What every neuron did at every step: records with ``v_before``, ``v`` and ``spikes`` (T, B, ...), by name."""
+
+    def thresholds(self, model: nn.Module) -> dict[str, Tensor]:
+        """The threshold of every neuron that spikes, by name: a scalar, or a value a neuron."""
+
+
+def library_of(model: nn.Module) -> SpikingLibrary:
     """The host module that knows this model's neurons; imported on demand.
 
     Raises:
