@@ -1,4 +1,4 @@
-"""The Python of every guide runs as it stands."""
+"""The Python of every page of the documentation runs as it stands."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-GUIDES = sorted((Path(__file__).parents[1] / "docs" / "guides").glob("*.md"))
+PAGES = [page for page in sorted((Path(__file__).parents[1] / "docs").rglob("*.md")) if "```python" in page.read_text()]
 
 
 def run_blocks(page: Path) -> dict[str, Any]:
@@ -17,8 +17,9 @@ def run_blocks(page: Path) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
-def test_python_blocks_run_in_order(page: Path) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names = run_blocks(page)
     assert names
     if page.stem == "torch-pruning":
