@@ -1,15 +1,16 @@
 """Replace a model's Linear and convolution layers by Brevitas' quantised ones, and say what was left out."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import brevitas.nn as qnn
 from brevitas.inject import ExtendedInjector
-from torch import nn
+from torch import Tensor, nn
 
+from sbc_plugin.brevitas.inputs import analogue_inputs, calibrate_input
 from sbc_plugin.errors import SettingsError, UnsupportedModelError
-from sbc_plugin.layers import library_of
+from sbc_plugin.layers import Forward, library_of
 
 Quantised = qnn.QuantLinear | qnn.QuantConv1d | qnn.QuantConv2d | qnn.QuantConv3d
 _QUANTISED: dict[type[nn.Module], Any] = {
@@ -27,6 +28,9 @@ def quantize_layers(
     *,
     inplace: bool = False,
     names: Collection[str] | None = None,
+    input_quant: type[ExtendedInjector] | None = None,
+    calibration_data: Iterable[Any] | None = None,
+    forward: Forward | None = None,
 ) -> tuple[nn.Module, dict[str, str]]:
     """A model whose Linear and Conv layers are Brevitas', with quantised weights, wherever they stand in it.
 
@@ -37,34 +41,57 @@ def quantize_layers(
         quantizer: of :func:`~sbc_plugin.brevitas.quantizers.weight_quantizer`, or Brevitas' own.
         inplace: change ``model`` itself, unless it is a single layer, which cannot turn into another.
         names: of the layers to quantise; None = all.
+        input_quant: Brevitas' quantizer of activations, such as ``Int8ActPerTensorFloat``, for the inputs of layers
+            that get numbers other than 0 and 1 on the calibration data. None: weights only.
+        calibration_data: iterable of batches, as for ``compress``, that tells these layers and sets their scales.
+        forward: ``forward(model, batch)`` runs one whole sequence of it; the default is that of ``compress``.
 
     Returns:
-        The model, and name -> reason for every weight that was left out.
+        The model, and name -> reason for every weight that was left out; with ``input_quant``, name + ".input" ->
+        reason for every input that was.
 
     Raises:
-        SettingsError: ``quantizer`` is no quantizer class.
+        SettingsError: ``quantizer`` or ``input_quant`` is no quantizer class, or ``input_quant`` has no data.
+        CalibrationError: the calibration data is empty, or holds NaN or infinity.
         UnsupportedModelError: no layer can be quantised.
     """
-    if not (isinstance(quantizer, type) and issubclass(quantizer, ExtendedInjector)):
-        raise SettingsError(f"quantizer={quantizer!r} is no quantizer class; use e.g. weight_quantizer('int4')")
+    _check_quantizer("quantizer", quantizer, "weight_quantizer('int4')")
+    if input_quant is not None:
+        _check_quantizer("input_quant", input_quant, "brevitas.quant.Int8ActPerTensorFloat")
+        if calibration_data is None:
+            raise SettingsError("input_quant needs data to set its scales by; give calibration_data")
     target = model if inplace else copy_model(model)
     reasons = {}
-    layers: dict[int, nn.Module] = {}
+    chosen: dict[str, nn.Module] = {}
     owners = _owners_of_weights(target)
     for name, module in target.named_modules():
         if names is not None and name not in names:
             continue
         reason = _unfit(module, owners)
         if reason is None:
-            layers[id(module)] = _quantised(module, quantizer)
+            chosen[name] = module
         elif reason:
             reasons[name or type(module).__name__] = reason
         elif not _inside_layer(target, name):
             reasons |= {f"{name}.{raw}" if name else raw: why for raw, why in _raw_weights(module).items()}
-    if not layers:
+    if not chosen:
         found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it holds no weights"
         raise UnsupportedModelError(f"{type(model).__name__} has no layer that can be quantised ({found})")
-    return replace_modules(target, layers), reasons
+    inputs: dict[str, list[Tensor]] = {}
+    if input_quant is not None and calibration_data is not None:
+        inputs, binary = analogue_inputs(target, chosen, calibration_data, forward)
+        reasons |= binary
+    layers = {
+        name: _quantised(module, quantizer, input_quant if name in inputs else None) for name, module in chosen.items()
+    }
+    for name, given in inputs.items():
+        calibrate_input(layers[name], given)
+    return replace_modules(target, {id(chosen[name]): layer for name, layer in layers.items()}), reasons
+
+
+def _check_quantizer(name: str, value: object, example: str) -> None:
+    if not (isinstance(value, type) and issubclass(value, ExtendedInjector)):
+        raise SettingsError(f"{name}={value!r} is no quantizer class; use e.g. {example}")
 
 
 def replace_modules(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
@@ -140,9 +167,12 @@ def _unfit(module: nn.Module, owners: dict[int, list[nn.Module]]) -> str | None:
     return None
 
 
-def _quantised(module: nn.Module, quantizer: type[ExtendedInjector]) -> nn.Module:
+def _quantised(
+    module: nn.Module, quantizer: type[ExtendedInjector], input_quant: type[ExtendedInjector] | None
+) -> nn.Module:
     settings = build_settings(module) | {
         "weight_quant": quantizer,
+        "input_quant": input_quant,
         "bias_quant": None,
         "return_quant_tensor": False,
         "device": "meta",  # no memory, no random numbers: weight and bias are handed over below

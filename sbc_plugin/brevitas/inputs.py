@@ -1,0 +1,77 @@
+"""Quantizers for inputs that are numbers: an image, a current. Spikes are binary and need none."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from brevitas.graph.calibrate import calibration_mode
+from torch import Tensor, nn
+
+from sbc_plugin.calibration import check_batch, peek
+from sbc_plugin.errors import UnsupportedModelError
+from sbc_plugin.layers import Forward, input_of, library_of, neutral
+
+
+def analogue_inputs(
+    model: nn.Module, layers: Mapping[str, nn.Module], data: Iterable[Any], forward: Forward | None
+) -> tuple[dict[str, list[Tensor]], dict[str, str]]:
+    """What reaches each layer whose input is not binary, a tensor a batch with its steps along the first axis.
+
+    Args:
+        model: run in eval mode on every batch.
+        layers: to look at, by name.
+        data: iterable of batches, as for ``compress``.
+        forward: ``forward(model, batch)`` runs one whole sequence; the library's default if None.
+
+    Returns:
+        The inputs by the layer's name, and name + ".input" -> why the others need no quantizer.
+
+    Raises:
+        CalibrationError: no data, NaN or infinity.
+    """
+    _, data = peek(data)
+    run = forward or _default_forward(model)
+    found: dict[str, list[Tensor]] = {}
+    ran: set[str] = set()
+    for number, batch in enumerate(data):
+        check_batch(batch, number)
+        calls: dict[str, list[Tensor]] = {name: [] for name in layers}
+        with ExitStack() as stack:
+            for name, layer in layers.items():
+
+                def hook(module: nn.Module, given: tuple[Tensor, ...], into: list[Tensor] = calls[name]) -> None:
+                    into.append(given[0].detach())
+
+                stack.callback(layer.register_forward_pre_hook(hook).remove)
+            stack.enter_context(neutral(model))
+            stack.enter_context(torch.no_grad())
+            run(model, batch)
+        for name, inputs in calls.items():
+            ran |= {name} if inputs else set()
+            if name in found or not all(_is_binary(x) for x in inputs):
+                found.setdefault(name, []).append(torch.cat(inputs))
+    reasons = {
+        f"{name}.input": "binary, so it needs no quantizer" if name in ran else "never ran on the calibration data"
+        for name in layers
+        if name not in found
+    }
+    return found, reasons
+
+
+def calibrate_input(layer: nn.Module, inputs: Iterable[Tensor]) -> None:
+    """Set the scale of a layer's input quantizer from ``inputs``, as Brevitas averages it over its calls."""
+    with torch.no_grad(), neutral(layer), calibration_mode(layer):
+        for x in inputs:
+            layer(x)
+
+
+def _is_binary(x: Tensor) -> bool:
+    return bool(((x == 0) | (x == 1)).all())
+
+
+def _default_forward(model: nn.Module) -> Forward:
+    try:
+        return library_of(model).default_forward(model)
+    except UnsupportedModelError:
+        return lambda model, batch: model(input_of(batch))
