@@ -1,7 +1,8 @@
 """NIR files: read as Norse models, compressed, written again; and the integers that a chip wants."""
 
+from sbc_plugin.integers import Integers
 from sbc_plugin.nir.files import compress_file
-from sbc_plugin.nir.integers import Integers, integers
+from sbc_plugin.nir.integers import integers
 from sbc_plugin.nir.network import Network, NetworkState
 from sbc_plugin.nir.reading import read
 from sbc_plugin.nir.writing import graph_of, write

@@ -1,6 +1,5 @@
 """The integers behind a quantised network: codes, scales, and thresholds in units of the scale, as chips want them."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from norse.torch import LIFRecurrent, LIFRecurrentCell
 from torch import Tensor, nn
 
 from sbc_plugin.errors import SettingsError
+from sbc_plugin.integers import Integers, in_units
 from sbc_plugin.nir.network import Edge
 from sbc_plugin.nir.neurons import NEURON_CLASSES, Gain
 from sbc_plugin.nir.wiring import wiring_of
@@ -15,26 +15,6 @@ from sbc_plugin.nir.wiring import wiring_of
 LARGEST = 127  # a code of 8 bits; -128 is left out, so that every code has its negative
 TOLERANCE = 1e-6  # of a weight: float32 rounds code * scale by at most 6e-8, and the scale itself as much
 GRANULARITIES = ("channel", "tensor")
-
-
-@dataclass(frozen=True, eq=False)
-class Integers:
-    """One weight as integers: ``weight = codes * scale``.
-
-    Attributes:
-        codes: int8, in the weight's shape.
-        scale: (rows,), float64; the coarsest grid that holds the row, 1 for a row of zeros.
-        exponent: (rows,), int32, with ``scale = 2 ** exponent``; None unless powers of two were asked for.
-        bias: (rows,), in units of the scale; None without one.
-        threshold: of the neurons behind, in units of the scale and of an input of 1: ``v_th / (scale * r * w_in)``;
-            (rows,), or (rows, neurons of a row) where they differ; None where no spiking neuron follows.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    exponent: Tensor | None
-    bias: Tensor | None
-    threshold: Tensor | None
 
 
 def integers(model: nn.Module, *, power_of_two: bool = False, granularity: str = "channel") -> dict[str, Integers]:
@@ -144,8 +124,4 @@ def _threshold(neuron: Any, scale: Tensor) -> Tensor | None:
     value = torch.as_tensor(last.p.v_th).detach().double()
     for gain in ("r", "w_in"):
         value = value / torch.as_tensor(getattr(neuron, gain, 1.0)).detach().double()
-    if value.dim() and value.numel() % len(scale):
-        return None
-    value = value.reshape(len(scale), -1) if value.dim() else value.expand(len(scale), 1)
-    found = value / scale[:, None]
-    return found.squeeze(1) if found.shape[1] == 1 else found
+    return in_units(value, scale)
