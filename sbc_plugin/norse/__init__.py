@@ -16,15 +16,19 @@ from sbc_plugin.norse.driving import as_input, default_forward, is_step_model
 from sbc_plugin.norse.membranes import MembraneReport, StateReport, quantize_membranes, restore_membranes
 from sbc_plugin.norse.neurons import is_spiking, register_neuron, state_tensor, threshold_of
 from sbc_plugin.norse.recording import NeuronRecord, Step, intercept_steps, record_states
+from sbc_plugin.norse.states import FlatStep, drop_surrogates, flat_step
 from sbc_plugin.norse.tracing import check_plain
 
 __all__ = [
+    "FlatStep",
     "MembraneReport",
     "NeuronRecord",
     "StateReport",
     "copy_model",
     "default_forward",
+    "drop_surrogates",
     "find_layers",
+    "flat_step",
     "is_step_model",
     "quantize_membranes",
     "record_states",

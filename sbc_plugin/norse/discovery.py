@@ -10,7 +10,7 @@ from sbc_plugin.core import kernels
 from sbc_plugin.core.kernels import Kernel, distinct
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
 from sbc_plugin.errors import UnsupportedModelError
-from sbc_plugin.layers import Forward, Part, Site, SpikingLayer
+from sbc_plugin.layers import UNEVEN_GAIN, Forward, Part, Site, SpikingLayer
 from sbc_plugin.norse.following import Path, constant_gain
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_spiking, kernel_of
 from sbc_plugin.norse.tracing import Chain, Trace, Use, WeightCall, trace
@@ -84,7 +84,7 @@ def _weight_layer(members: tuple[str, ...], seen: Trace, names: dict[int, str], 
     kernel, variant = distinct(_by_row(kernel, form.rows, notes), form.rows, MOST_VARIANTS)
     gain, exact = constant_gain(path.gains, form.rows)
     if not exact:
-        notes.append("a factor that differs within a row is left out of the ranking across rows")
+        notes.append(UNEVEN_GAIN)
     kind = f"{' + '.join(type(part.module).__name__ for part in parts)} > {target}"
     pooling = None if path.nonlinear else _composed(path, form)
     return SpikingLayer(

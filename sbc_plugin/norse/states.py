@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import norse.torch as norse
@@ -70,7 +70,8 @@ def drop_surrogates(model: nn.Module) -> None:
                 known = ", ".join(cls.__name__ for cls in PLAIN_STEPS)
                 raise UnsupportedModelError(f"{type(neuron).__name__} is not known to export; known are {known}")
     for neuron in neurons.values():
-        neuron.p = _without_surrogate(neuron.p)
+        neuron.p = _constants(neuron.p)
+        neuron.state_fallback = _constant_start(neuron, neuron.state_fallback)
 
 
 def flat_step(model: nn.Module, x: Tensor) -> FlatStep:
@@ -187,8 +188,9 @@ def _check_same(step: FlatStep, x: Tensor) -> None:
         output, *after = step(one, *states)
         states = tuple(after)
         if not torch.equal(output, expected[number]):
+            held = ", ".join(step.initial)
             raise UnsupportedModelError(
-                f"with its state as the tensors {', '.join(step.initial)} the model answers otherwise at step {number}; "
+                f"with its state as the tensors {held} the model answers otherwise at step {number}; "
                 "states that are not a neuron's have to begin as zeros: change them, or give steps=T"
             )
 
@@ -201,7 +203,28 @@ def _of_one_sequence(name: str, value: Tensor, batch: int) -> Tensor:
     return value[0].clone()
 
 
-def _without_surrogate(parameters: Any) -> Any:
+def _constants(parameters: Any) -> Any:
+    """The parameters without gradients, which a trace cannot hold, and with a plain step as threshold function."""
+    values: dict[str, Any] = {
+        name: value.detach() for name, value in parameters._asdict().items() if isinstance(value, Tensor)
+    }
     if hasattr(parameters, "lif"):
-        return parameters._replace(lif=_without_surrogate(parameters.lif))
-    return parameters._replace(method="heaviside") if hasattr(parameters, "method") else parameters
+        values["lif"] = _constants(parameters.lif)
+    if hasattr(parameters, "method"):
+        values["method"] = "heaviside"
+    return parameters._replace(**values)
+
+
+def _constant_start(neuron: Any, original: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """A neuron's first state without gradients. IAF's is its own v_reset, and made to ask for them: it gets a copy."""
+
+    def start(x: Tensor) -> Any:
+        parameters = neuron.p
+        neuron.p = type(parameters)(*(p.clone() if isinstance(p, Tensor) else p for p in parameters))
+        try:
+            state = original(x)
+        finally:
+            neuron.p = parameters
+        return _rebuilt(state, (tensor.detach() for _, tensor in _leaves(state)))
+
+    return start
