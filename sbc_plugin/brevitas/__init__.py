@@ -4,6 +4,9 @@ Importing this patches nothing.
 """
 
 from sbc_plugin.brevitas.backend import check_backend, into_backend
+from sbc_plugin.brevitas.export import Exported, export_onnx
+from sbc_plugin.brevitas.freezing import freeze
+from sbc_plugin.brevitas.integers import integers
 from sbc_plugin.brevitas.layers import quantize_layers
 from sbc_plugin.brevitas.mode import sbc_mode
 from sbc_plugin.brevitas.quantizers import (
@@ -45,8 +48,11 @@ from sbc_plugin.brevitas.quantizers import (
     SBCInt8WeightPerTensorPowerOfTwo,
     weight_quantizer,
 )
+from sbc_plugin.integers import Integers
 
 __all__ = [
+    "Exported",
+    "Integers",
     "SBCInt2WeightPerChannelFloat",
     "SBCInt2WeightPerChannelFloatMSE",
     "SBCInt2WeightPerChannelPowerOfTwo",
@@ -84,6 +90,9 @@ __all__ = [
     "SBCInt8WeightPerTensorFloatMSE",
     "SBCInt8WeightPerTensorPowerOfTwo",
     "check_backend",
+    "export_onnx",
+    "freeze",
+    "integers",
     "into_backend",
     "quantize_layers",
     "sbc_mode",

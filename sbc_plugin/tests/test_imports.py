@@ -22,6 +22,10 @@ HOSTS = {
     "h5py": {"nir"},
     "torch_pruning": {"torch_pruning"},
     "brevitas": {"brevitas"},
+    "onnx": {"brevitas"},
+    "onnxoptimizer": {"brevitas"},
+    "onnxruntime": {"brevitas"},
+    "qonnx": {"brevitas"},
     "sklearn": {"demo"},
 }
 CORE_MAY_IMPORT = ("torch", "sbc_plugin.errors", "sbc_plugin.core")

@@ -1,0 +1,176 @@
+"""A Brevitas model as an ONNX file that other runtimes execute with the same spikes."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.brevitas.freezing import check_quantised
+from sbc_plugin.brevitas.integers import integers
+from sbc_plugin.brevitas.layers import copy_model, is_quantised, replace_modules
+from sbc_plugin.brevitas.tracing import TRACED_OPSET, Sequence, Summing, check_runs, free_axes, has_divisor, trace
+from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
+from sbc_plugin.files import replacing
+from sbc_plugin.integers import Integers
+from sbc_plugin.layers import input_of, library_of, neutral
+
+KINDS = ("qcdq", "qonnx")
+PACKAGES = ("onnx", "onnxoptimizer", "onnxruntime")
+OPSET = 21  # the first with 4-bit integers
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """What one needs to run an exported file.
+
+    Attributes:
+        path: of the file.
+        kind: "qcdq" or "qonnx".
+        steps: of the sequences (T, B, ...) that the file takes; None for one time step (B, ...) a call.
+        states: of a file of one step: name of an input -> its value before the first step, of one sequence, (...). The
+            output "<name>_next" is its value for the next step. Empty where the file takes whole sequences.
+        floats: weights that stand in the file as floats: name -> reason.
+    """
+
+    path: Path
+    kind: str
+    steps: int | None
+    states: dict[str, Tensor]
+    floats: dict[str, str]
+
+    def start(self, batch: int) -> dict[str, Any]:
+        """The states before the first step of ``batch`` sequences, as NumPy arrays (batch, ...), by input's name."""
+        return {name: value.expand(batch, *value.shape).numpy().copy() for name, value in self.states.items()}
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    example_input: Any,
+    *,
+    kind: str = "qcdq",
+    steps: int | None = None,
+    opset: int | None = None,
+    free_batch: bool = True,
+) -> Exported:
+    """Write a spiking Brevitas model as an ONNX file; the model is left as it is, and the file appears whole or not.
+
+    "qcdq" is standard ONNX: each weight is an initialiser of 8, 4 or 2 bits behind a DequantizeLinear with a scale a
+    channel or tensor, and runs in onnxruntime. "qonnx" writes Quant nodes (domain qonnx.custom_op.general) on float
+    weights, as FINN and qonnx's executor read them; its batch is the example's. Inputs and outputs are called "input"
+    and "output"; of one step there is besides an input for every state, e.g. "1.v" of neuron "1", and an output
+    "1.v_next". The number of sequences is free in "qcdq", which one run of onnxruntime checks. Initial states
+    are in the result, and in the file's metadata under "sbc.states".
+
+    Sums of floats depend on their order, so a membrane may differ in its last bit from one runtime to the next, and a
+    spike where it meets the threshold; with scales that are powers of two and binary inputs every sum is exact.
+
+    Args:
+        model: of ``compress(..., backend="brevitas")`` or ``quantize_layers``; float32.
+        path: of the file; one that is there is replaced.
+        example_input: a sequence (T, B, ...), or a batch whose first item it is; B of at least 1.
+        kind: "qcdq" or "qonnx".
+        steps: None for one time step a call, states in and out; T for whole sequences of T steps, cut from the example.
+        opset: of ONNX, only for "qcdq": 21 (None) stores codes of up to 4 bits in 4 bits each, from 25 on those of up
+            to 2 bits in 2, below 21 all of them in 8.
+        free_batch: False fixes the number of sequences to the example's, for models that reckon with it.
+
+    Raises:
+        SettingsError: an unknown kind, a package that is not installed, steps or opset out of range.
+        UnsupportedModelError: no Brevitas layer, groups, another type than float32, a neuron that is not known to
+            export, a model without a state for one step, or an operation that ONNX has no word for.
+        CalibrationError: the example is not (T, B, ...), or holds fewer than ``steps`` steps.
+        CheckpointError: the file cannot be written.
+    """
+    _check_settings(kind, steps, opset)
+    check_quantised(model)
+    with torch.inference_mode(False):
+        target = copy_model(model).eval()
+        found = integers(target)
+        floats = _floats(target)
+        _check_exportable(target, found, kind)
+        library = library_of(target)
+        library.drop_surrogates(target)
+        target = replace_modules(target, {id(pool): Summing(pool) for pool in target.modules() if has_divisor(pool)})
+        x = _example(target, example_input, steps)
+        states: dict[str, Tensor] = {}
+        with neutral(target), torch.no_grad():
+            if steps is None:
+                module = library.flat_step(target, x)
+                states = {name: value.cpu() for name, value in module.initial.items()}
+                args = (x[0], *(value.expand(x.shape[1], *value.shape) for value in module.initial.values()))
+            else:
+                module, args = Sequence(target, library), (x,)
+            free = free_batch and kind == "qcdq"
+            axes = free_axes(module, args, list(states), steps is not None) if free else {}
+        with replacing(path) as beside:
+            trace(module, args, beside, kind, list(states), axes)
+            _tidy(beside, kind, found, opset, states, steps)
+            if kind == "qcdq":
+                check_runs(beside, module, args, x[1:] if steps is None else x[:0], axes)
+    return Exported(Path(path), kind, steps, states, floats)
+
+
+def _check_settings(kind: str, steps: int | None, opset: int | None) -> None:
+    if kind not in KINDS:
+        raise SettingsError(f"kind={kind!r} is unknown; use one of {', '.join(map(repr, KINDS))}")
+    if steps is not None and (not isinstance(steps, int) or steps < 1):
+        raise SettingsError(f"steps={steps!r} is no number of time steps; use steps=20, or None for one step a call")
+    if missing := [package for package in PACKAGES if find_spec(package) is None]:
+        raise SettingsError(f"an ONNX file needs {' and '.join(missing)}; pip install 'sbc-plugin[onnx]'")
+    if opset is None:
+        return
+    if kind == "qonnx":
+        raise SettingsError(f"opset={opset} is for kind='qcdq'; a QONNX file has opset {TRACED_OPSET}")
+    from onnx import defs
+
+    newest = defs.onnx_opset_version()
+    if not TRACED_OPSET <= opset <= newest:
+        raise SettingsError(f"opset={opset} is out of range; the installed onnx writes {TRACED_OPSET} to {newest}")
+
+
+def _check_exportable(model: nn.Module, found: dict[str, Integers], kind: str) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise UnsupportedModelError(
+                f"{name!r} is {parameter.dtype}; ONNX dequantises to float32: use model.float()"
+            )
+    if binary := [name for name, entry in found.items() if entry.bits == 1 and kind == "qcdq"]:
+        raise UnsupportedModelError(
+            f"layer {binary[0]!r}: binary codes have no DequantizeLinear; use kind='qonnx', or 'ternary' weights"
+        )
+
+
+def _floats(model: nn.Module) -> dict[str, str]:
+    plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {
+        name: "not quantised"
+        for name, module in model.named_modules()
+        if isinstance(module, plain) and not is_quantised(module)
+    }
+
+
+def _example(model: nn.Module, batch: Any, steps: int | None) -> Tensor:
+    x = input_of(batch)
+    x = x.to_dense() if x.layout != torch.strided else x
+    if x.dim() < 3 or not all(x.shape):
+        raise CalibrationError(f"the example has shape {tuple(x.shape)}; give a sequence (T, B, ...)")
+    if steps is not None and len(x) < steps:
+        raise CalibrationError(f"the example has {len(x)} steps, the file shall have {steps}; give a longer one")
+    return x[:steps].detach().to(next(model.parameters()))
+
+
+def _tidy(
+    path: Path, kind: str, found: dict[str, Integers], opset: int | None, states: dict[str, Tensor], steps: int | None
+) -> None:
+    from sbc_plugin.brevitas.graphs import tidy  # needs onnx
+
+    initial = {
+        name: value.flatten()[0].item() if (value == value.flatten()[0]).all() else value.tolist()
+        for name, value in states.items()
+    }
+    notes = {"kind": kind, "steps": steps, "states": initial}
+    tidy(path, found, (opset or OPSET) if kind == "qcdq" else None, notes)

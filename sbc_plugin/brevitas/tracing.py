@@ -1,0 +1,151 @@
+"""From a module to a traced ONNX file: what the tracer would get wrong is replaced before or found out after."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from brevitas.export import export_onnx_qcdq, export_qonnx
+from torch import Tensor, nn
+
+from sbc_plugin.errors import UnsupportedModelError
+from sbc_plugin.layers import SNNLibrary
+
+TRACED_OPSET = 17
+CLOSE, SHARE = 1e-3, 0.01  # what rounding may change: far below a spike, and a spike is rarely that near its threshold
+
+
+class Sequence(nn.Module):
+    """Whole sequences: (T, B, ...) in, the model's answer out."""
+
+    def __init__(self, model: nn.Module, library: SNNLibrary) -> None:
+        super().__init__()
+        self.model, self._run = model, library.default_forward(model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, B, ...) to the model's answer."""
+        output: Tensor = self._run(self.model, x)
+        return output
+
+
+class Summing(nn.Module):
+    """Average pooling with a divisor of its own, which the tracer would leave out without a word."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__()
+        size = pool.kernel_size
+        axes = 2 if isinstance(pool, nn.AvgPool2d) else 3
+        area = size**axes if isinstance(size, int) else math.prod(size)
+        self.factor = area / pool.divisor_override
+        self.pool = type(pool)(size, pool.stride, pool.padding, pool.ceil_mode, True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum over each window, divided by the divisor."""
+        output: Tensor = self.pool(x) * self.factor
+        return output
+
+
+def has_divisor(module: nn.Module) -> bool:
+    """Whether the module pools as only :class:`Summing` exports."""
+    return isinstance(module, nn.AvgPool2d | nn.AvgPool3d) and module.divisor_override is not None
+
+
+def free_axes(module: nn.Module, args: tuple[Tensor, ...], states: list[str], whole: bool) -> dict[str, dict[int, str]]:
+    """Which axis of each input and output counts sequences.
+
+    Raises:
+        UnsupportedModelError: an output does not grow with them.
+    """
+    axis = 1 if whole else 0
+    names = ["output", *(f"{name}_next" for name in states)]
+    single, double = (_outputs(module(*inputs)) for inputs in (args, tuple(torch.cat([a, a], axis) for a in args)))
+    axes = {name: {0: "batch"} for name in states} | {"input": {axis: "batch"}}
+    for name, one, two in zip(names, single, double, strict=True):
+        grown = [a for a, (n, m) in enumerate(zip(one.shape, two.shape, strict=True)) if m == 2 * n != n]
+        if len(grown) != 1:
+            shapes = tuple(one.shape), tuple(two.shape)
+            raise UnsupportedModelError(f"{name!r} is {shapes[0]} of some sequences and {shapes[1]} of twice as many")
+        axes[name] = {grown[0]: "batch"}
+    return axes
+
+
+@torch.no_grad()
+def check_runs(path: Path, module: nn.Module, args: tuple[Tensor, ...], later: Tensor, axes: dict[str, Any]) -> None:
+    """Run the file in onnxruntime, on twice as many sequences where their number is free, and compare with the module.
+
+    Raises:
+        UnsupportedModelError: it does not run, or answers otherwise.
+    """
+    from onnxruntime import InferenceSession, SessionOptions
+
+    try:
+        options = SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is told below
+        session = InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        names = [entry.name for entry in session.get_inputs()]
+        given = [_doubled(value, axes.get(name)) for name, value in zip(names, args, strict=True)]
+        wrong = total = 0
+        for x in (None, *later):
+            given[0] = given[0] if x is None else _doubled(x, axes.get("input"))
+            expected = _outputs(module(*given))
+            found = session.run(None, {name: value.cpu().numpy() for name, value in zip(names, given, strict=True)})
+            found = [torch.from_numpy(value).to(one) for value, one in zip(found, expected, strict=True)]
+            for value, one in zip(found, expected, strict=True):
+                wrong += int((~torch.isclose(value, one, rtol=CLOSE, atol=CLOSE)).sum())
+                total += one.numel()
+            given[1:] = found[1:]
+    except Exception as error:  # its errors have no class in common
+        hint = "; if the model reckons with the number of sequences, give free_batch=False" if axes else ""
+        raise UnsupportedModelError(f"onnxruntime does not run the file: {_first_line(error)}{hint}") from error
+    if wrong > SHARE * total:
+        raise UnsupportedModelError(
+            f"in onnxruntime {wrong} of {total} values differ from the model's: an operation was exported as another; "
+            "replace what lies between the layers by plain modules"
+        )
+
+
+def _doubled(value: Tensor, axes: dict[int, str] | None) -> Tensor:
+    return torch.cat([value, value], next(iter(axes))) if axes else value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _outputs(output: Any) -> tuple[Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
+
+
+def trace(
+    module: nn.Module, args: tuple[Tensor, ...], path: Path, kind: str, states: list[str], axes: dict[str, Any]
+) -> None:
+    """Write the module as Brevitas' exporters do, named.
+
+    Raises:
+        UnsupportedModelError: an operation that ONNX has no word for.
+    """
+    export = export_onnx_qcdq if kind == "qcdq" else export_qonnx
+    with _explained(module):
+        export(
+            module,
+            args=args,
+            export_path=str(path),
+            input_names=["input", *states],
+            output_names=["output", *(f"{name}_next" for name in states)],
+            dynamic_axes=axes,
+            opset_version=TRACED_OPSET,
+            keep_initializers_as_inputs=False,
+            dynamo=False,  # the newer exporter stores float weights
+        )
+
+
+@contextmanager
+def _explained(module: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"{type(module.model).__name__} cannot be exported: {_first_line(error)}; replace the operation it names"
+        ) from error
