@@ -37,7 +37,7 @@ install: $(STAMP)
 # One pip call, so that torch and torchvision (a dependency of norse) are resolved to a matching pair.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,demo,torch-pruning,brevitas]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,demo,torch-pruning,brevitas,onnx]'
 	touch $@
 
 clean:
