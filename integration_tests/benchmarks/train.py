@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,25 +28,45 @@ WEIGHT_DECAY = 1e-4
 
 def train(case: Case, seed: int, training: Events) -> nn.Module:
     """The trained network, in eval mode; the same seed, data and thread count give the same on the same machine."""
-    recipe = case.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = case.build().train()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY)
-        steps = recipe.epochs * (len(training) // recipe.batch)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
-        with tqdm(total=steps, desc=f"{case.name}, seed {seed}", leave=False, disable=None) as bar:
-            for _ in range(recipe.epochs):
-                order = torch.randperm(len(training))
-                for chosen in order.split(recipe.batch)[: len(training) // recipe.batch]:
-                    logits = case.scores(network, training.x[:, chosen].float()) * recipe.scale
-                    loss = functional.cross_entropy(logits, training.labels[chosen])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                    bar.update()
-    return network.eval()
+        network = case.build()
+        fit(case, network, training, f"{case.name}, seed {seed}")
+    return network
+
+
+def fit(
+    case: Case, network: nn.Module, training: Events, title: str, after_step: Callable[[], None] = lambda: None
+) -> None:
+    """Train ``network`` in place as ``case.training`` says, from the weights that it has; it ends in eval mode.
+
+    Draws the order of the sequences from torch's global generator.
+
+    Args:
+        case: for its recipe and its scores.
+        network: to train.
+        training: sequences and labels.
+        title: of the progress bar.
+        after_step: called after each step of the optimiser, e.g. to put pruned weights back to zero.
+    """
+    recipe = case.training
+    network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY)
+    steps = recipe.epochs * (len(training) // recipe.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+    with tqdm(total=steps, desc=title, leave=False, disable=None) as bar:
+        for _ in range(recipe.epochs):
+            order = torch.randperm(len(training))
+            for chosen in order.split(recipe.batch)[: len(training) // recipe.batch]:
+                logits = case.scores(network, training.x[:, chosen].float()) * recipe.scale
+                loss = functional.cross_entropy(logits, training.labels[chosen])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                after_step()
+                bar.update()
+    network.eval()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,9 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("case", choices=CASES_BY_NAME)
     parser.add_argument("--seed", type=int, nargs="+", help="default: all of the case")
     parser.add_argument("--output", type=Path, default=checkpoints.CHECKPOINTS, help="folder of the checkpoints")
-    parser.add_argument(
-        "--validate", action="store_true", help="judge on a tenth of the training data, write nothing"
-    )
+    parser.add_argument("--validate", action="store_true", help="judge on a tenth of the training data, write nothing")
     for name, kind in (("epochs", int), ("batch", int), ("learning_rate", float), ("scale", float)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the case's own")
     options = parser.parse_args(arguments)
