@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 qnn = pytest.importorskip("brevitas.nn")
-from brevitas.graph.calibrate import calibration_mode
-from brevitas.quant import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
+from brevitas.graph.calibrate import calibration_mode  # noqa: E402
+from brevitas.quant import Int8ActPerTensorFloat, Uint8ActPerTensorFloat  # noqa: E402
 
-from integration_tests.models import BOX, over_time
-from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
-from sbc_plugin.errors import CalibrationError, SettingsError
+from integration_tests.models import BOX, over_time  # noqa: E402
+from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer  # noqa: E402
+from sbc_plugin.errors import CalibrationError, SettingsError  # noqa: E402
 
 INT4 = weight_quantizer("int4")
 
@@ -110,6 +110,6 @@ def test_contract_calibration_mode_averages_over_calls_and_fixes_the_scale() -> 
     layer = qnn.QuantLinear(1, 1, input_quant=Int8ActPerTensorFloat, bias_quant=None, return_quant_tensor=False).eval()
     with torch.no_grad(), calibration_mode(layer):
         layer(torch.tensor([[3.0]])), layer(torch.tensor([[1.0]]))
-    torch.testing.assert_close(float(layer.input_quant.scale()), 2.0 / 128, rtol=1e-6, atol=0)
+    torch.testing.assert_close(layer.input_quant.scale().item(), 2.0 / 128, rtol=1e-6, atol=0)
     layer(torch.tensor([[9.0]]))
-    torch.testing.assert_close(float(layer.input_quant.scale()), 2.0 / 128, rtol=1e-6, atol=0)
+    torch.testing.assert_close(layer.input_quant.scale().item(), 2.0 / 128, rtol=1e-6, atol=0)
