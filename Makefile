@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-matrix check bench install clean
+.PHONY: demo test test-matrix check bench docs install clean
 
 demo: install
 	$(BIN)/sbc demo
@@ -30,14 +30,17 @@ check: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python -m integration_tests.benchmarks.run $(CASE)
+	$(BIN)/python -m integration_tests.benchmarks.run $(if $(QUICK),--quick) $(CASE)
+
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 install: $(STAMP)
 
 # One pip call, so that torch and torchvision (a dependency of norse) are resolved to a matching pair.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,demo,torch-pruning,brevitas,onnx]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,demo,plots,torch-pruning,brevitas,onnx]'
 	touch $@
 
 clean:
