@@ -40,7 +40,7 @@ install: $(STAMP)
 # One pip call, so that torch and torchvision (a dependency of norse) are resolved to a matching pair.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,demo,plots,torch-pruning,brevitas,onnx]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,docs,all]'
 	touch $@
 
 clean:
