@@ -27,6 +27,7 @@ HOSTS = {
     "onnxruntime": {"brevitas"},
     "qonnx": {"brevitas"},
     "sklearn": {"demo"},
+    "matplotlib": {"plots.py"},
 }
 CORE_MAY_IMPORT = ("torch", "sbc_plugin.errors", "sbc_plugin.core")
 

@@ -11,7 +11,7 @@ torch.set_flush_denormal(True)  # decaying membranes become denormal, and CPUs c
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seeds() -> None:
+def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # the legacy generator is the one a host may draw from
     torch.manual_seed(0)
