@@ -117,7 +117,7 @@ def quantize_membranes(
     Each state of each neuron module gets a power-of-two step of its own; what lies beyond the grid saturates. Rounding
     follows the neuron's whole step: the threshold is compared before it, and the reset has happened. Weights, inputs
     and time constants stay as they are. The rounding is simulated in floating point and is no part of ``state_dict``:
-    apply it again after loading.
+    apply it again after loading. No gradient passes it: train first.
 
     Args:
         model: a Norse model in step or sequence mode.
