@@ -1,6 +1,7 @@
 """The command ``sbc``: what can be said on the command line, and how its errors are told."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # norse compiles functions with torch.jit.script while it is imported: nothing the caller could do about it
     warnings.filterwarnings("ignore", message="`torch.jit.script", category=FutureWarning)
     warnings.filterwarnings("ignore", message="`torch.jit.script", category=DeprecationWarning)
+    # Brevitas looks for optional packages and for CUDA's compiler while it is imported
+    warnings.filterwarnings("ignore", message="fast_hadamard_transform package not found")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         options.command(options)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from sbc_plugin.comparison import compare as compare_models
 from sbc_plugin.errors import CheckpointError, SettingsError
 from sbc_plugin.evaluation import Evaluation, evaluate
 from sbc_plugin.files import check_target, replacing
+from sbc_plugin.layers import input_of, library_of
 from sbc_plugin.report import Report
 from sbc_plugin.settings import Calibration, Prune, Quantize
 from sbc_plugin.sources import load_data, load_model
@@ -137,14 +138,14 @@ def _write(output: Path, model: nn.Module, report: Report, batch: Any) -> None:
     if suffix == ".safetensors":
         save(output, model, report)
     elif suffix == ".nir":
-        from sbc_plugin.layers import input_of
         from sbc_plugin.nir import write
 
         write(output, model, input_shape=tuple(input_of(batch).shape[2:]))
     else:
         from sbc_plugin.brevitas import export_onnx
 
-        export_onnx(model, output, batch)
+        one_step = library_of(model).is_step_model(model)
+        export_onnx(model, output, batch, steps=None if one_step else len(input_of(batch)))
 
 
 def _target(path: str, suffixes: tuple[str, ...]) -> Path:
