@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from integration_tests.benchmarks import checkpoints, fashion
-from integration_tests.benchmarks.networks import events
+from integration_tests.benchmarks import checkpoints, fashion, vowels
+from integration_tests.benchmarks.networks import events, recurrent, resnets, static, transformer
 from integration_tests.benchmarks.splits import Split
 from sbc_plugin.demo.digits import Events
 from sbc_plugin.demo.run import Budget
@@ -97,6 +97,20 @@ def budgets(sparsities: tuple[int, ...], bits: tuple[int, ...] = (4, 3, 2)) -> t
     )
 
 
+def _on_images(name: str, title: str, build: Callable[[], nn.Module], sparsities: tuple[int, ...]) -> Case:
+    """A case on still images, shown four times."""
+    return Case(
+        name=name,
+        title=f"{title}, Fashion-MNIST images, T = {fashion.IMAGE_STEPS}",
+        build=build,
+        data=partial(fashion.load, fashion.still),
+        shape=(1, 28, 28),
+        seeds=(0, 1, 2),
+        budgets=budgets(sparsities),
+        training=Training(epochs=2, learning_rate=5e-3, scale=0.5),
+    )
+
+
 CASES = (
     Case(
         name="2fc-events",
@@ -107,6 +121,32 @@ CASES = (
         seeds=(0, 1, 2, 3, 4),
         budgets=budgets((90, 95, 97, 98)),
         training=Training(epochs=6, learning_rate=5e-3, scale=0.5),
+    ),
+    Case(
+        name="conv-events",
+        title="four convolutions and two linear layers, Fashion-MNIST as saccade events, T = 10",
+        build=events.convolutional,
+        data=partial(fashion.load, fashion.events),
+        shape=(2, events.SIDE, events.SIDE),
+        seeds=(0, 1, 2),
+        budgets=budgets((50, 70, 80, 90)),
+        training=Training(epochs=2, learning_rate=5e-3, scale=0.2),
+    ),
+    _on_images("vgg-static", "VGG of nine layers, direct coding", static.vgg, (50, 70, 80, 90)),
+    _on_images("sew-resnet", "SEW-ResNet of eight blocks", resnets.sew_resnet, (50, 70, 80, 90)),
+    _on_images("ms-resnet", "membrane-shortcut ResNet of eight blocks", resnets.ms_resnet, (50, 70, 80, 90)),
+    _on_images(
+        "spike-transformer", "spike-driven Transformer of four blocks", transformer.spike_transformer, (50, 70, 80, 90)
+    ),
+    Case(
+        name="recurrent",
+        title="12-96-9 with LIFRecurrent, JapaneseVowels, T = 29",
+        build=recurrent.recurrent,
+        data=vowels.load,
+        shape=(vowels.CHANNELS,),
+        seeds=(0, 1, 2, 3, 4),
+        budgets=budgets((50, 70, 80, 90)),
+        training=Training(epochs=60, batch=30, learning_rate=1e-2, scale=0.1),
     ),
 )
 CASES_BY_NAME = {case.name: case for case in CASES}

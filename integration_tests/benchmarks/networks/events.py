@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from integration_tests.benchmarks.networks.neurons import Spiking
+from integration_tests.benchmarks.networks.neurons import Merged, Spiking, SumOverTime, conv
 
 SIDE = 34  # pixels
 TAU = 4.0  # steps
@@ -23,3 +23,26 @@ def two_linear(hidden: int = 500) -> nn.Module:
         for weight in network.parameters():
             weight *= GAIN
     return network
+
+
+def convolutional(width: int = 8) -> nn.Module:
+    """Four convolutions with BatchNorm and neurons, max pooling of spikes, two linear layers; scores (B, 10)."""
+    wide = 4 * width
+    return nn.Sequential(
+        conv(2, width, kernel=5, stride=2),
+        Spiking(TAU),
+        Merged(nn.MaxPool2d(2)),
+        conv(width, 2 * width),
+        Spiking(TAU),
+        Merged(nn.MaxPool2d(2)),
+        conv(2 * width, wide),
+        Spiking(TAU),
+        conv(wide, wide),
+        Spiking(TAU),
+        Merged(nn.MaxPool2d(2)),
+        nn.Flatten(2),
+        nn.Linear(4 * wide, 64),
+        Spiking(TAU),
+        nn.Linear(64, 10),
+        SumOverTime(),
+    )

@@ -5,6 +5,7 @@ from norse.torch import LIFBoxCell, LIFBoxParameters, Lift
 from torch import Tensor, nn
 
 DT = 1e-3  # s, Norse's step
+INITIAL_DEVIATION = 2.0  # of a current, in thresholds
 SURROGATE_WIDTH = 5.0  # SuperSpike's alpha; at Norse's 100 no gradient passes ten layers
 
 
@@ -26,3 +27,24 @@ class Merged(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class SumOverTime(nn.Module):
+    """The readout: steps (T, B, classes) added up to scores (B, classes)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(0)
+
+
+def normalised(*layers: nn.Module, channels: int) -> Merged:
+    """The layers and a BatchNorm of this many channels, wide enough from the start that neurons reach threshold."""
+    norm = nn.BatchNorm2d(channels)
+    nn.init.constant_(norm.weight, INITIAL_DEVIATION)
+    return Merged(*layers, norm)
+
+
+def conv(inputs: int, channels: int, kernel: int = 3, stride: int = 1) -> Merged:
+    """Convolution without bias, padded to keep its size but for the stride, and BatchNorm."""
+    return normalised(
+        nn.Conv2d(inputs, channels, kernel, stride=stride, padding=kernel // 2, bias=False), channels=channels
+    )
