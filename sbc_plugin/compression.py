@@ -13,6 +13,7 @@ from sbc_plugin.core.allocation import allocate_zeros
 from sbc_plugin.core.grids import Grid
 from sbc_plugin.core.hessian import Solution
 from sbc_plugin.core.patterns import parse_pattern, pattern_zeros
+from sbc_plugin.core.silence import dead_columns, give_silent
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, backend_called, library_of
 from sbc_plugin.report import LayerReport, Report
@@ -28,6 +29,7 @@ from sbc_plugin.solving import (
     unfit_pattern,
     without_pruning,
 )
+from sbc_plugin.unheard import unheard_neurons
 
 
 def compress(
@@ -133,10 +135,13 @@ class _Job:
 
     def one_shot(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
         """All Hessians from one pass over the dense network; all layers solved before the first is written."""
+        if isinstance(self.data, Iterator) and self.silent_first:
+            self.data = list(self.data)
         found = self.gather(self.layers)
         for layer in self.layers if self.recipe.method in SECOND_ORDER else []:
             with in_layer(layer.name):  # before time goes into the layers in front of it
                 check_heard(found[layer.name].accumulator.sum_xx)
+        dense = self.without_silent(dense, found)
         zeros = self.budget(dense, skipped, found)
         solved = []
         for layer in self.bar(self.layers):
@@ -151,7 +156,9 @@ class _Job:
         """Layer by layer, each on what the already compressed ones before it send; put back if one fails."""
         self.data = list(self.data) if isinstance(self.data, Iterator) else self.data
         needs_losses = self.recipe.prune is not None and self.recipe.prune.allocation == "loss"
-        zeros = self.budget(dense, skipped, self.gather(self.layers) if needs_losses else {})
+        found = self.gather(self.layers) if needs_losses or self.silent_first else {}
+        start = self.without_silent(dense, found)
+        zeros = self.budget(start, skipped, found)
         done: dict[str, Tensor] = {}
         rows = []
         try:
@@ -160,7 +167,7 @@ class _Job:
                 statistics, drift = gather_drift(
                     self.library, self.model, layer, self.data, self.calibration, self.forward, self.layers, dense, done
                 )
-                hessian, target = statistics.accumulator.hessian(), dense[layer.name]
+                hessian, target = statistics.accumulator.hessian(), start[layer.name]
                 if done and self.recipe.method in SECOND_ORDER:
                     with in_layer(layer.name):
                         groups = layer.groups if hessian.dim() == 3 else None
@@ -175,6 +182,24 @@ class _Job:
                 layer.write(dense[layer.name])
             raise
         return rows
+
+    @property
+    def silent_first(self) -> bool:
+        prune = self.recipe.prune
+        return prune is not None and prune.silent_first and self.recipe.method in SECOND_ORDER
+
+    def without_silent(self, dense: dict[str, Tensor], found: dict[str, Statistics]) -> dict[str, Tensor]:
+        """The dense weights, those of silent neurons 0 as far as the budget goes; such zeros stay and are counted."""
+        if not self.silent_first:
+            return dense
+        assert self.recipe.prune is not None
+        dead = {
+            layer.name: dead_columns(found[layer.name].accumulator.sum_xx, layer.rows, layer.groups)
+            for layer in self.layers
+        }
+        unheard = unheard_neurons(self.library, self.model, self.layers, dead, self.data, self.forward)
+        zeros = round(self.recipe.prune.sparsity * sum(weight.numel() for weight in dense.values()))
+        return give_silent(dense, dead, unheard, zeros) or dense
 
     def gather(self, layers: list[SpikingLayer]) -> dict[str, Statistics]:
         return gather(self.library, self.model, layers, self.data, self.calibration, self.forward, self.progress)

@@ -26,6 +26,8 @@ class Prune:
         solver: "auto", "magnitude", "obs" (the paper's greedy), "admm" or "hybrid".
         allocation: how layers share the budget: "lamp", "uniform" or "loss".
         refit: move the kept weights to their least-squares optimum.
+        silent_first: weights from neurons that never spike in calibration go first, and then those into such neurons
+            as nobody hears any more, as far as the budget goes; only unstructured, and only for "sbc" and "obc".
 
     Raises:
         SettingsError: a value out of range, or a sparsity that contradicts the pattern.
@@ -36,6 +38,7 @@ class Prune:
     solver: str = "auto"
     allocation: str = "lamp"
     refit: bool = True
+    silent_first: bool = False
 
     def __post_init__(self) -> None:
         if not (_is_number(self.sparsity) and 0 <= self.sparsity < 1):
@@ -51,6 +54,8 @@ class Prune:
                 f"pattern={self.pattern!r} has a sparsity of {fixed:g}, sparsity={self.sparsity:g} contradicts it; "
                 f"use Prune({fixed:g}, pattern={self.pattern!r})"
             )
+        if self.silent_first and pattern.kind != "unstructured":
+            raise SettingsError(f"silent_first needs pattern='unstructured', found {self.pattern!r}; leave one out")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""Weights that can go at no cost: those from neurons that never spiked, and then those into such neurons.
+
+A neuron that sends nothing has columns with ``H_jj = 0`` in the layers that it feeds. Once those are zero, nobody hears
+it, and the row of weights into it may be anything. Source: docs/theory.md, section "Silent neurons".
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sbc_plugin.core.hessian import row_groups
+
+
+def dead_columns(hessian: Tensor, rows: int, groups: Tensor | None = None) -> Tensor:
+    """True where a weight's input never spiked: (rows, columns) of a Hessian (columns, columns) or (groups, ...).
+
+    Args:
+        hessian: undamped, or any multiple of it.
+        rows: of the weight.
+        groups: (rows,), the Hessian of each row; by default rows are dealt evenly.
+
+    >>> dead_columns(torch.diag(torch.tensor([2.0, 0.0])), rows=1).tolist()
+    [[False, True]]
+
+    Raises:
+        SettingsError: the rows cannot be dealt evenly and ``groups`` does not say how.
+    """
+    live = hessian.diagonal(dim1=-2, dim2=-1).reshape(-1, hessian.shape[-1]) != 0
+    return ~live[row_groups(rows, hessian, groups)]
+
+
+def give_silent(
+    weights: Mapping[str, Tensor], dead: Mapping[str, Tensor], unheard: Mapping[str, Tensor], zeros: int
+) -> dict[str, Tensor] | None:
+    """Zero all weights from silent neurons, and, of those into them, the smallest, as many as the budget has zeros for.
+
+    Args:
+        weights: name -> (rows, columns).
+        dead: name -> (rows, columns), True where the input never spiked.
+        unheard: name -> (rows,), True where the neuron never spiked, and nobody hears it once the dead weights are 0.
+        zeros: of all layers together, zeros that are there already included.
+
+    Returns:
+        New weights; None if the budget is too small for the dead weights, or there is nothing that can go.
+
+    >>> weight, dead = torch.tensor([[1.0, 2.0, 3.0], [6.0, 5.0, 4.0]]), torch.zeros(2, 3, dtype=torch.bool)
+    >>> dead[:, 2] = True
+    >>> give_silent({"a": weight}, {"a": dead}, {"a": torch.tensor([False, True])}, zeros=3)["a"].tolist()
+    [[1.0, 2.0, 0.0], [6.0, 0.0, 0.0]]
+    """
+    without = {name: weight.where(~dead[name].to(weight.device), 0.0) for name, weight in weights.items()}
+    left = zeros - sum(int((weight == 0).sum()) for weight in without.values())
+    if left < 0 or not any(rows.any() for rows in unheard.values()):
+        return None
+    free = {name: (weight != 0) & unheard[name][:, None].to(weight.device) for name, weight in without.items()}
+    cost = torch.cat([w.abs().where(free[name], float("inf")).flatten().cpu().double() for name, w in without.items()])
+    chosen = torch.zeros_like(cost, dtype=torch.bool)
+    chosen[cost.argsort(stable=True)[: min(left, int(cost.isfinite().sum()))]] = True
+    pieces = chosen.split([weight.numel() for weight in without.values()])
+    return {
+        name: weight.where(~piece.reshape(weight.shape).to(weight.device), 0.0)
+        for (name, weight), piece in zip(without.items(), pieces, strict=True)
+    }
