@@ -20,8 +20,12 @@ pytestmark = pytest.mark.skipif(FOLDER is None, reason="no Braille recordings; s
 
 @pytest.mark.parametrize(
     ("settings", "points"),
-    [({"prune": Prune(0.5)}, 1.5), ({"quantize": Quantize(4)}, 3.0)],
-    ids=["50 % sparse", "4 bits a row"],
+    [
+        ({"prune": Prune(0.5)}, 1.5),
+        ({"prune": Prune(0.7, silent_first=True)}, 0.2),
+        ({"quantize": Quantize(4)}, 3.0),
+    ],
+    ids=["50 % sparse", "70 % sparse, silent neurons first", "4 bits a row"],
 )
 def test_half_the_weights_or_four_bits_cost_little(settings: dict[str, Any], points: float) -> None:
     assert FOLDER is not None
@@ -34,5 +38,6 @@ def test_half_the_weights_or_four_bits_cost_little(settings: dict[str, Any], poi
         small, _ = compress(dense, [x[:, known]], **settings)
         scores = [braille.accuracy(model, x[:, held_out], labels[held_out]) for model in (dense, small)]
         losses.append(100 * (scores[0] - scores[1]))
-    # Measured: 0.0 and 1.1 points over six splits; a split's standard error is about 0.5.
+    # Measured: 0.0, 0.0 and 1.1 points over six splits; a split's standard error is about 0.5. Of 38 hidden neurons 27
+    # never spike, and with them go 85 % of all weights.
     assert mean(losses) <= points
