@@ -107,7 +107,7 @@ def _on_images(name: str, title: str, build: Callable[[], nn.Module], sparsities
         shape=(1, 28, 28),
         seeds=(0, 1, 2),
         budgets=budgets(sparsities),
-        training=Training(epochs=2, learning_rate=5e-3, scale=0.5),
+        training=Training(epochs=4, learning_rate=5e-3, scale=0.5),
     )
 
 
@@ -130,7 +130,7 @@ CASES = (
         shape=(2, events.SIDE, events.SIDE),
         seeds=(0, 1, 2),
         budgets=budgets((50, 70, 80, 90)),
-        training=Training(epochs=2, learning_rate=5e-3, scale=0.2),
+        training=Training(epochs=6, learning_rate=5e-3, scale=0.3),
     ),
     _on_images("vgg-static", "VGG of nine layers, direct coding", static.vgg, (50, 70, 80, 90)),
     _on_images("sew-resnet", "SEW-ResNet of eight blocks", resnets.sew_resnet, (50, 70, 80, 90)),
@@ -146,7 +146,7 @@ CASES = (
         shape=(vowels.CHANNELS,),
         seeds=(0, 1, 2, 3, 4),
         budgets=budgets((50, 70, 80, 90)),
-        training=Training(epochs=60, batch=30, learning_rate=1e-2, scale=0.1),
+        training=Training(epochs=40, batch=20, learning_rate=5e-3, scale=0.2),
     ),
 )
 CASES_BY_NAME = {case.name: case for case in CASES}

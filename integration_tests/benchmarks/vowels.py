@@ -46,6 +46,11 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
     return torch.stack(series), torch.tensor(labels)
 
 
+def standardised(series: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Series (N, 29, 12) with each coefficient in its deviations from the mean; zero behind their end, as before."""
+    return (series - mean) / deviation * series.ne(0).any(2, keepdim=True)
+
+
 def sequences(series: Tensor) -> Tensor:
     """Series (N, 29, 12) with time first, (29, N, 12)."""
     return series.transpose(0, 1)
@@ -59,7 +64,13 @@ def load() -> Split:
     """
     place = folder()
     series, labels = read(place / "JapaneseVowels_TRAIN.ts")
+    held_out, held_out_labels = read(place / "JapaneseVowels_TEST.ts")
+    spoken = series[series.ne(0).any(2)]  # (steps of all series, 12): without the zeros behind their ends
+    mean, deviation = spoken.mean(0), spoken.std(0)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))  # the file is sorted by speaker
     return Split(
-        (series[order], labels[order]), read(place / "JapaneseVowels_TEST.ts"), sequences, calibrating=len(labels)
+        (standardised(series, mean, deviation)[order], labels[order]),
+        (standardised(held_out, mean, deviation), held_out_labels),
+        sequences,
+        calibrating=len(labels),
     )
