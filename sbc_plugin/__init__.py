@@ -1,6 +1,7 @@
 """Spiking Brain Compression: prune and quantise trained spiking networks in one shot, keeping their spike trains."""
 
 from sbc_plugin.calibration import calibrate
+from sbc_plugin.checkpoint import Checkpoint, load, save
 from sbc_plugin.comparison import Comparison, Recording, compare, record_spikes
 from sbc_plugin.compression import compress
 from sbc_plugin.report import LayerReport, Report
@@ -10,6 +11,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Calibration",
+    "Checkpoint",
     "Comparison",
     "LayerReport",
     "Prune",
@@ -19,5 +21,7 @@ __all__ = [
     "calibrate",
     "compare",
     "compress",
+    "load",
     "record_spikes",
+    "save",
 ]

@@ -4,13 +4,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from uuid import uuid4
 
 from sbc_plugin.errors import CheckpointError
 
 
-def check_target(path: str | Path) -> Path:
+def check_target(path: str | PathLike[str]) -> Path:
     """Refuse before the work what could only fail after it; the path.
 
     Raises:
@@ -25,7 +26,7 @@ def check_target(path: str | Path) -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path, failures: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
+def replacing(path: str | PathLike[str], failures: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
     """The path of a file to write beside ``path``; at the end of the block it takes its place.
 
     What was written is on the disk before it is renamed. After an error nothing is left of it, and a file that was

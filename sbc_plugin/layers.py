@@ -140,15 +140,15 @@ class SNNLibrary(Protocol):
     def copy_model(self, model: nn.Module) -> nn.Module:
         """An independent copy."""
 
+
+class SpikingLibrary(SNNLibrary, Protocol):
+    """A library with spiking neurons, whose states can be looked at."""
+
     def drop_surrogates(self, model: nn.Module) -> None:
         """Make neurons plain functions of tensors, in place, so that other tools can trace them."""
 
     def flat_step(self, model: nn.Module, x: Tensor) -> Any:
         """A module ``output, *after = step(x[t], *before)``; its ``initial`` names the states, with their values."""
-
-
-class SpikingLibrary(SNNLibrary, Protocol):
-    """A library with spiking neurons, whose states can be looked at."""
 
     def record_states(self, model: nn.Module, batch: Any, forward: Forward | None = None) -> Mapping[str, Any]:
         """What every neuron did at every step: records with ``v_before``, ``v`` and ``spikes`` (T, B, ...), by name."""

@@ -1,10 +1,15 @@
 """What ``compress`` did: a row a layer, what was left out and why, and the settings; as table, dict and JSON."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sbc_plugin.errors import CheckpointError
+from sbc_plugin.settings import Calibration, Prune, Quantize
+
 FORMAT = 1
+SETTINGS = {"prune": Prune, "quantize": Quantize, "calibration": Calibration}
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,29 @@ class Report:
             "sparsity": self.sparsity,
             "seconds": self.seconds,
         }
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> "Report":
+        """The report of which :meth:`to_dict` told; ``Report.from_dict(json.loads(text))`` reads its JSON.
+
+        Raises:
+            CheckpointError: it is of a newer format, or no report.
+        """
+        try:
+            if told["format"] > FORMAT:
+                raise CheckpointError(
+                    f"the report has format {told['format']}, this version reads {FORMAT}; update sbc-plugin"
+                )
+            settings = {
+                name: SETTINGS[name](**value) if name in SETTINGS and value is not None else value
+                for name, value in told["settings"].items()
+            }
+            layers = [LayerReport(**layer) for layer in told["layers"]]
+            return cls(layers, dict(told["skipped"]), settings, told["seconds"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"this is no report of compress(): {error!r}; give what to_dict() returned"
+            ) from error
 
     def to_json(self, indent: int | None = None) -> str:
         """:meth:`to_dict` as JSON."""

@@ -1,63 +1,274 @@
-"""How many bytes a compressed weight takes: codes where it lies on a grid, zeros left out where that is shorter."""
+"""A weight in few bytes and back, bit for bit: codes where it lies on a grid, zeros left out where that is shorter.
 
-import math
+The grid is found from the values alone, so it does not matter who quantised the weight, or what was cut since.
+Source: docs/checkpoint.md, which says where each byte lies.
+"""
+
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
-CODES = 127  # the largest code of 8 bits
-TOLERANCE = 1e-4  # of a code: what float32 and bfloat16 rounding leave of an integer
+from sbc_plugin.core.packing import best_width, gaps_between, pack_bits, pack_gaps, unpack_bits, unpack_gaps
+from sbc_plugin.errors import CheckpointError
+
+MULTIPLES = 255  # of a scale, the largest that 8 bits hold on one side of 0
+SAMPLE = 24  # values of a block that sort out most scales at once
+TRIES = 16  # scales of a block tried on all its values; those of a grid are found with the first few
+FIRST_BLOCKS, BLOCK_VALUES = 8, 2**20
+BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a float -> the integers that show its bits
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def grid_bits(weight: Tensor) -> int | None:
-    """The fewest bits (2 to 8) whose symmetric integer codes, times one scale a row, give ``weight``; None if none do.
+@dataclass(frozen=True)
+class Form:
+    """How a weight is packed. Its bytes: positions, then values or codes, then scales, then zero points.
 
-    A row's scale is sought as its smallest nonzero magnitude divided by 1, 2, ... 127, so this finds the grid of a
-    weight whose history is not known. Zero points other than 0 and group-wise scales are not found.
-
-    Args:
-        weight: (rows, columns).
-
-    >>> grid_bits(torch.tensor([[0.5, -1.0, 0.0], [0.3, 0.9, 0.6]]))
-    3
-    >>> grid_bits(torch.tensor([[0.5, -0.77, 0.1234, 0.91]])) is None
-    True
+    Attributes:
+        shape: of the weight.
+        dtype: of the weight.
+        kept: how many values are stored.
+        places: "all"; "mask", a bit for each weight; or "gaps".
+        width: of a gap, bits; 0 without gaps.
+        bits: of a code; 0 where the values themselves are stored.
+        zero: the code of 0.0; None where each scale has its own, a byte each.
+        scales: how many equal blocks of consecutive weights have a scale of their own; 0 without codes.
+        scale_dtype: of the scales.
+        size: bytes of all this.
     """
-    magnitude = weight.detach().double().abs()
-    magnitude = magnitude[magnitude.amax(1) > 0]
-    largest_codes = torch.zeros(len(magnitude), dtype=torch.float64, device=weight.device)
-    smallest = magnitude.where(magnitude > 0, torch.inf).amin(1)
-    for code in range(1, CODES + 1):
-        open_rows = (largest_codes == 0).nonzero()[:, 0]
-        if not len(open_rows):
-            break
-        codes = magnitude[open_rows] / (smallest[open_rows] / code)[:, None]
-        fits = ((codes - codes.round()).abs() <= TOLERANCE * codes.clamp_min(1)).all(1) & (codes.amax(1) < CODES + 0.5)
-        largest_codes[open_rows[fits]] = codes.amax(1).round()[fits]
-    if len(magnitude) == 0:
-        return 2
-    if not largest_codes.all():
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kept: int
+    places: str
+    width: int
+    bits: int
+    zero: int | None
+    scales: int
+    scale_dtype: torch.dtype
+    size: int
+
+
+@dataclass(frozen=True)
+class _Grid:
+    scale: Tensor  # (blocks,)
+    multiples: Tensor  # (blocks, values), int64: the weight is multiples * scale
+
+
+def packed_bytes(weight: Tensor) -> int:
+    """Size of a weight (rows, ...) in a file of :func:`sbc_plugin.save`, bytes, without the file's header.
+
+    >>> packed_bytes(torch.ones(4, 8))  # 32 codes of one bit and one scale
+    8
+    """
+    form, _ = _plan(weight.detach())
+    return weight.numel() * weight.element_size() if form is None else form.size
+
+
+def pack(weight: Tensor) -> tuple[Form, Tensor] | None:
+    """A weight (rows, ...) packed: its form and its bytes, uint8 (size,); None if packing makes it no smaller."""
+    weight = weight.detach().cpu()
+    form, grid = _plan(weight)
+    if form is None:
         return None
-    return max(2, math.ceil(math.log2(float(largest_codes.max()) + 1)) + 1)
+    flat = weight.flatten()
+    kept = _is_kept(flat)
+    parts = []
+    if form.places == "mask":
+        parts.append(pack_bits(kept, 1))
+    elif form.places == "gaps":
+        parts.append(pack_gaps(gaps_between(kept.nonzero()[:, 0]), form.width))
+    stored = slice(None) if form.places == "all" else kept
+    if grid is None:
+        parts.append(_bytes_of(flat[stored]))
+    else:
+        zeros = _zeros_of(grid.multiples)[0] if form.zero is None else torch.full_like(grid.multiples[:, 0], form.zero)
+        parts.append(pack_bits((grid.multiples + zeros[:, None]).flatten()[stored], form.bits))
+        parts.append(_bytes_of(grid.scale))
+        if form.zero is None:
+            parts.append(zeros.to(torch.uint8))
+    return form, torch.cat(parts)
 
 
-def packed_bytes(weight: Tensor, bits: int | None = None) -> int:
-    """Size of a weight (rows, columns), packed: codes of ``bits`` each and a float32 scale a row, or float32 values.
+def unpack(form: Form, data: Tensor) -> Tensor:
+    """The weight of :func:`pack`, equal in every bit.
 
-    Zeros are left out where that is shorter, their places told by a bit mask or by 16- or 32-bit column indices.
-
-    Args:
-        weight: (rows, columns).
-        bits: of a code; None = sought with :func:`grid_bits`.
-
-    >>> packed_bytes(torch.ones(4, 8), bits=4)  # 32 codes of half a byte and 4 scales
-    32
+    Raises:
+        CheckpointError: the bytes are not those of this form.
     """
-    bits = grid_bits(weight) if bits is None else bits
-    rows, columns = weight.shape
-    kept = int(weight.count_nonzero())
-    value, scales = (32, 0) if bits is None else (bits, 4 * rows)
-    index = 16 if columns <= 2**16 else 32
-    dense, masked = weight.numel() * value, weight.numel() + kept * value
-    indexed = kept * (value + index) + 32 * rows
-    return math.ceil(min(dense, masked, indexed) / 8) + scales
+    count, blocks = prod(form.shape), form.scales
+    if len(data) != form.size or (form.bits and (not blocks or count % blocks)) or form.kept > count:
+        raise CheckpointError(f"{len(data)} bytes are no weight of {form}; the file is damaged")
+    ends = [
+        -(-form.kept * (form.bits or form.dtype.itemsize * 8) // 8),
+        blocks * form.scale_dtype.itemsize if form.bits else 0,
+        blocks if form.bits and form.zero is None else 0,
+    ]
+    places, values, scales, zeros = data.split([form.size - sum(ends), *ends])
+    where: Tensor = torch.arange(count)
+    if form.places == "mask":
+        where = unpack_bits(places, 1, count).nonzero()[:, 0]
+    elif form.places == "gaps":
+        where = unpack_gaps(places, form.width, form.kept)
+    if len(where) != form.kept or (form.kept and int(where[-1]) >= count):
+        raise CheckpointError(f"the positions of {form.kept} weights do not fit {form}; the file is damaged")
+    if not form.bits:
+        flat = torch.zeros(count, dtype=form.dtype)
+        flat[where] = _from_bytes(values, form.dtype)
+        return flat.reshape(form.shape)
+    zero = zeros.long()[:, None] if form.zero is None else torch.tensor(form.zero)
+    codes = zero.expand(blocks, count // blocks).flatten().clone()
+    codes[where] = unpack_bits(values, form.bits, form.kept)
+    multiples = codes.view(blocks, -1) - zero
+    scale = _from_bytes(scales, form.scale_dtype)
+    return _products(multiples, scale, form.dtype).reshape(form.shape)
+
+
+def _plan(weight: Tensor) -> tuple[Form | None, _Grid | None]:
+    """The shortest form, and the grid of its codes; None for a weight that is shortest as it is."""
+    if weight.dtype not in FLOATS or weight.dim() < 2 or not weight.numel():
+        return None, None
+    kept = _is_kept(weight.flatten()).nonzero()[:, 0]
+    width, gap_bytes = best_width(gaps_between(kept))
+    places = {"all": (0, weight.numel()), "mask": (-(-weight.numel() // 8), len(kept)), "gaps": (gap_bytes, len(kept))}
+    grids = _grids_of(weight)
+    coded: list[tuple[int, int | None, int, int]] = []  # bits, zero, bytes beside, which grid
+    for number, one in enumerate(grids):
+        zeros, spread = _zeros_of(one.multiples)
+        zero = int(zeros.max())
+        beside = len(one.scale) * one.scale.element_size()
+        both = int((one.multiples.amax() + zero).clamp_min(1)).bit_length()
+        coded += [(both, zero, beside, number), (max(1, spread.bit_length()), None, beside + len(one.scale), number)]
+    coded = [choice for choice in coded if choice[0] <= 8 and (choice[1] or 0) <= MULTIPLES]
+    sizes = {
+        (where, choice): first + -(-count * choice[0] // 8) + choice[2]
+        for choice in coded or [(weight.element_size() * 8, 0, 0, -1)]
+        for where, (first, count) in places.items()
+    }
+    where, (bits, zero_of_all, _, chosen) = min(sizes, key=lambda key: sizes[key])
+    size = min(sizes.values())
+    if size >= weight.numel() * weight.element_size():
+        return None, None
+    grid = grids[chosen] if coded else None
+    form = Form(
+        tuple(weight.shape), weight.dtype, places[where][1], where, width if where == "gaps" else 0,
+        0 if grid is None else bits, zero_of_all, 0 if grid is None else len(grid.scale),
+        weight.dtype if grid is None else grid.scale.dtype, size,
+    )  # fmt: skip
+    return form, grid
+
+
+def _zeros_of(multiples: Tensor) -> tuple[Tensor, int]:
+    """The code of 0.0 in each block, (blocks,), if its smallest value has code 0; and the largest code then."""
+    zeros = -multiples.amin(1).clamp_max(0)
+    return zeros, int((multiples.amax(1).clamp_min(0) + zeros).amax())
+
+
+def _grids_of(weight: Tensor) -> list[_Grid]:
+    """One scale for all, and one a row; else one for each few consecutive weights of a row, the fewest; [] if none.
+
+    Zero points may differ between blocks, so a row may hold multiples from -255 to 255 as long as they take 8 bits.
+    """
+    rows = len(weight)
+    columns = weight.numel() // rows
+    if not weight.isfinite().all() or ((weight == 0) & weight.signbit()).any():
+        return []  # a code has no sign to give to zero
+    grids: list[_Grid] = []
+    counts = [1, rows, *(rows * columns // size for size in range(columns // 2, 1, -1) if columns % size == 0)]
+    for blocks in dict.fromkeys(counts):
+        if grids and blocks not in (1, rows):
+            break
+        for dtype in (torch.float32, torch.float64)[weight.dtype == torch.float64 :]:
+            found = _exact_grid(weight.reshape(blocks, -1), dtype)
+            if found is not None and _zeros_of(found.multiples)[1] <= MULTIPLES:
+                grids.append(found)
+                break
+    return grids
+
+
+def _exact_grid(blocks: Tensor, scale_dtype: torch.dtype) -> _Grid | None:
+    """The scale of each block (blocks, values) of which all its values are whole multiples, in every bit."""
+    scales, multiples = [], []
+    first, size = 0, FIRST_BLOCKS  # few at first: most weights that are on no grid end there
+    while first < len(blocks):
+        found = _exact_blocks(blocks[first : first + size], scale_dtype)
+        if found is None:
+            return None
+        scales.append(found.scale)
+        multiples.append(found.multiples)
+        first, size = first + size, max(1, BLOCK_VALUES // (MULTIPLES * SAMPLE + blocks.shape[1]))
+    return _Grid(torch.cat(scales), torch.cat(multiples))
+
+
+def _exact_blocks(blocks: Tensor, scale_dtype: torch.dtype) -> _Grid | None:
+    """A block's smallest magnitude is 1, 2, ... 255 times its scale: the first of these that gives all others."""
+    values = blocks.double()
+    magnitude = values.abs()
+    largest = magnitude.amax(1)
+    smallest = magnitude.where(magnitude > 0, torch.inf).amin(1).where(largest > 0, 1.0)
+    divisors = torch.arange(1, MULTIPLES + 1, device=blocks.device)
+    ratios = (magnitude.topk(min(SAMPLE, blocks.shape[1])).values / smallest[:, None])[..., None] * divisors
+    rounding = 1.01 * torch.finfo(blocks.dtype).eps  # half of it from each value of a ratio
+    fits = ((ratios - ratios.round()).abs() <= rounding * ratios).all(1)
+    fits &= (largest / smallest)[:, None] * divisors < MULTIPLES + 0.5
+    scale = torch.ones(len(blocks), dtype=scale_dtype, device=blocks.device)
+    multiples = torch.zeros(blocks.shape, dtype=torch.int64, device=blocks.device)
+    waiting = torch.arange(len(blocks), device=blocks.device)
+    for _ in range(TRIES):
+        if not len(waiting):
+            return _Grid(scale, multiples)
+        if not fits[waiting].any(1).all():
+            return None
+        divisor = divisors[fits[waiting].int().argmax(1)]
+        tried = (values[waiting] / (smallest[waiting] / divisor)[:, None]).round().long()
+        found = torch.zeros(len(waiting), dtype=torch.bool, device=blocks.device)
+        for candidate in _scales(magnitude[waiting], tried.abs(), blocks.dtype, scale_dtype):
+            equal = _same(_products(tried, candidate, blocks.dtype), blocks[waiting]) & ~found
+            scale[waiting[equal]], multiples[waiting[equal]] = candidate[equal], tried[equal]
+            found |= equal
+        fits[waiting, divisor - 1] = False
+        waiting = waiting[~found]
+    return None
+
+
+def _scales(magnitude: Tensor, multiples: Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> list[Tensor]:
+    """Scales (blocks,) that may give magnitudes, rounded to ``dtype``: the middle of those that do, and neighbours.
+
+    A magnitude tells its scale up to half a unit in its last place, divided by its multiple.
+    """
+    mantissa, exponent = torch.frexp(magnitude)
+    half = torch.ldexp(torch.full_like(magnitude, torch.finfo(dtype).eps / 4), exponent)
+    counts = multiples > 0
+    least = (magnitude - half.where(mantissa != 0.5, half / 2)) / multiples
+    most = (magnitude + half) / multiples
+    middle = (least.where(counts, 0.0).amax(1) + most.where(counts, torch.inf).amin(1)) / 2
+    found = [middle.where(counts.any(1), 1.0).to(scale_dtype)]
+    for towards in (torch.inf, -torch.inf):
+        step = found[0]
+        for _ in range(2):
+            step = torch.nextafter(step, torch.full_like(step, towards))
+            found.append(step)
+    return found
+
+
+def _products(multiples: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (multiples.to(scale.dtype) * scale[:, None]).to(dtype)
+
+
+def _same(found: Tensor, wanted: Tensor) -> Tensor:
+    """Which rows are equal in every bit; -0.0 is not 0.0."""
+    bits = BITS_OF[wanted.element_size()]
+    return (found.view(bits) == wanted.contiguous().view(bits)).all(1)
+
+
+def _is_kept(flat: Tensor) -> Tensor:
+    return flat.view(BITS_OF[flat.element_size()]) != 0
+
+
+def _bytes_of(values: Tensor) -> Tensor:
+    return values.contiguous().view(torch.uint8)
+
+
+def _from_bytes(data: Tensor, dtype: torch.dtype) -> Tensor:
+    return data.clone().view(dtype)  # a copy lies at an address that suits the type

@@ -1,0 +1,77 @@
+"""Whole numbers in as few bits as they need: fixed widths side by side, and positions told by their gaps."""
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**20  # numbers expanded to bits at once; a multiple of 8, so that every chunk ends at a byte
+WIDTHS = range(1, 17)  # of a gap, bits
+
+
+def pack_bits(numbers: Tensor, bits: int) -> Tensor:
+    """Numbers (n,) from 0 to ``2^bits - 1`` as bytes (ceil(n * bits / 8),), uint8.
+
+    Number k takes the bits ``k * bits`` to ``k * bits + bits - 1`` of the stream, its lowest bit first; a byte holds
+    eight bits of the stream, the first as its lowest. What is left of the last byte is 0.
+
+    >>> pack_bits(torch.tensor([1, 2, 3, 0, 1]), 2).tolist()  # 0b00_11_10_01, 0b01
+    [57, 1]
+    """
+    places, powers = torch.arange(bits, device=numbers.device), 2 ** torch.arange(8, device=numbers.device)
+    packed = []
+    for part in numbers.long().split(CHUNK):
+        stream = ((part[:, None] >> places) & 1).flatten()
+        stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8))
+        packed.append((stream.view(-1, 8) * powers).sum(1).to(torch.uint8))
+    return torch.cat(packed)
+
+
+def unpack_bits(data: Tensor, bits: int, count: int) -> Tensor:
+    """The first ``count`` numbers of ``bits`` each in bytes made by :func:`pack_bits`, int64 (count,).
+
+    >>> unpack_bits(torch.tensor([57, 1], dtype=torch.uint8), 2, 5).tolist()
+    [1, 2, 3, 0, 1]
+    """
+    places, powers = torch.arange(8, device=data.device), 2 ** torch.arange(bits, device=data.device)
+    numbers = [torch.zeros(0, dtype=torch.int64, device=data.device)]
+    for part in data.split(CHUNK // 8 * bits):  # bytes of CHUNK numbers
+        stream = ((part.long()[:, None] >> places) & 1).flatten()
+        whole = len(stream) // bits * bits
+        numbers.append((stream[:whole].view(-1, bits) * powers).sum(1))
+    return torch.cat(numbers)[:count]
+
+
+def gaps_between(positions: Tensor) -> Tensor:
+    """How many places lie between each position (n,), ascending, and the one before it; before the first, all."""
+    return positions.diff(prepend=positions.new_full((1,), -1)) - 1
+
+
+def best_width(gaps: Tensor) -> tuple[int, int]:
+    """The width, in bits, in which :func:`pack_gaps` needs the fewest bytes, and that number of bytes."""
+    fields = {width: len(gaps) + int((gaps // (2**width - 1)).sum()) for width in WIDTHS}
+    width = min(fields, key=lambda width: (fields[width] * width, width))
+    return width, -(-fields[width] * width // 8)
+
+
+def pack_gaps(gaps: Tensor, width: int) -> Tensor:
+    """Gaps as fields of ``width`` bits, packed, uint8.
+
+    A field below ``2^width - 1`` is a gap that ends at a position; ``2^width - 1`` itself passes over as many places
+    and ends at none, so that a longer gap takes several fields.
+    """
+    longest = 2**width - 1
+    last = (gaps // longest + 1).cumsum(0) - 1
+    fields = gaps.new_full((int(last[-1]) + 1 if len(last) else 0,), longest)
+    fields[last] = gaps % longest
+    return pack_bits(fields, width)
+
+
+def unpack_gaps(data: Tensor, width: int, count: int) -> Tensor:
+    """The first ``count`` positions in bytes made by :func:`pack_gaps`, int64; fewer if it holds fewer.
+
+    >>> unpack_gaps(pack_gaps(gaps_between(torch.tensor([0, 9, 10])), 2), 2, 3).tolist()
+    [0, 9, 10]
+    """
+    fields = unpack_bits(data, width, len(data) * 8 // width)
+    ends = fields < 2**width - 1
+    positions: Tensor = (fields + ends.long()).cumsum(0) - 1
+    return positions[ends][:count]
