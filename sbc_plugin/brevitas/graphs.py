@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
 import onnx
 import onnxoptimizer
 from onnx import TensorProto, helper, numpy_helper, version_converter
@@ -102,9 +103,18 @@ def _pack(graph: Any, opset: int) -> None:
             if opset >= smallest and all((value >= low).all() and (value <= high).all() for value in values):
                 for tensor, value in zip(tensors, values, strict=True):
                     kind = with_sign if signed else without
-                    tensor.CopyFrom(helper.make_tensor(tensor.name, kind, value.shape, value.flatten().tolist()))
+                    tensor.CopyFrom(helper.make_tensor(tensor.name, kind, value.shape, _packed(value, bits), raw=True))
                 break
     _drop_unused(graph)
+
+
+def _packed(values: Any, bits: int) -> bytes:
+    """Several codes a byte, the first in the lowest bits, as ONNX packs them."""
+    per_byte = 8 // bits
+    fields = values.flatten().astype(numpy.int64) & (2**bits - 1)
+    fields = numpy.pad(fields, (0, -len(fields) % per_byte)).reshape(-1, per_byte)
+    whole: bytes = (fields << (bits * numpy.arange(per_byte))).sum(1).astype(numpy.uint8).tobytes()
+    return whole
 
 
 def _rename(graph: Any, names: dict[str, str]) -> None:

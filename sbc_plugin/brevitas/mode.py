@@ -214,8 +214,9 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         parts = self._parts(layer)
         widths = [part.form.columns for part in layer.parts]
         chosen = torch.cat([torch.full((n,), part in parts) for n, part in zip(widths, layer.parts, strict=True)])
-        columns = chosen.nonzero()[:, 0].to(hessian.device)
-        hessian, layer = hessian[..., columns, :][..., columns], replace(layer, parts=tuple(parts))
+        if not chosen.all():
+            columns = chosen.nonzero()[:, 0].to(hessian.device)
+            hessian, layer = hessian[..., columns, :][..., columns], replace(layer, parts=tuple(parts))
         if self.keep_zeros or any(part.name in self.mask for part in parts):
             solution = self._jointly(layer, hessian)
         else:

@@ -129,7 +129,7 @@ def trace(
     export = export_onnx_qcdq if kind == "qcdq" else export_qonnx
     with _explained(module):
         export(
-            module,
+            module.eval(),  # afterwards Brevitas gives every part the mode of the whole
             args=args,
             export_path=str(path),
             input_names=["input", *states],

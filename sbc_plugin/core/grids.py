@@ -61,7 +61,7 @@ class Grid:
             SettingsError: the grid's column groups do not divide ``columns``.
         """
         groups = self.scale.shape[1]
-        if groups == 1:
+        if groups == 1 or (groups == columns and self.widths is None):
             return self.scale, self.zero_point
         if self.widths is None and columns % groups:
             raise SettingsError(f"{groups} column groups of the grid do not divide {columns} columns; make a new grid")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.core.grids import SMALLEST_SCALE, Grid, make_grid, round_to_nearest
-from sbc_plugin.core.hessian import Solution, cholesky, damped, layer_loss, row_groups
+from sbc_plugin.core.hessian import Solution, cholesky, layer_loss, row_groups
 from sbc_plugin.errors import CalibrationError, SettingsError
 
 __all__ = ["Grid", "gptq", "make_grid", "refit_scale", "round_to_nearest"]
@@ -58,15 +58,53 @@ def gptq(
     >>> gptq(weight, hessian, grid).weight.tolist()  # the second input makes up for the first
     [[1.0, 0.0]]
     """
+    new = gptq_weight(weight, hessian, grid, mask, damping=damping, groups=groups, block=block, order=order)
+    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device, torch.bool)
+    return Solution(weight=new, mask=kept, loss=layer_loss(weight.detach(), new, hessian, groups), grid=grid)
+
+
+def gptq_weight(
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    mask: Tensor | None = None,
+    *,
+    damping: float = 0.01,
+    groups: Tensor | None = None,
+    block: int = 128,
+    order: str = "descending",
+) -> Tensor:
+    """The weight of :func:`gptq`, for callers that have no use for its loss, which takes a third of the time.
+
+    Args:
+        weight: as for :func:`gptq`, and so are the others.
+        hessian: undamped.
+        grid: of this weight.
+        mask: True = kept.
+        damping: fraction of mean diag H.
+        groups: the Hessian of each row.
+        block: changes speed only.
+        order: "descending" or "given".
+
+    Raises:
+        CalibrationError: the Hessian is of another width than the weight.
+        SettingsError: order or block out of range, or the grid does not fit the weight.
+        SingularHessianError: the damped Hessian is not positive definite.
+
+    >>> grid = Grid(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32), bits=4, symmetric=True)
+    >>> gptq_weight(torch.tensor([[0.6, 0.6]]), torch.tensor([[2.0, 1.9], [1.9, 2.0]]), grid).tolist()
+    [[1.0, 0.0]]
+    """
     rows, columns = weight.shape
     _check_width(hessian, columns)
     if order not in ("descending", "given"):
         raise SettingsError(f'order {order!r} is unknown; use "descending" or "given"')
     if block < 1:
         raise SettingsError(f"block={block}: at least one column is needed")
-    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device, torch.bool)
-    start, allowed = weight.detach().to(hessian), kept.to(hessian.device)
+    start = weight.detach().to(hessian)
+    allowed = None if mask is None or bool(mask.all()) else mask.to(hessian.device, torch.bool)
     scale, zero_point = (part.to(hessian).expand(rows, columns) for part in grid.of_columns(columns))
+    shift = zero_point if bool(grid.zero_point.any()) else None
     codes = torch.empty_like(start)
     owner = row_groups(rows, hessian, groups)
     for group, undamped in enumerate(hessian if hessian.dim() == 3 else hessian[None]):
@@ -75,14 +113,17 @@ def gptq(
         sequence = torch.arange(columns, device=hessian.device)
         if order == "descending":
             sequence = diagonal.argsort(descending=True, stable=True)
-        live = sequence[diagonal[sequence] != 0]
-        silent = sequence[diagonal[sequence] == 0]
-        for chosen, factor in ((live, _push_factor(damped(undamped, damping), live, damping)), (silent, None)):
+        # Backwards, for the Cholesky factor then is the one that the solver needs.
+        heard = diagonal[sequence] != 0
+        live, silent = sequence[heard].flip(0), sequence[~heard]
+        for chosen, factor in ((live, _push_factor(undamped, live, damping)), (silent, None)):
             # Transposed, for a column of the weight is then contiguous.
-            part = tuple(tensor[mine, chosen].T.contiguous() for tensor in (start, scale, zero_point, allowed))
+            part = tuple(
+                None if tensor is None else tensor[mine, chosen].T.contiguous()
+                for tensor in (start, scale, shift, allowed)
+            )
             codes[mine, chosen] = _round_columns(part, grid.code_range, factor, block).T
-    new = grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
-    return Solution(weight=new, mask=kept, loss=layer_loss(start, new.to(hessian), hessian, groups), grid=grid)
+    return grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
 
 
 def refit_scale(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, groups: Tensor | None = None) -> Grid:
@@ -132,38 +173,40 @@ def _check_width(hessian: Tensor, columns: int) -> None:
         raise CalibrationError(f"{found}; calibrate again after changing the model")
 
 
-def _push_factor(hessian: Tensor, columns: Tensor, damping: float) -> Tensor:
-    """Upper triangular U with ``U^T U = H^-1`` of these columns in this order."""
-    backwards = columns.flip(0)
-    # The Cholesky factor of the reversed matrix, reversed, is R with H = R R^T and R upper triangular: U = R^-1.
-    upper = cholesky(hessian[backwards[:, None], backwards], damping).flip(0, 1)
-    eye = torch.eye(len(columns), dtype=hessian.dtype, device=hessian.device)
-    factor: Tensor = torch.linalg.solve_triangular(upper, eye, upper=True)
-    return factor
+def _push_factor(undamped: Tensor, columns: Tensor, damping: float) -> Tensor:
+    """Lower triangular V with ``V D V^T = H``, damped, of these columns in this order, and a diagonal of ones."""
+    chosen = undamped.index_select(0, columns).index_select(1, columns)
+    chosen.diagonal().add_(damping * undamped.diagonal().mean())
+    lower = cholesky(chosen, damping)
+    return lower.div_(lower.diagonal().clone())
 
 
-def _round_columns(part: tuple[Tensor, ...], code_range: tuple[int, int], factor: Tensor | None, block: int) -> Tensor:
-    """Codes of weight, scale, zero point, kept, each (columns, rows); errors go down by ``factor``, or nowhere."""
+def _round_columns(
+    part: tuple[Tensor | None, ...], code_range: tuple[int, int], factor: Tensor | None, block: int
+) -> Tensor:
+    """Codes of weight, scale, zero point (None = 0), kept (None = all), each (columns, rows), the last column first.
+
+    What is best for column j, given the errors of the columns k > j behind it, is ``w_j + sum_k V_kj (w_k - q_k)`` with
+    V the ``factor``: GPTQ's push of errors by ``H^-1``, without an inverse. No factor, no push.
+    """
     weight, scale, zero_point, kept = part
-    if factor is None:
-        nearest = ((weight / scale).round() + zero_point).clamp(*code_range)
-        return nearest.where(kept, zero_point)
-    weight = weight.clone()
-    codes, errors = torch.empty_like(weight), torch.empty_like(weight[:block])
-    pivots = factor.diagonal().tolist()
-    shifted, masked = bool(zero_point.any()), not bool(kept.all())
-    for first in range(0, len(weight), block):
-        last = min(first + block, len(weight))
-        for column in range(first, last):
-            value, step, code, error = weight[column], scale[column], codes[column], errors[column - first]
+    assert weight is not None and scale is not None
+    wanted, codes, errors = weight.clone(), torch.empty_like(weight), torch.empty_like(weight[:block])
+    for last in range(len(weight), 0, -block):
+        first = max(0, last - block)
+        for column in range(last - 1, first - 1, -1):
+            value, step, code, error = wanted[column], scale[column], codes[column], errors[column - first]
+            if factor is not None:
+                behind = column + 1
+                value.addmv_(errors[behind - first : last - first].T, factor[behind:last, column])
             torch.div(value, step, out=code).round_()
-            if shifted:
+            if zero_point is not None:
                 code.add_(zero_point[column])
             code.clamp_(*code_range)
-            if masked:
-                code.copy_(code.where(kept[column], zero_point[column]))
-            torch.mul(code - zero_point[column] if shifted else code, step, out=error)
-            torch.sub(value, error, out=error).div_(pivots[column])
-            weight[column + 1 : last].addr_(factor[column, column + 1 : last], error, alpha=-1.0)
-        weight[last:].addmm_(factor[first:last, last:].T, errors[: last - first], alpha=-1.0)
+            if kept is not None:
+                code.copy_(code.where(kept[column], 0.0 if zero_point is None else zero_point[column]))
+            level = code if zero_point is None else code - zero_point[column]
+            torch.addcmul(weight[column], level, step, value=-1, out=error)
+        if factor is not None:
+            wanted[:first].addmm_(factor[first:last, :first].T, errors[: last - first])
     return codes
