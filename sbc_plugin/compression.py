@@ -29,6 +29,7 @@ from sbc_plugin.solving import (
     unfit_pattern,
     without_pruning,
 )
+from sbc_plugin.tuning import Aims, targets, tune
 from sbc_plugin.unheard import unheard_neurons
 
 
@@ -108,7 +109,7 @@ def compress(
         progress,
         Recipe(method, prune, quantize, calibration.damping),
     )
-    rows = job.one_shot(dense, skipped) if calibration.order == "one-shot" else job.sequential(dense, skipped)
+    rows = job.run(dense, skipped)
     if adapter is not None and quantize is not None:
         target, left = adapter.into_backend(target, layers, quantize, job.grids)
         skipped |= {name: "; ".join(filter(None, [skipped.get(name), reason])) for name, reason in left.items()}
@@ -119,6 +120,11 @@ def compress(
 def _check_kind(name: str, value: object, kind: type, example: str) -> None:
     if not isinstance(value, kind) and not (value is None and kind is not Calibration):
         raise SettingsError(f"{name}={value!r} is no {kind.__name__}; use {name}={example}")
+
+
+def zero_fraction(weight: Tensor) -> float:
+    """The fraction of zeros."""
+    return float((weight == 0).double().mean())
 
 
 @dataclass
@@ -133,10 +139,37 @@ class _Job:
     recipe: Recipe
     grids: dict[str, Grid] = field(default_factory=dict)
 
+    def run(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
+        """Solve, write and tune all layers; if anything fails, put the dense weights back."""
+        second_order = self.recipe.method in SECOND_ORDER
+        sequential = second_order and self.calibration.order == "sequential"
+        tuning = second_order and self.calibration.tuning > 0
+        if isinstance(self.data, Iterator) and (sequential or tuning or self.silent_first):
+            self.data = list(self.data)
+        try:
+            aims = targets(self.library, self.model, self.data, self.forward) if tuning else []
+            rows = self.sequential(dense, skipped) if sequential else self.one_shot(dense, skipped)
+            if tuning:
+                rows = self.tuned(rows, aims, skipped)
+        except BaseException:
+            for layer in self.layers:
+                layer.write(dense[layer.name])
+            raise
+        return rows
+
+    def tuned(self, rows: list[LayerReport], aims: Aims, skipped: dict[str, str]) -> list[LayerReport]:
+        steps = self.calibration.tuning
+        before, after = tune(
+            self.library, self.model, self.layers, self.grids, aims, steps, self.forward, self.progress
+        )
+        if not after < before:
+            skipped["tuning"] = f"{steps} steps brought the spikes no closer ({before:.3f} before, {after:.3f} after)"
+        return [
+            replace(row, sparsity=zero_fraction(layer.weight())) for row, layer in zip(rows, self.layers, strict=True)
+        ]
+
     def one_shot(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
         """All Hessians from one pass over the dense network; all layers solved before the first is written."""
-        if isinstance(self.data, Iterator) and self.silent_first:
-            self.data = list(self.data)
         found = self.gather(self.layers)
         for layer in self.layers if self.recipe.method in SECOND_ORDER else []:
             with in_layer(layer.name):  # before time goes into the layers in front of it
@@ -153,34 +186,28 @@ class _Job:
         return [row for _, _, row in solved]
 
     def sequential(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
-        """Layer by layer, each on what the already compressed ones before it send; put back if one fails."""
-        self.data = list(self.data) if isinstance(self.data, Iterator) else self.data
+        """Layer by layer, each on what the already compressed ones before it send."""
         needs_losses = self.recipe.prune is not None and self.recipe.prune.allocation == "loss"
         found = self.gather(self.layers) if needs_losses or self.silent_first else {}
         start = self.without_silent(dense, found)
         zeros = self.budget(start, skipped, found)
         done: dict[str, Tensor] = {}
         rows = []
-        try:
-            for layer in self.bar(self.layers):
-                started = time.perf_counter()
-                statistics, drift = gather_drift(
-                    self.library, self.model, layer, self.data, self.calibration, self.forward, self.layers, dense, done
-                )
-                hessian, target = statistics.accumulator.hessian(), start[layer.name]
-                if done and self.recipe.method in SECOND_ORDER:
-                    with in_layer(layer.name):
-                        groups = layer.groups if hessian.dim() == 3 else None
-                        alpha, damping = self.calibration.alpha, self.calibration.damping
-                        target = sequential_target(target, hessian, drift, alpha, damping, groups)
-                solution = self.solve(layer, target, hessian, zeros)
-                done[layer.name] = solution.weight
-                layer.write(solution.weight)
-                rows.append(self.row(layer, solution, statistics, started))
-        except BaseException:
-            for layer in self.layers:
-                layer.write(dense[layer.name])
-            raise
+        for layer in self.bar(self.layers):
+            started = time.perf_counter()
+            statistics, drift = gather_drift(
+                self.library, self.model, layer, self.data, self.calibration, self.forward, self.layers, dense, done
+            )
+            hessian, target = statistics.accumulator.hessian(), start[layer.name]
+            if done and self.recipe.method in SECOND_ORDER:
+                with in_layer(layer.name):
+                    groups = layer.groups if hessian.dim() == 3 else None
+                    alpha, damping = self.calibration.alpha, self.calibration.damping
+                    target = sequential_target(target, hessian, drift, alpha, damping, groups)
+            solution = self.solve(layer, target, hessian, zeros)
+            done[layer.name] = solution.weight
+            layer.write(solution.weight)
+            rows.append(self.row(layer, solution, statistics, started))
         return rows
 
     @property
@@ -251,7 +278,7 @@ class _Job:
             columns=layer.columns,
             sequences=statistics.sequences,
             samples=statistics.accumulator.count,
-            sparsity=float((solution.weight == 0).double().mean()),
+            sparsity=zero_fraction(solution.weight),
             bits=self.recipe.quantize.bits if self.recipe.quantize else layer.parts[0].tensor.dtype.itemsize * 8,
             loss=solution.loss,
             seconds=time.perf_counter() - started,

@@ -26,6 +26,8 @@ class Prune:
         solver: "auto", "magnitude", "obs" (the paper's greedy), "admm" or "hybrid".
         allocation: how layers share the budget: "lamp", "uniform" or "loss".
         refit: move the kept weights to their least-squares optimum.
+        rescale: then scale each row so that its membrane keeps its mean square, which least squares shrinks; only
+            with ``refit``, and only for "sbc" and "obc".
         silent_first: weights from neurons that never spike in calibration go first, and then those into such neurons
             as nobody hears any more, as far as the budget goes; only unstructured, and only for "sbc" and "obc".
 
@@ -38,6 +40,7 @@ class Prune:
     solver: str = "auto"
     allocation: str = "lamp"
     refit: bool = True
+    rescale: bool = False
     silent_first: bool = False
 
     def __post_init__(self) -> None:
@@ -100,6 +103,8 @@ class Calibration:
         alpha: of the sequential target: 1 = the dense network's membrane, 0 = the layer's own on its new input.
         max_samples: the most samples (time steps and positions) a layer takes from each batch, seeded; None = all.
         device: where the Hessians are kept and solved; None = where the weights are.
+        tuning: gradient steps after solving, on the kept weights, towards the dense network's spikes; no labels. Needs
+            surrogate gradients and the memory that training takes. Only for "sbc" and "obc".
 
     Raises:
         SettingsError: a value out of range.
@@ -111,6 +116,7 @@ class Calibration:
     alpha: float = 0.25
     max_samples: int | None = None
     device: torch.device | str | None = None
+    tuning: int = 0
 
     def __post_init__(self) -> None:
         _choice("order", self.order, ORDERS)
@@ -125,6 +131,8 @@ class Calibration:
             raise SettingsError(
                 f"max_samples={self.max_samples!r} must be a whole number of at least 1, or None for all"
             )
+        if isinstance(self.tuning, bool) or not isinstance(self.tuning, int) or self.tuning < 0:
+            raise SettingsError(f"tuning={self.tuning!r} must be a whole number of steps; 0 does without")
         if self.device is not None:
             try:
                 torch.device(self.device)

@@ -9,7 +9,7 @@ from sbc_plugin.core.grids import Grid, make_grid, round_to_nearest
 from sbc_plugin.core.hessian import Solution, damped, inverse, layer_loss, quadratic, row_groups
 from sbc_plugin.core.patterns import check_pattern, parse_pattern
 from sbc_plugin.core.pruning import prune as prune_layer
-from sbc_plugin.core.refit import refit
+from sbc_plugin.core.refit import refit, rescaled
 from sbc_plugin.core.scale_search import quantise
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.layers import SpikingLayer
@@ -85,6 +85,8 @@ def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | Non
         if adapt and not torch.equal(mask, solution.mask):
             new = refit(weight, mask, hessian, damping=recipe.damping, groups=groups)
         new = new.where(mask, 0.0)
+        if adapt and recipe.prune.rescale:
+            new = rescaled(weight, new, hessian, groups=groups)
     if recipe.quantize is not None:
         new, grid = _quantised(layer, new, hessian, mask, recipe, gain)
     scaled = gain[:, None].to(weight)

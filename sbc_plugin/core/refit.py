@@ -8,11 +8,12 @@ solved in batches.
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import cholesky, inverse, row_groups
+from sbc_plugin.core.hessian import cholesky, inverse, quadratic, row_groups
 from sbc_plugin.core.problem import check_shapes, live_hessian
 from sbc_plugin.errors import SettingsError
 
 BATCH_ELEMENTS = 2**24  # of one batch of padded systems (rows, size, size)
+MOST = 2.0  # a row that lost more than three quarters of its mean square would mostly have its errors amplified
 
 
 def refit(
@@ -60,6 +61,26 @@ def refit(
             G = inverse(whole[group], damping)
             delta[rows] = -solve_rows(G, removed[rows], w[rows] * removed[rows], damping) @ G
     return ((w + delta) * mask).to(weight)
+
+
+def rescaled(weight: Tensor, new: Tensor, hessian: Tensor, *, groups: Tensor | None = None) -> Tensor:
+    """``new`` with each row scaled by ``sqrt(w H w / w' H w')``, from 1 to ``MOST``: its output keeps its mean square.
+
+    A least-squares optimum is a prediction of the row's output and varies less than what it predicts, so its neuron
+    reaches the threshold too rarely. Rows without output stay. Source: docs/theory.md, equation 9.
+
+    Args:
+        weight: (rows, columns), dense.
+        new: (rows, columns), refitted.
+        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        groups: (rows,), the Hessian of each row.
+
+    >>> rescaled(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 4.0]]), torch.eye(2)).tolist()
+    [[0.0, 5.0]]
+    """
+    before, after = (quadratic(w.to(hessian), hessian, groups) for w in (weight, new))
+    ratio = (before / after).where(after > 0, 1.0).sqrt().clamp(1.0, MOST)
+    return (new.to(hessian) * ratio[:, None]).to(new)
 
 
 def solve_rows(matrix: Tensor, chosen: Tensor, target: Tensor, damping: float) -> Tensor:

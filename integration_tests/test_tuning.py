@@ -1,0 +1,151 @@
+"""Label-free tuning: what it moves, by how much, what it leaves, and that spikes never go further away."""
+
+from typing import Any
+
+import norse.torch as norse
+import pytest
+import torch
+from torch import Tensor, nn
+
+from integration_tests.cases import CASES
+from integration_tests.models import BOX
+from integration_tests.test_bad_input import Unchanged
+from sbc_plugin import Calibration, Prune, compress, tuning
+from sbc_plugin import norse as library
+from sbc_plugin.core.spikes import van_rossum_distance
+from sbc_plugin.errors import SettingsError, UnsupportedModelError
+from sbc_plugin.norse.neurons import is_spiking
+
+NAMES = ["step", "conv", "LIFRecurrentCell"]
+
+
+def tuned(name: str, steps: int, **settings: Any) -> tuple[nn.Module, nn.Module]:
+    """The same network compressed without tuning, and with it."""
+    case = CASES[name]
+    data = [case.batch(seed=seed) for seed in range(1, 5)]
+    found = [
+        compress(case.model(), data, calibration=Calibration(tuning=count), forward=case.forward, **settings)[0]
+        for count in (0, steps)
+    ]
+    return found[0], found[1]
+
+
+def weights(name: str, model: nn.Module) -> dict[str, Tensor]:
+    layers, _ = library.find_layers(model, CASES[name].batch(), CASES[name].forward)
+    return {layer.name: layer.weight() for layer in layers}
+
+
+def total(name: str, model: nn.Module) -> float:
+    """The objective on what the calibration used."""
+    case = CASES[name]
+    aims = tuning.targets(library, case.model(), [case.batch(seed=seed) for seed in range(1, 5)], case.forward)
+    run = case.forward or library.default_forward(model)
+    with torch.no_grad():
+        return sum(float(tuning.distance(tuning.observe(library, model, batch, run), aim)) for batch, aim in aims)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_spikes_never_go_further_away_and_masks_stay(name: str) -> None:
+    before, after = tuned(name, 40, prune=Prune(0.6))
+    assert total(name, after) <= total(name, before)
+    for layer, weight in weights(name, before).items():
+        assert torch.equal(weight != 0, weights(name, after)[layer] != 0)
+
+
+def test_steps_that_lead_away_are_taken_back_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "STEP", 1e3)
+    case, found = CASES["step"], []
+    for steps in (0, 3):
+        settings = Calibration(tuning=steps)
+        new, report = compress(case.model(), [case.batch()], prune=Prune(0.5), calibration=settings)
+        found.append(list(new.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert "3 steps brought the spikes no closer" in report.skipped["tuning"]
+
+
+def test_the_first_step_goes_down_the_gradient_by_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam's first step is ``length * sign(gradient)``; the gradient is taken here from a plain loop over time."""
+    found = iter([1.0, 0.0])
+    monkeypatch.setattr(tuning, "mean_distance", lambda *arguments: next(found))  # so that the step is kept
+    case = CASES["step"]
+    dense, batch = case.model(torch.float64), case.batch(torch.float64)
+    small, _ = compress(dense, [batch], prune=Prune(0.5))
+    start = [p.detach().clone() for p in small.parameters()]
+    layers, _ = library.find_layers(small, batch)
+    with torch.enable_grad():
+        loss = torch.zeros(())
+        trains = [_trains(model, batch) for model in (dense, small)]
+        for wanted, spikes in zip(*trains, strict=True):
+            scale = van_rossum_distance(wanted, torch.zeros_like(wanted), tau=10.0, dt=1.0).sum().detach()
+            loss = loss + van_rossum_distance(spikes, wanted.detach(), tau=10.0, dt=1.0).sum() / scale
+        gradients = torch.autograd.grad(loss, list(small.parameters()))
+    tuning.tune(library, small, layers, {}, tuning.targets(library, dense, [batch], None), 1)
+    for old, new, gradient in zip(start, small.parameters(), gradients, strict=True):
+        length = tuning.STEP * old[old != 0].square().mean().sqrt()
+        # Adam divides by |g| + 1e-8: a millionth of the length off where |g| is 1e-2, and no step where it is 0
+        moves = (gradient.abs() > 1e-4) & (old != 0)
+        assert moves.any()
+        torch.testing.assert_close((new - old)[moves], -length * gradient[moves].sign(), rtol=1e-3, atol=0.0)
+        assert torch.equal(new[old == 0], old[old == 0])
+
+
+def _trains(model: nn.Module, batch: Tensor) -> list[Tensor]:
+    """The spikes (T, B, ...) of each neuron of a SequentialState, by hooks on the modules."""
+    found: dict[nn.Module, list[Tensor]] = {}
+    neurons = [module for module in model.modules() if is_spiking(module)]
+    handles = [
+        neuron.register_forward_hook(lambda module, inputs, output: found.setdefault(module, []).append(output[0]))
+        for neuron in neurons
+    ]
+    library.default_forward(model)(model, batch)
+    for handle in handles:
+        handle.remove()
+    return [torch.stack(found[neuron]) for neuron in neurons]
+
+
+def test_it_is_deterministic_and_leaves_flags_gradients_and_modes() -> None:
+    case, found = CASES["conv"], []
+    for _ in range(2):
+        model = case.model().train()
+        for number, parameter in enumerate(model.parameters()):
+            parameter.requires_grad_(number % 2 == 0)
+        flags = [(p.requires_grad, p.grad) for p in model.parameters()]
+        compress(model, [case.batch()], prune=Prune(0.5), calibration=Calibration(tuning=3), inplace=True)
+        assert [(p.requires_grad, p.grad) for p in model.parameters()] == flags and model.training
+        found.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_baselines_are_not_tuned() -> None:
+    case, found = CASES["step"], []
+    for steps in (0, 5):
+        settings = Calibration(tuning=steps)
+        new, _ = compress(case.model(), [case.batch()], method="magnitude", prune=Prune(0.5), calibration=settings)
+        found.append(list(new.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_network_without_gradients_is_refused_and_stays_as_it_was() -> None:
+    neuron = BOX._replace(method="heaviside")
+    model = norse.SequentialState(nn.Linear(5, 5), norse.LIFBoxCell(neuron), nn.Linear(5, 4), norse.LIFBoxCell(neuron))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_().mul_(5.0)
+    x = CASES["step"].batch()[..., :5]
+    picture = Unchanged(model)
+    with pytest.raises(UnsupportedModelError, match="surrogate gradient"):
+        compress(model, [x], prune=Prune(0.5), calibration=Calibration(tuning=2), inplace=True)
+    picture.check()
+
+
+@pytest.mark.parametrize("steps", [-1, 2.5, True, None])
+def test_a_number_of_steps_that_is_none(steps: Any) -> None:
+    with pytest.raises(SettingsError, match="whole number of steps"):
+        Calibration(tuning=steps)
+
+
+def test_a_readout_counts_by_its_squared_error() -> None:
+    spikes = {"neuron": torch.tensor([[[1.0]], [[0.0]]])}
+    target = tuning.Observation(spikes, torch.tensor([3.0, 4.0]))
+    seen = tuning.Observation(spikes, torch.tensor([3.0, 2.0]))
+    assert float(tuning.distance(seen, target)) == pytest.approx(4 / 25)
