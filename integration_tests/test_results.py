@@ -1,11 +1,15 @@
 """The pages that show figures are those that the benchmark's lines make."""
 
-from integration_tests.benchmarks import records, run, tables
+from integration_tests.benchmarks import page, records, tables
 
 
 def test_the_pages_are_up_to_date() -> None:
-    assert run.PAGE.read_text() == run.page()
-    assert run.README.read_text() == run.readme()
+    assert page.PAGE.read_text() == page.page()
+    assert page.README.read_text() == page.readme()
+
+
+def test_every_figure_was_drawn_from_the_lines() -> None:
+    assert page.stale_figures() == []
 
 
 def test_sbc_is_ahead_at_95_percent_on_every_network() -> None:

@@ -1,16 +1,12 @@
 """Tables of ``docs/results.md`` from the lines of a case: means over seeds with standard errors, paired differences."""
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
 
-Line = dict[str, Any]
-NAMES = {
-    "none": "dense",
-    "magnitude": "magnitude",
-    "rtn": "rounding",
-    "obc": "M = I (OBC, GPTQ)",
-    "sbc": "SBC",
-}
+from integration_tests.benchmarks.methods import METHODS
+from integration_tests.benchmarks.records import Line
+
+NAMES = {"none": "dense"} | {name: method.title for name, method in METHODS.items()}
 
 
 def mean(values: list[float]) -> float:
@@ -19,7 +15,7 @@ def mean(values: list[float]) -> float:
 
 
 def standard_error(values: list[float]) -> float:
-    """Of the mean, from the sample's spread.
+    """Of the mean, from the sample's spread; NaN of a single value.
 
     >>> round(standard_error([1.0, 2.0, 3.0]), 3)
     0.577
@@ -31,11 +27,13 @@ def standard_error(values: list[float]) -> float:
 
 
 def spread(values: list[float], digits: int = 1) -> str:
-    """Mean and standard error.
+    """Mean and standard error; of a single value, that it is one.
 
-    >>> spread([1.0, 2.0, 3.0], 2)
-    '2.00 ± 0.58'
+    >>> spread([1.0, 2.0, 3.0], 2), spread([1.0])
+    ('2.00 ± 0.58', '1.0 (n = 1)')
     """
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} (n = 1)"
     return f"{mean(values):.{digits}f} ± {standard_error(values):.{digits}f}"
 
 
@@ -45,46 +43,80 @@ def markdown(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, marks, *rows])
 
 
-def by_method(lines: list[Line]) -> str:
-    """Accuracy, spike distance and costs of each budget and method, and how far SBC is ahead on the same network."""
+def _each(name: str, factor: float = 1.0, digits: int = 1) -> Callable[[list[Line]], str]:
+    return lambda lines: spread([factor * line[name] for line in lines], digits)
+
+
+def _average(name: str, factor: float = 1.0, form: str = ",.1f") -> Callable[[list[Line]], str]:
+    return lambda lines: format(mean([factor * line[name] for line in lines]), form)
+
+
+def _peak(lines: list[Line]) -> str:
+    peaks = [line["peak_bytes"] for line in lines]
+    return "" if None in peaks else f"{max(peaks) / 1e6:,.0f}"
+
+
+COLUMNS: dict[str, Callable[[list[Line]], str]] = {
+    "spike distance": _each("distance", digits=3),
+    "rate distance": _each("rate_distance", digits=3),
+    "dead neurons, %": _average("dead", 100),
+    "zeros, %": _average("sparsity", 100),
+    "synaptic operations": _average("operations", form=",.0f"),
+    "energy, nJ": _average("energy", 1e9),
+    "size, kB": _average("packed_bytes", 1e-3),
+    "processor s": _average("processor_seconds"),
+    "memory, MB": _peak,
+}
+
+
+def by_method(lines: list[Line], order: Sequence[str]) -> str:
+    """Accuracy, spike distance and costs of each budget and method, and how far SBC is ahead on the same network.
+
+    Args:
+        lines: of one case.
+        order: titles of its budgets; others are left out.
+    """
     rows = []
-    for budget in dict.fromkeys(line["budget"] for line in lines):
+    for budget in order:
         chosen = [line for line in lines if line["budget"] == budget]
-        sbc = {line["seed"]: line["accuracy"] for line in chosen if line["method"] == "sbc"}
-        for method in dict.fromkeys(line["method"] for line in chosen):
+        sbc = {line["seed"]: line["accuracy"] for line in chosen if line["method"] == "sbc" and "failed" not in line}
+        for method in (name for name in NAMES if any(line["method"] == name for line in chosen)):
             mine = [line for line in chosen if line["method"] == method]
+            if failures := sorted({line["failed"] for line in mine if "failed" in line}):
+                rows.append([budget, NAMES[method], f"fails: {failures[0]}", *[""] * (1 + len(COLUMNS))])
+                continue
             ahead = [100 * (sbc[line["seed"]] - line["accuracy"]) for line in mine if line["seed"] in sbc]
-            rows.append(
-                [
-                    budget,
-                    NAMES.get(method, method),
-                    spread([100 * line["accuracy"] for line in mine]),
-                    spread(ahead) if ahead and method != "sbc" else "",
-                    *_optional(mine, "distance", lambda values: spread(values, 3)),
-                    *_optional(mine, "operations", lambda values: f"{mean(values):,.0f}"),
-                    *_optional(mine, "packed_bytes", lambda values: f"{mean(values) / 1000:.1f}"),
-                    f"{mean([line['seconds'] for line in mine]):.1f}",
-                ]
-            )
-    heads = ["budget", "method", "accuracy, %", "SBC is ahead by, points"]
-    heads += ["spike distance"] if "distance" in lines[0] else []
-    heads += ["synaptic operations"] if "operations" in lines[0] else []
-    heads += ["size, kB"] if "packed_bytes" in lines[0] else []
-    return markdown([*heads, "seconds"], rows)
+            compared = spread(ahead) if ahead and method != "sbc" else ""
+            accuracy = spread([100 * line["accuracy"] for line in mine])
+            rows.append([budget, NAMES[method], accuracy, compared, *(form(mine) for form in COLUMNS.values())])
+    return markdown(["budget", "method", "accuracy, %", "SBC is ahead by, points", *COLUMNS], rows)
 
 
-def summary(lines: list[Line]) -> str:
+SUMMARY = ("90 % sparse", "95 % sparse", "97 % sparse", "2:4", "4 bits", "3 bits", "2 bits", "90 % sparse, 4 bits")
+
+
+def summary(lines: list[Line], budgets: Sequence[str] = SUMMARY) -> str:
     """One row a budget, one column a method: accuracy, and the spread over seeds."""
-    columns = {"baseline": ("magnitude", "rtn"), "obc": ("obc",), "sbc": ("sbc",)}
+    columns = {
+        "magnitude, rounding": ("magnitude", "rtn"),
+        NAMES["obc"]: ("obc",),
+        NAMES["published"]: ("published",),
+        NAMES["sbc"]: ("sbc",),
+    }
     dense = spread([100 * line["accuracy"] for line in lines if line["method"] == "none"])
     rows = []
-    for budget in dict.fromkeys(line["budget"] for line in lines if line["method"] != "none"):
-        chosen = [line for line in lines if line["budget"] == budget]
-        cells = [spread([100 * x["accuracy"] for x in chosen if x["method"] in names]) for names in columns.values()]
-        rows.append([budget, *cells])
-    heads = [f"budget (dense: {dense} %)", "magnitude, rounding", NAMES["obc"], NAMES["sbc"]]
-    return markdown(heads, rows)
+    for budget in budgets:
+        chosen = [line for line in lines if line["budget"] == budget and "failed" not in line]
+        scores = [[100 * line["accuracy"] for line in chosen if line["method"] in names] for names in columns.values()]
+        rows.append([budget, *(spread(values) if values else "" for values in scores)])
+    return markdown([f"budget (dense: {dense} %)", *columns], rows)
 
 
-def _optional(lines: list[Line], name: str, form: Any) -> list[str]:
-    return [form([line[name] for line in lines])] if name in lines[0] else []
+def costs(cases: dict[str, list[Line]]) -> str:
+    """How long each case took: lines, and wall time of compressing and measuring them all."""
+    rows = []
+    for case, lines in cases.items():
+        spent = [(line.get("seconds", 0.0), line.get("measuring_seconds", 0.0)) for line in lines]
+        seconds = [sum(column) for column in zip(*spent, strict=True)]
+        rows.append([case, f"{len(lines)}", *(f"{part / 60:.1f}" for part in seconds)])
+    return markdown(["case", "lines", "compressing, min", "measuring, min"], rows)

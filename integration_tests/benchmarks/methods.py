@@ -1,0 +1,190 @@
+"""The rows of every run: what each method makes of a dense network under a budget."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from integration_tests.benchmarks.effort import Effort, measured
+from integration_tests.benchmarks.published import Published
+from sbc_plugin import compress
+from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
+from sbc_plugin.demo.run import Budget
+from sbc_plugin.errors import UnsupportedModelError
+from sbc_plugin.layers import Forward
+from sbc_plugin.norse import default_forward
+from sbc_plugin.settings import Calibration
+
+
+@dataclass
+class Bench:
+    """A dense network, and what methods may use to compress it.
+
+    Attributes:
+        dense: is not changed.
+        calibration: batches (x (T, B, ...), labels).
+        forward: runs one whole sequence; None = the library's default.
+    """
+
+    dense: nn.Module
+    calibration: list[Any]
+    forward: Forward | None = None
+
+    @cached_property
+    def published(self) -> tuple[Published, Effort]:
+        """The paper's method with its Hessians, and what they took."""
+        method = Published(self.dense, self.calibration, self.forward)
+        _, effort = measured(method.calibrate)
+        return method, effort
+
+    @cached_property
+    def ordered(self) -> Effort:
+        """What the paper's order of all weights took; it is made at the first use."""
+        _, effort = measured(self.published[0].order)
+        return effort
+
+
+Made = tuple[nn.Module, Effort]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of every table.
+
+    Attributes:
+        title: as the tables show it.
+        make: the compressed network, and what that took, calibration included.
+        takes: whether the method is for such a budget.
+        settings: of a budget, all that the method depends on; measured lines are kept as long as this stays.
+    """
+
+    title: str
+    make: Callable[[Bench, Budget], Made]
+    takes: Callable[[Budget], bool]
+    settings: Callable[[Budget], str]
+
+
+def by_package(bench: Bench, budget: Budget, method: str) -> Made:
+    """:func:`sbc_plugin.compress` with its defaults."""
+
+    def work() -> nn.Module:
+        model, _ = compress(
+            bench.dense, bench.calibration, method=method, prune=budget.prune, quantize=budget.quantize,
+            forward=bench.forward, progress=False,
+        )  # fmt: skip
+        return model
+
+    return measured(work)
+
+
+CAREFUL = Calibration(order="sequential", alpha=1.0, tuning=90)
+
+
+def careful(budget: Budget) -> Budget:
+    """The budget, met with weights of silent neurons first where single weights are chosen."""
+    prune = budget.prune
+    if prune is None or prune.pattern != "unstructured":
+        return budget
+    return replace(budget, prune=replace(prune, silent_first=True))
+
+
+def tuned(bench: Bench, budget: Budget) -> Made:
+    """Layer by layer towards the dense membrane, silent neurons first, then gradient steps towards the dense spikes."""
+    budget = careful(budget)
+
+    def work() -> nn.Module:
+        model, _ = compress(
+            bench.dense, bench.calibration, prune=budget.prune, quantize=budget.quantize, calibration=CAREFUL,
+            forward=bench.forward, progress=False,
+        )  # fmt: skip
+        return model
+
+    return measured(work)
+
+
+def as_published(bench: Bench, budget: Budget) -> Made:
+    """The paper's algorithm. Hessians and order are shared by all budgets; each is charged with what they took."""
+    method, shared = bench.published
+    if budget.prune is not None and budget.prune.pattern == "unstructured":
+        shared = shared + bench.ordered
+    model, effort = measured(partial(method.compress, budget.prune, budget.quantize))
+    return model, shared + effort
+
+
+def by_brevitas(bench: Bench, budget: Budget) -> Made:
+    """Brevitas' quantizers and GPTQ with M = I, each layer on the whole sequences that quantised ones before it send.
+
+    Through ``sbc_mode``, whose integers are those of ``gptq_mode`` on the same inputs; ``gptq_mode`` itself stops at a
+    layer's first call and sees t = 0 only. Both are tested in ``test_brevitas_contracts.py``.
+
+    Raises:
+        UnsupportedModelError: Brevitas has no layer for some of the weights.
+    """
+    quantize = budget.quantize
+    assert quantize is not None
+    run = bench.forward or default_forward(bench.dense)
+
+    def work() -> nn.Module:
+        quantizer = weight_quantizer(f"int{quantize.bits}", quantize.granularity, "absmax")
+        model, reasons = quantize_layers(bench.dense, quantizer)
+        if reasons:
+            raise UnsupportedModelError(f"left in floating point: {', '.join(reasons)}")
+        with torch.no_grad(), sbc_mode(model, temporal=False, forward=run) as mode:
+            for _ in range(mode.num_layers):
+                for batch in bench.calibration:
+                    mode.model(batch)
+                mode.update()
+        return model
+
+    return measured(work)
+
+
+def prunes(budget: Budget) -> bool:
+    """Whether weights become zero."""
+    return budget.prune is not None
+
+
+def only_quantises(budget: Budget) -> bool:
+    """Whether weights are rounded, and none becomes zero on purpose."""
+    return budget.prune is None
+
+
+def everything(budget: Budget) -> bool:
+    """Any budget."""
+    return True
+
+
+def size_of(budget: Budget) -> str:
+    """How much is left, for methods that have no other settings."""
+    prune, quantize = budget.prune, budget.quantize
+    zeros = None if prune is None else (prune.sparsity, prune.pattern)
+    return str((zeros, None if quantize is None else (quantize.bits, quantize.granularity)))
+
+
+def all_settings(budget: Budget) -> str:
+    """Everything that is set about the package's own solvers, defaults included; options that are off are left out."""
+    return _set(budget, Calibration())
+
+
+def careful_settings(budget: Budget) -> str:
+    """As :func:`all_settings`, of :func:`tuned`."""
+    return _set(careful(budget), CAREFUL)
+
+
+def _set(budget: Budget, calibration: Calibration) -> str:
+    chosen = [asdict(part) for part in (budget.prune, budget.quantize, calibration) if part is not None]
+    return str([{name: value for name, value in part.items() if value not in (None, False, 0)} for part in chosen])
+
+
+METHODS = {
+    "magnitude": Method("magnitude", partial(by_package, method="magnitude"), prunes, size_of),
+    "rtn": Method("rounding", partial(by_package, method="rtn"), only_quantises, size_of),
+    "obc": Method("M = I (OBC, GPTQ)", partial(by_package, method="obc"), everything, all_settings),
+    "brevitas": Method("GPTQ in Brevitas", by_brevitas, only_quantises, size_of),
+    "published": Method("SBC as published", as_published, everything, size_of),
+    "sbc": Method("SBC", partial(by_package, method="sbc"), everything, all_settings),
+    "tuned": Method("SBC, sequential and tuned", tuned, everything, careful_settings),
+}

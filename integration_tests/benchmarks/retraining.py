@@ -1,0 +1,131 @@
+"""What retraining buys: iterative magnitude pruning, the lottery-ticket way, against one shot and a little fine-tuning.
+
+Iterative pruning removes the same fraction of the weights that are left in each round, smallest first, layers by LAMP,
+and trains what is left with labels after each. Fine-tuning trains the weights that SBC kept, with fixed zeros.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from integration_tests.benchmarks import tables
+from integration_tests.benchmarks.accuracy import Judge, Known, digest, weights_digest
+from integration_tests.benchmarks.cases import Case
+from integration_tests.benchmarks.effort import measured
+from integration_tests.benchmarks.methods import all_settings
+from integration_tests.benchmarks.records import Line, commit
+from integration_tests.benchmarks.subjects import SUBJECTS, Parts
+from integration_tests.benchmarks.train import fit
+from sbc_plugin import compress
+from sbc_plugin.demo.run import Budget
+from sbc_plugin.settings import Prune
+
+NETWORKS = ("digits", "2fc-events")
+SPARSITIES = (0.95, 0.98)
+SEEDS = (0, 1, 2)
+ROUNDS, EPOCHS_A_ROUND = 6, 4
+FINE_TUNING = (1, 5)  # epochs
+RATE = 0.1  # of fine-tuning, relative to the training's
+SBC = "SBC"
+
+
+def frozen_zeros(model: nn.Module) -> Callable[[], None]:
+    """A function that puts the weights that are zero now back to zero; biases and norms are free."""
+    zeros = [(parameter, parameter.detach() == 0) for parameter in model.parameters() if parameter.dim() > 1]
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for parameter, zero in zeros:
+                parameter.masked_fill_(zero, 0.0)
+
+    return put_back
+
+
+def trained_further(case: Case, model: nn.Module, parts: Parts, seed: int, epochs: int, rate: float) -> nn.Module:
+    """``model``, in place, after more epochs with fixed zeros, at ``rate`` times the learning rate of its training."""
+    recipe = replace(case.training, epochs=epochs, learning_rate=rate * case.training.learning_rate)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fit(replace(case, training=recipe), model, parts.training, f"{case.name}, more", frozen_zeros(model))
+    return model
+
+
+def one_shot(case: Case, model: nn.Module, parts: Parts, sparsity: float, method: str = "sbc") -> nn.Module:
+    """A pruned copy."""
+    batches = parts.calibration.batches(100) if method == "sbc" else parts.calibration.batches(10)[:1]
+    return compress(model, batches, method=method, prune=Prune(sparsity), forward=case.forward, progress=False)[0]
+
+
+def fine_tuned(case: Case, model: nn.Module, parts: Parts, seed: int, sparsity: float, epochs: int) -> nn.Module:
+    """One shot, then some epochs with labels."""
+    return trained_further(case, one_shot(case, model, parts, sparsity), parts, seed, epochs, RATE)
+
+
+def iterative(case: Case, model: nn.Module, parts: Parts, seed: int, sparsity: float) -> nn.Module:
+    """Pruned by magnitude in rounds, trained after each."""
+    for number in range(1, ROUNDS + 1):
+        model = one_shot(case, model, parts, 1 - (1 - sparsity) ** (number / ROUNDS), "magnitude")
+        model = trained_further(case, model, parts, seed + number, EPOCHS_A_ROUND, 1.0)
+    return model
+
+
+def ways(case: Case, model: nn.Module, parts: Parts, seed: int, sparsity: float) -> dict[str, Callable[[], nn.Module]]:
+    """What is compared, by title."""
+    ground = (case, model, parts)
+    return {
+        SBC: partial(one_shot, *ground, sparsity),
+        **{
+            f"SBC, then {epochs} epoch{'s' * (epochs > 1)}": partial(fine_tuned, *ground, seed, sparsity, epochs)
+            for epochs in FINE_TUNING
+        },
+        f"iterative magnitude, {ROUNDS} x {EPOCHS_A_ROUND} epochs": partial(iterative, *ground, seed, sparsity),
+    }
+
+
+def lines(known: Known = lambda line: False, networks: tuple[str, ...] = NETWORKS) -> Iterator[Line]:
+    """Measure what is not known yet: a line for each network, seed, sparsity and way."""
+    for name in networks:
+        subject = SUBJECTS[name]
+        for seed in SEEDS:
+            dense, parts = subject.trained(seed), subject.parts(seed)
+            judge = Judge.of(subject, dense, parts.test)
+            start = judge.measure(dense)["accuracy"]
+            for sparsity in tqdm(SPARSITIES, desc=f"retraining, {name}, seed {seed}", leave=False, disable=None):
+                settings = [weights_digest(dense), all_settings(Budget("", "", Prune(sparsity))), RATE]
+                for method, work in ways(subject.case, dense, parts, seed, sparsity).items():
+                    line = {"network": name, "seed": seed, "budget": f"{100 * sparsity:g} % sparse", "method": method}
+                    line["settings"] = digest([*settings, str(subject.case.training)])
+                    if known(line):
+                        continue
+                    model, effort = measured(work)
+                    yield line | judge.measure(model) | asdict(effort) | {"dense": start, "commit": commit()}
+
+
+def table(found: list[Line]) -> str:
+    """Accuracy and time of each way, and how often the time of one shot it takes."""
+    rows = []
+    for network, budget in dict.fromkeys((line["network"], line["budget"]) for line in found):
+        chosen = [line for line in found if (line["network"], line["budget"]) == (network, budget)]
+        shot = {line["seed"]: line for line in chosen if line["method"] == SBC}
+        for method in dict.fromkeys(line["method"] for line in chosen):
+            mine = [line for line in chosen if line["method"] == method]
+            paired = [(line, shot[line["seed"]]) for line in mine if line["seed"] in shot]
+            times = [line["processor_seconds"] / other["processor_seconds"] for line, other in paired]
+            gains = [100 * (line["accuracy"] - other["accuracy"]) for line, other in paired]
+            rows.append(
+                [
+                    f"{network}, {budget}",
+                    method,
+                    tables.spread([100 * line["accuracy"] for line in mine]),
+                    tables.spread([100 * (line["dense"] - line["accuracy"]) for line in mine]),
+                    tables.spread(gains) if gains and method != SBC else "",
+                    f"{tables.mean([line['processor_seconds'] for line in mine]):.1f}",
+                    f"{tables.mean(times):.0f}" if times else "",
+                ]
+            )
+    heads = ["network", "way", "accuracy, %", "below dense", "above SBC", "processor s", "times SBC's"]
+    return tables.markdown(heads, rows)

@@ -1,0 +1,139 @@
+"""What the benchmark compresses: the cases of ``cases.py``, the demo's digits, and the Braille recordings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Protocol
+
+from torch import nn
+
+from integration_tests.benchmarks import braille
+from integration_tests.benchmarks.cases import CASES, Case, Training, budgets
+from sbc_plugin.demo import digits, network
+from sbc_plugin.demo.digits import Events
+from sbc_plugin.demo.run import Budget
+from sbc_plugin.settings import Prune, Quantize
+
+
+class Parts(Protocol):
+    """Data in three parts; ``calibration`` is a part of ``training``, ``test`` shares nothing with either."""
+
+    @property
+    def training(self) -> Events: ...
+    @property
+    def calibration(self) -> Events: ...
+    @property
+    def test(self) -> Events: ...
+
+
+@dataclass(frozen=True)
+class Few:
+    """Data with fewer test sequences, for a quick run."""
+
+    parts: Parts
+    tested: int
+
+    @property
+    def training(self) -> Events:
+        return self.parts.training
+
+    @property
+    def calibration(self) -> Events:
+        return self.parts.calibration
+
+    @property
+    def test(self) -> Events:
+        return self.parts.test.subset(slice(0, self.tested))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A case as the runner takes it.
+
+    Attributes:
+        case: for its name, title, seeds, budgets, forward and accuracy.
+        trained: the dense network of a seed.
+        parts: the data of a seed; FileNotFoundError where there are none.
+        compared: how many test sequences spikes are compared on; accuracy is measured on all.
+        batch: sequences at once.
+        limits: method -> its seeds, where not all of the case's.
+    """
+
+    case: Case
+    trained: Callable[[int], nn.Module]
+    parts: Callable[[int], Parts]
+    compared: int = 200
+    batch: int = 100
+    limits: dict[str, tuple[int, ...]] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the case, and of its file of results."""
+        return self.case.name
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """The seeds that a method is measured on."""
+        return (self.limits or {}).get(method, self.case.seeds)
+
+
+COMMON = (
+    Budget("2:4", "magnitude", prune=Prune(0.5, pattern="2:4")),
+    Budget("8 bits", "rtn", quantize=Quantize(8)),
+    Budget("4 bits a tensor", "rtn", quantize=Quantize(4, granularity="tensor")),
+    Budget("2 bits a tensor", "rtn", quantize=Quantize(2, granularity="tensor")),
+    Budget("90 % sparse, 4 bits", "magnitude", prune=Prune(0.9), quantize=Quantize(4)),
+)
+
+
+def complete(case: Case) -> Case:
+    """The case with the budgets that every case has: pruning first, then quantisation, then both."""
+    own = {budget.title for budget in case.budgets}
+    every = [*case.budgets, *(budget for budget in COMMON if budget.title not in own)]
+    return replace(case, budgets=tuple(sorted(every, key=_kind)))
+
+
+def _kind(budget: Budget) -> tuple[bool, bool, bool, int]:
+    tensor = budget.quantize is not None and budget.quantize.granularity == "tensor"
+    pattern = budget.prune is not None and budget.prune.pattern != "unstructured"
+    bits = -budget.quantize.bits if budget.quantize else 0
+    return budget.quantize is not None, budget.prune is not None, tensor or pattern, bits
+
+
+def of_case(case: Case) -> Subject:
+    """One of ``cases.py``: its data are the same for all seeds."""
+    load = cache(case.data)
+    return Subject(complete(case), case.trained, lambda seed: load())
+
+
+def of_digits() -> Subject:
+    """The demo's networks."""
+    case = Case(
+        name="digits",
+        title="a small convolutional network, scikit-learn's digits as saccade events, T = 20",
+        build=network.build,
+        data=digits.load,  # type: ignore[arg-type]
+        shape=(2, digits.SIZE, digits.SIZE),
+        seeds=(0, 1, 2, 3, 4),
+        budgets=budgets((50, 70, 80, 90, 95, 97, 98)),
+        training=Training(network.EPOCHS, network.BATCH, network.LEARNING_RATE, network.LOGITS_PER_SPIKE),
+    )
+    load = cache(digits.load)
+    return Subject(complete(case), network.pretrained, lambda seed: load())
+
+
+def of_braille() -> Subject:
+    """The recurrent network that NIR's authors trained; a seed draws the half of the recordings to calibrate with."""
+    case = Case(
+        name="braille",
+        title="12-38-7, recurrent, Braille letters under a robot's finger, T = 256",
+        build=lambda: braille.network(braille.folder()),
+        data=partial(braille.halves, 0),
+        shape=(braille.TAXELS,),
+        seeds=tuple(range(6)),
+        budgets=budgets((30, 50, 70, 80, 90)),
+        training=Training(epochs=0),
+    )
+    return Subject(complete(case), lambda seed: case.build(), cache(braille.halves), compared=100)
+
+
+SUBJECTS = {subject.name: subject for subject in (of_digits(), *map(of_case, CASES), of_braille())}
