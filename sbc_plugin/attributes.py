@@ -110,7 +110,7 @@ def _value(told: Any, held: Any, where: str, prefix: str, tensors: Mapping[str, 
         return told
     kind: str
     content: Any
-    kind, content = next(iter(told.items()), ("", None))
+    kind, content = next(iter(told.items()))
     if kind == "fields":
         if not _is_record(held) or not set(content) <= set(held._fields):
             raise CheckpointError(

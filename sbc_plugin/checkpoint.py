@@ -23,6 +23,7 @@ from sbc_plugin.attributes import DTYPES, NAMES, describe, setters
 from sbc_plugin.core.storage import Form, pack, unpack
 from sbc_plugin.errors import CheckpointError, in_layer
 from sbc_plugin.files import replacing
+from sbc_plugin.files import replacing
 from sbc_plugin.fitting import fill
 from sbc_plugin.report import Report
 
@@ -83,7 +84,7 @@ def save(path: str | PathLike[str], model: nn.Module, report: Report | None = No
     told = {"format": FORMAT, "sha256": UNSIGNED, "version": sbc_plugin.__version__}
     data = safetensors.torch.save(tensors, {KEY: _json(told)})
     data = data.replace(UNSIGNED.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
-    with replacing(path) as file:
+    with replacing(Path(path)) as file:
         file.write_bytes(data)
 
 

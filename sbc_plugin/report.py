@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sbc_plugin.errors import CheckpointError
+from sbc_plugin.errors import CheckpointError, SettingsError
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
 FORMAT = 1
@@ -100,7 +100,7 @@ class Report:
             }
             layers = [LayerReport(**layer) for layer in told["layers"]]
             return cls(layers, dict(told["skipped"]), settings, told["seconds"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, SettingsError) as error:
             raise CheckpointError(
                 f"this is no report of compress(): {error!r}; give what to_dict() returned"
             ) from error
