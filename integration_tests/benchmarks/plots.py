@@ -21,6 +21,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "brevitas": {"color": "#CC79A7", "marker": "v", "linestyle": "-."},
     "published": {"color": "#009E73", "marker": "o", "linestyle": (0, (5, 1))},
     "sbc": {"color": "#D55E00", "marker": "*", "linestyle": "-", "markersize": 9},
+    "tuned": {"color": "#000000", "marker": "P", "linestyle": "-"},
 }
 SERIES = tuple(STYLES.values())  # for plots of other things than methods, in this order
 DENSE = {"color": "#000000", "linestyle": (0, (1, 3)), "linewidth": 1.0}

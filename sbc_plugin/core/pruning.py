@@ -93,7 +93,7 @@ def prune(
     if refit:
         new = refit_rows(weight, mask, hessian, damping=damping, groups=groups)
     else:
-        new = weight * mask.to(weight.device)
+        new = weight.where(mask.to(weight.device), 0.0)
     loss = layer_loss(scaled, new.to(hessian) * gain, hessian, groups)
     return Solution(new, mask.to(weight.device), loss)
 

@@ -60,7 +60,7 @@ def refit(
         if len(rows):
             G = inverse(whole[group], damping)
             delta[rows] = -solve_rows(G, removed[rows], w[rows] * removed[rows], damping) @ G
-    return ((w + delta) * mask).to(weight)
+    return (w + delta).where(mask, 0.0).to(weight)  # not times the mask, which would leave -0.0
 
 
 def rescaled(weight: Tensor, new: Tensor, hessian: Tensor, *, groups: Tensor | None = None) -> Tensor:
