@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from integration_tests.benchmarks import ablations, page, plots, surrogate
+from integration_tests.benchmarks import ablations, other_data, page, plots, surrogate
 from integration_tests.benchmarks.ablations import ABLATIONS, Ground
 from integration_tests.benchmarks.published import Published
 from integration_tests.benchmarks.records import Line
@@ -61,9 +61,9 @@ def test_a_very_wide_surrogate_is_the_constant_one(ground: Ground) -> None:
 
 def test_changed_data_keep_what_they_should(ground: Ground) -> None:
     events, generator = ground.parts.calibration, torch.Generator().manual_seed(0)
-    half = ablations.half_of_the_classes(events, generator)
+    half = other_data.half_of_the_classes(events, generator)
     assert set(half.labels.tolist()) == {0, 1, 2, 3, 4}
-    rated, plain = ablations.rate_coded(events, generator), ablations.noise(events, generator)
+    rated, plain = other_data.rate_coded(events, generator), other_data.noise(events, generator)
     rate = float(events.x.float().mean())
     for other in (rated, plain):
         assert other.x.shape == events.x.shape and other.x.dtype == events.x.dtype

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from integration_tests.benchmarks import surrogate
+from integration_tests.benchmarks import other_data, surrogate
 from integration_tests.benchmarks.accuracy import Judge, Known, digest, weights_digest
 from integration_tests.benchmarks.methods import all_settings
 from integration_tests.benchmarks.published import SETTINGS, Published
@@ -119,23 +119,6 @@ def elsewhere(ground: Ground, change: Callable[[Events, torch.Generator], Events
     return ground.compressed(method, change(ground.parts.calibration, generator))
 
 
-def half_of_the_classes(events: Events, generator: torch.Generator) -> Events:
-    """Only sequences of the first half of the classes."""
-    return events.subset((events.labels <= events.labels.max() // 2).nonzero()[:, 0])
-
-
-def rate_coded(events: Events, generator: torch.Generator) -> Events:
-    """Another encoder: each input spikes by chance, as often as it does in this sequence."""
-    rates = events.x.float().mean(0, keepdim=True).expand(events.x.shape)
-    return Events(torch.bernoulli(rates, generator=generator).to(events.x.dtype), events.labels)
-
-
-def noise(events: Events, generator: torch.Generator) -> Events:
-    """Every input spikes by chance, all equally often."""
-    rates = events.x.float().mean().expand(events.x.shape)
-    return Events(torch.bernoulli(rates, generator=generator).to(events.x.dtype), events.labels)
-
-
 def with_tau(factor: float, layer: SpikingLayer) -> SpikingLayer:
     """The layer with ``factor`` times each stage's time constant: decay 1 - 1 / tau becomes 1 - 1 / (factor tau)."""
     decays = tuple((1 - (1 - decay) / factor).clamp_min(0) for decay in layer.kernel.decays)
@@ -197,9 +180,9 @@ def _calibration(**settings: Any) -> Callable[[Ground], nn.Module]:
 BOTH = {"sbc": "SBC", "obc": "M = I"}
 ELSEWHERE = {
     "training data": lambda events, generator: events,
-    "half of the classes": half_of_the_classes,
-    "rate-coded": rate_coded,
-    "noise": noise,
+    "half of the classes": other_data.half_of_the_classes,
+    "rate-coded": other_data.rate_coded,
+    "noise": other_data.noise,
 }
 ABLATIONS: dict[str, tuple[str, tuple[Variant, ...]]] = {
     "samples": (
