@@ -23,7 +23,6 @@ from sbc_plugin.attributes import DTYPES, NAMES, describe, setters
 from sbc_plugin.core.storage import Form, pack, unpack
 from sbc_plugin.errors import CheckpointError, in_layer
 from sbc_plugin.files import replacing
-from sbc_plugin.files import replacing
 from sbc_plugin.fitting import fill
 from sbc_plugin.report import Report
 
