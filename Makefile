@@ -13,15 +13,18 @@ test: install
 	$(BIN)/python -m pytest
 
 # Each version lies in a folder of its own before the installed one on the path: torch is not installed again.
-MATRIX := torch-pruning==1.5.* torch-pruning==1.6.*
+MATRIX := torch-pruning==1.5.* torch-pruning==1.6.* brevitas==0.13.*
 TP_TESTS := $(wildcard integration_tests/test_tp_*.py integration_tests/test_channel_*.py) \
 	integration_tests/test_pruned_models.py integration_tests/test_pipeline.py integration_tests/test_weight_pruning.py
+BREVITAS_TESTS := $(wildcard integration_tests/test_brevitas_*.py) integration_tests/test_onnx_export.py
 
 test-matrix: install
 	set -e; for version in $(MATRIX); do \
 		folder=build/matrix/$${version%.*}; rm -rf $$folder; \
 		$(BIN)/python -m pip install -q --no-deps --target $$folder "$$version"; \
-		echo "== $$version"; PYTHONPATH=$$folder $(BIN)/python -m pytest -q $(TP_TESTS); \
+		echo "== $$version"; \
+		case $$version in torch-pruning*) tests="$(TP_TESTS)";; *) tests="$(BREVITAS_TESTS)";; esac; \
+		PYTHONPATH=$$folder $(BIN)/python -m pytest -q $$tests; \
 	done
 
 check: install

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from integration_tests.benchmarks import (
     ablations,
+    brevitas_grid,
     brevitas_speed,
     channels,
     joint,
     membrane,
+    onnx_export,
     plots,
     records,
     retraining,
@@ -38,6 +40,8 @@ same budget and the same calibration data; nothing is retrained unless it says s
 - *SBC as published*: greedy OBS in steps of columns / 256 and GPTQ on the membrane's Hessian, one shot, scale by the
   largest weight, LAMP with exponent 2. Hessians and order are made once a network; each budget is charged with them.
 - *SBC*: this package with its default settings.
+- *SBC, sequential and tuned*: layer by layer with alpha = 1, weights of silent neurons first, then 90 gradient steps on
+  the kept weights towards the dense network's own spikes (`Calibration(tuning=90)`): no labels, but more than one shot.
 
 *Spike distance*: of Van Rossum, relative to silence, mean over neuron modules. *Rate distance*: change of each neuron's
 rate, summed, relative to the rates. *Operations*: products of a weight and an input that are both not zero, a sequence.
@@ -83,6 +87,22 @@ SPECIAL = {
         "`update()` in Brevitas' `gptq_mode` and in `sbc_mode`, both in the type that is told.",
         brevitas_speed.lines,
         brevitas_speed.table,
+    ),
+    "brevitas_grid": Special(
+        "brevitas_grid: every kind of layer, bits and scales in Brevitas",
+        "Spike distance of held-out sequences, relative to silence. All methods round to one grid, whose scales are\n"
+        "those of least weight error, so only the codes differ; integers equal those of `core` on the same Hessian.\n"
+        "From 4 bits on the distance is small and noise decides between SBC and M = I. The whole net at 2 bits and\n"
+        "one scale a tensor is lost to rounding: three levels on scales made for the weights, not for the output, and\n"
+        "layers behind that hear other spikes than they were calibrated on. `compress` searches the scale instead.",
+        brevitas_grid.lines,
+        brevitas_grid.table,
+    ),
+    "onnx_export": Special(
+        "onnx_export: the same spikes from another runtime",
+        "Output spikes of 1,000 sequences that differ from those of the model in PyTorch, by form of the file.",
+        onnx_export.lines,
+        onnx_export.table,
     ),
     "joint": Special(
         "joint: half of the weights zero and 4 bits, together or one after the other",
