@@ -92,9 +92,9 @@ SPECIAL = {
         "brevitas_grid: every kind of layer, bits and scales in Brevitas",
         "Spike distance of held-out sequences, relative to silence. All methods round to one grid, whose scales are\n"
         "those of least weight error, so only the codes differ; integers equal those of `core` on the same Hessian.\n"
-        "From 4 bits on the distance is small and noise decides between SBC and M = I. The whole net at 2 bits and\n"
-        "one scale a tensor is lost to rounding: three levels on scales made for the weights, not for the output, and\n"
-        "layers behind that hear other spikes than they were calibrated on. `compress` searches the scale instead.",
+        "From 4 bits on the distance is small and noise decides between SBC and M = I. The whole network at 2 bits\n"
+        "and one scale a tensor is lost to rounding: three levels on a scale made for the weights, not for the\n"
+        "output. There `compress`, which searches the scale by the layer's loss, is nearer than all three.",
         brevitas_grid.lines,
         brevitas_grid.table,
     ),
