@@ -143,14 +143,14 @@ def _plan(weight: Tensor) -> tuple[Form | None, _Grid | None]:
     coded = [choice for choice in coded if choice[0] <= 8 and (choice[1] or 0) <= MULTIPLES]
     sizes = {
         (where, choice): first + -(-count * choice[0] // 8) + choice[2]
-        for choice in coded or [(weight.element_size() * 8, 0, 0, -1)]
+        for choice in [*coded, (weight.element_size() * 8, 0, 0, -1)]
         for where, (first, count) in places.items()
     }
     where, (bits, zero_of_all, _, chosen) = min(sizes, key=lambda key: sizes[key])
     size = min(sizes.values())
     if size >= weight.numel() * weight.element_size():
         return None, None
-    grid = grids[chosen] if coded else None
+    grid = None if chosen < 0 else grids[chosen]
     form = Form(
         tuple(weight.shape), weight.dtype, places[where][1], where, width if where == "gaps" else 0,
         0 if grid is None else bits, zero_of_all, 0 if grid is None else len(grid.scale),

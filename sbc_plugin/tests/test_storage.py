@@ -51,7 +51,7 @@ def test_every_grid_of_ours_is_found(
     scales = {"tensor": 1, "channel": 20, "group:20": 300}[granularity]
     # never longer than the grid as it was made: codes of its bits, its scales, a byte a zero point
     made = -(-weight.numel() * bits // 8) + scales * (form.scale_dtype.itemsize + (not symmetric))
-    assert form.bits >= 1
+    assert form.bits >= 1 or not form.kept  # two bits and a power of two may leave nothing but zeros
     if granularity != "group:20" or scale == "mse":  # of groups whose scales have something in common one scale is made
         assert form.size <= made
     if scale == "mse":  # scales of any size have nothing in common, those that are powers of two may be one
@@ -111,6 +111,14 @@ def test_a_negative_zero_stays_negative() -> None:
     weight[0, 0], weight[3, 5] = -0.0, 1.5
     form = packed(weight)
     assert form.kept == 2 and form.bits == 0
+
+
+def test_a_few_lone_values_are_no_grid() -> None:
+    """Blocks with one value each have a scale each, and codes for it: longer than the values themselves."""
+    weight = torch.zeros(38, 38)
+    weight[torch.arange(38), torch.arange(38)] = drawn(38)
+    form = packed(weight)
+    assert form.bits == 0 and form.size < 38 * 4 + 38 * 38 // 8
 
 
 def test_rows_of_zeros_need_no_scale_of_their_own() -> None:
