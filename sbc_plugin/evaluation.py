@@ -202,7 +202,7 @@ def environment() -> dict[str, Any]:
         "sbc-plugin": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: found for name in PACKAGES if (found := _version(name))},
+        **{name: found for name in PACKAGES if (found := version_of(name))},
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
         "peak_memory": _peak_memory(),
@@ -218,7 +218,8 @@ def _peak_memory() -> int | None:
     return largest if sys.platform == "darwin" else largest * 1024
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -10,11 +10,12 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterable
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sbc_plugin.evaluation import version_of
 
 Line = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
@@ -35,17 +36,10 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: _version(name) for name in PACKAGES},
+        **{name: version_of(name) for name in PACKAGES},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ModuleNotFoundError:
-        return None
 
 
 def write(case: str, lines: Iterable[Line], folder: Path = RESULTS) -> Path:
