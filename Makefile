@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-matrix check bench docs install clean
+.PHONY: demo test test-matrix test-neurobench check bench docs install clean
 
 demo: install
 	$(BIN)/sbc demo
@@ -26,6 +26,13 @@ test-matrix: install
 		case $$version in torch-pruning*) tests="$(TP_TESTS)";; *) tests="$(BREVITAS_TESTS)";; esac; \
 		PYTHONPATH=$$folder $(BIN)/python -m pytest -q $$tests; \
 	done
+
+# Without what its data sets need (tonic, torchaudio, librosa, numba): its metrics are torch and snnTorch.
+test-neurobench: install
+	rm -rf build/neurobench
+	$(BIN)/python -m pip install -q --no-deps --target build/neurobench 'neurobench>=2.3,<3' snntorch
+	PYTHONPATH=build/neurobench $(BIN)/python -m pytest -q integration_tests/test_neurobench.py \
+		integration_tests/test_guides.py -k neurobench
 
 check: install
 	$(BIN)/ruff check .

@@ -85,6 +85,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxruntime", "onnxoptimizer", "onnxscript", "qonnx"),
     "plots": ("matplotlib",),
     "torch-pruning": ("torch_pruning",),
+    "neurobench": ("neurobench", "snntorch"),
 }
 
 

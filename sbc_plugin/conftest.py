@@ -1,10 +1,15 @@
 """One thread, no denormals, a fixed seed: so that a test gives the same numbers each time, at full speed."""
 
 import random
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+
+HOSTS = {"norse": "norse", "nir": "nir", "torch_pruning": "torch_pruning", "brevitas": "brevitas", "sklearn": "demo"}
+HOSTS |= {"neurobench": "neurobench"}
+collect_ignore = [folder for host, folder in HOSTS.items() if find_spec(host) is None]  # cannot be imported
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)  # decaying membranes become denormal, and CPUs crawl

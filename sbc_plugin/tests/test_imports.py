@@ -26,6 +26,7 @@ HOSTS = {
     "onnxoptimizer": {"brevitas"},
     "onnxruntime": {"brevitas"},
     "qonnx": {"brevitas"},
+    "neurobench": {"neurobench"},
     "sklearn": {"demo"},
     "matplotlib": {"plots.py"},
 }
