@@ -38,10 +38,8 @@ def weights(name: str, model: nn.Module) -> dict[str, Tensor]:
 def total(name: str, model: nn.Module) -> float:
     """The objective on what the calibration used."""
     case = CASES[name]
-    aims = tuning.targets(library, case.model(), [case.batch(seed=seed) for seed in range(1, 5)], case.forward)
-    run = case.forward or library.default_forward(model)
-    with torch.no_grad():
-        return sum(float(tuning.distance(tuning.observe(library, model, batch, run), aim)) for batch, aim in aims)
+    aims = tuning.targets(library, case.model(), [case.batch(seed=seed) for seed in range(1, 5)], case.forward, True)
+    return tuning.mean_distance(library, model, aims, case.forward or library.default_forward(model))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,6 +143,54 @@ def test_a_network_without_gradients_is_refused_and_stays_as_it_was() -> None:
 def test_a_number_of_steps_that_is_none(steps: Any) -> None:
     with pytest.raises(SettingsError, match="whole number of steps"):
         Calibration(tuning=steps)
+
+
+def observation(output: Tensor, classes: bool) -> tuning.Observation:
+    """What is seen of a model with this output."""
+    return tuning.observe(library, nn.Identity(), torch.ones(1), lambda model, batch: output, classes)
+
+
+@pytest.mark.parametrize("shape", [(7, 4, 3), (4, 3)], ids=["steps", "sums"])
+def test_classes_are_what_the_output_sums_up_to(shape: tuple[int, ...]) -> None:
+    output = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    scores = observation(output, classes=True).scores
+    assert scores is not None
+    torch.testing.assert_close(scores, output.sum(0) if len(shape) == 3 else output)
+    assert observation(output, classes=False).scores is None
+
+
+def test_classes_count_by_their_divergence_and_values_do_not() -> None:
+    """Against torch.distributions, on scores that no other term sees."""
+    dense, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    target, seen = observation(dense, True), observation(other, True)
+    p, q = (torch.distributions.Categorical(logits=2.0 * scores) for scores in (dense, other))
+    expected = float(torch.distributions.kl_divergence(p, q))
+    assert float(tuning.distance(seen, target, sharpness=2.0)) == pytest.approx(expected, rel=1e-6)
+    assert float(tuning.distance(seen, target)) == 0.0
+
+
+def test_every_fifth_piece_decides_and_is_not_fitted_to() -> None:
+    case = CASES["step"]
+    pieces = [case.batch(seed=seed) for seed in range(11)]
+    aims = tuning.targets(library, case.model(), pieces, case.forward)
+    assert [
+        batch is pieces[number] or torch.equal(batch, pieces[number])
+        for (batch, _), number in zip(aims.judged, (4, 9), strict=True)
+    ] == [True, True]
+    assert len(aims.fitted) == 9
+    few = tuning.targets(library, case.model(), pieces[:4], case.forward)
+    assert few.judged is few.fitted and len(few.fitted) == 4
+
+
+def test_all_pieces_are_taken_before_one_is_taken_again() -> None:
+    order = tuning._shuffled(4, 10)
+    assert len(order) == 10 and sorted(order[:4]) == sorted(order[4:8]) == [0, 1, 2, 3]
+    assert order == tuning._shuffled(4, 10)
+
+
+def test_outputs_are_classes_or_values() -> None:
+    with pytest.raises(SettingsError, match="outputs='labels' is unknown"):
+        Calibration(outputs="labels")
 
 
 def test_a_readout_counts_by_its_squared_error() -> None:

@@ -147,9 +147,10 @@ class _Job:
         if isinstance(self.data, Iterator) and (sequential or tuning or self.silent_first):
             self.data = list(self.data)
         try:
-            aims = targets(self.library, self.model, self.data, self.forward) if tuning else []
+            classes = self.calibration.outputs == "classes"
+            aims = targets(self.library, self.model, self.data, self.forward, classes) if tuning else None
             rows = self.sequential(dense, skipped) if sequential else self.one_shot(dense, skipped)
-            if tuning:
+            if aims is not None:
                 rows = self.tuned(rows, aims, skipped)
         except BaseException:
             for layer in self.layers:

@@ -13,6 +13,7 @@ SOLVERS = ("auto", "magnitude", "obs", "admm", "hybrid")
 ALLOCATIONS = ("lamp", "uniform", "loss")
 SCALES = ("mse", "absmax", "power_of_two")
 ORDERS = ("one-shot", "sequential")
+OUTPUTS = ("classes", "values")
 METHODS = ("sbc", "obc", "magnitude", "rtn")
 
 
@@ -105,6 +106,8 @@ class Calibration:
         device: where the Hessians are kept and solved; None = where the weights are.
         tuning: gradient steps after solving, on the kept weights, towards the dense network's spikes; no labels. Needs
             surrogate gradients and the memory that training takes. Only for "sbc" and "obc".
+        outputs: what tuning takes the model's output for: "classes", scores that tell classes apart once they are
+            summed over time, or "values", numbers of which each counts.
 
     Raises:
         SettingsError: a value out of range.
@@ -117,9 +120,11 @@ class Calibration:
     max_samples: int | None = None
     device: torch.device | str | None = None
     tuning: int = 0
+    outputs: str = "classes"
 
     def __post_init__(self) -> None:
         _choice("order", self.order, ORDERS)
+        _choice("outputs", self.outputs, OUTPUTS)
         if not (_is_number(self.damping) and 0 <= self.damping < float("inf")):
             raise SettingsError(f"damping={self.damping!r} must be a fraction >= 0 of the mean diagonal, e.g. 0.01")
         if not (_is_number(self.alpha) and 0 <= self.alpha <= 1):
