@@ -72,7 +72,7 @@ def _integers(module: Any) -> Integers:
     zero_point = found.zero_point.reshape(-1).expand(rows).to(torch.int32).clone()
     bias = None if module.bias is None else module.bias.detach().double() / scale
     return Integers(
-        codes=found.int().detach().clone(),
+        codes=_codes(found),
         scale=scale,
         exponent=None,
         bias=bias,
@@ -80,6 +80,13 @@ def _integers(module: Any) -> Integers:
         bits=int(found.bit_width),
         zero_point=zero_point if zero_point.any() else None,
     )
+
+
+def _codes(found: Any) -> Tensor:
+    """As ``found.int()``, which Brevitas 0.12 has not for float64 and refuses for binary weights of one sign."""
+    small = torch.int8 if found.signed else torch.uint8
+    codes: Tensor = (found.value / found.scale + found.zero_point).round()
+    return codes.to(small if found.bit_width <= 8 else torch.int32)
 
 
 def _thresholds(model: nn.Module, batch: Any, forward: Forward | None) -> dict[str, Tensor]:

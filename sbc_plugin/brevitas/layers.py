@@ -178,7 +178,8 @@ def _quantised(
         "device": "meta",  # no memory, no random numbers: weight and bias are handed over below
     }
     new: nn.Module = _QUANTISED[type(module)](**settings)
-    new.register_parameter("bias", module._parameters["bias"])
+    if module.bias is not None:
+        new.register_parameter("bias", module._parameters["bias"])
     # After this Brevitas makes the quantizer anew, on the weight's device.
     new.register_parameter("weight", module._parameters["weight"])
     return new.train(module.training)
