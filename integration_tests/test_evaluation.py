@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from sbc_plugin import Prune, compress
+from sbc_plugin.accuracy import accuracy
 from sbc_plugin.errors import CalibrationError, CheckpointError
 from sbc_plugin.evaluation import BINS, RECORDED, SHOWN, TRACES, Evaluation, evaluate
 from sbc_plugin.norse import record_states
+from sbc_plugin.norse.driving import drive_steps
 from sbc_plugin.page import page
 from sbc_plugin.report import Report
 
@@ -153,3 +155,18 @@ def test_a_browser_shows_the_page_without_complaint(evaluated: Any, tmp_path: Pa
     )  # fmt: skip
     assert "CONSOLE" not in shown.stderr
     assert picture.stat().st_size > 20_000  # an empty page of this size takes 10 kB
+
+
+def test_each_model_runs_once_on_each_batch(evaluated: Any) -> None:
+    """Apart from the first, on which layers are found and states recorded; accuracy is that of :func:`accuracy`."""
+    dense, small, _, found, data = evaluated
+    runs: list[Any] = []
+
+    def forward(network: nn.Module, batch: Any) -> torch.Tensor:
+        runs.append((network, batch))
+        return drive_steps(network, batch)
+
+    again = evaluate(dense, small, iter(data), forward=forward)
+    assert [network for network, batch in runs if batch is data[1]] == [dense, small]
+    assert again.comparison == found.comparison
+    assert [again.accuracy_dense, again.accuracy] == [accuracy(network, data) for network in (dense, small)]

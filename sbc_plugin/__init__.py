@@ -2,10 +2,11 @@
 
 from sbc_plugin.calibration import calibrate
 from sbc_plugin.checkpoint import Checkpoint, load, save
-from sbc_plugin.comparison import Comparison, Recording, compare, record_spikes
+from sbc_plugin.comparison import Comparison, compare, record_spikes
 from sbc_plugin.compression import compress
 from sbc_plugin.report import LayerReport, Report
 from sbc_plugin.settings import Calibration, Prune, Quantize
+from sbc_plugin.watching import Recording
 
 __version__ = "0.1.0.dev0"
 

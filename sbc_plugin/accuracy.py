@@ -31,17 +31,28 @@ def accuracy(model: nn.Module, data: Iterable[Any], *, forward: Forward | None =
             labels = labels_of(batch)
             if labels is None:
                 raise CalibrationError(f"batch {number} holds no labels; give pairs (x, labels)")
-            output = run(model, batch)
-            output = output[0] if isinstance(output, tuple | list) else output
-            scores = output.sum(0) if output.dim() == 3 else output
-            if scores.dim() != 2 or len(scores) != len(labels):
-                raise CalibrationError(
-                    f"batch {number}: the output is {tuple(output.shape)} for {len(labels)} labels; (T, B, classes) or "
-                    "(B, classes) is needed, pass `forward` if the model's is another"
-                )
-            right += int((scores.argmax(1).cpu() == labels.cpu()).sum())
+            right += right_answers(run(model, batch), labels, number)
             total += len(labels)
     return right / total
+
+
+def right_answers(output: Any, labels: Tensor, number: int) -> int:
+    """How many of a batch's labels (B,) are the largest output, of :func:`accuracy`'s forms.
+
+    Raises:
+        CalibrationError: an output of another shape; ``number`` tells the batch.
+
+    >>> right_answers(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]), 0)
+    1
+    """
+    output = output[0] if isinstance(output, tuple | list) else output
+    scores = output.sum(0) if output.dim() == 3 else output
+    if scores.dim() != 2 or len(scores) != len(labels):
+        raise CalibrationError(
+            f"batch {number}: the output is {tuple(output.shape)} for {len(labels)} labels; (T, B, classes) or "
+            "(B, classes) is needed, pass `forward` if the model's is another"
+        )
+    return int((scores.argmax(1).cpu() == labels.cpu()).sum())
 
 
 def labels_of(batch: Any) -> Tensor | None:

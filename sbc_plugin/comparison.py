@@ -1,21 +1,19 @@
 """``compare``: what compression did to the spikes, and what it saved; ``record_spikes``: one side of it, kept."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration import check_batch, peek
-from sbc_plugin.core.spikes import Operations, energy, synaptic_operations, van_rossum_distance
-from sbc_plugin.core.storage import packed_bytes
+from sbc_plugin.calibration import peek
+from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, Part, library_of, neutral
+from sbc_plugin.layers import Forward
 from sbc_plugin.report import table
+from sbc_plugin.watching import Cost, Recording, Replayed, Watched, sequences_of
 
 TAU_STEPS = 10.0  # time constant of the Van Rossum kernel, in time steps
 
@@ -44,36 +42,6 @@ class NeuronComparison:
     dead_dense: float
     dead: float
     rate_distance: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one model costs.
-
-    Attributes:
-        operations: effective synaptic operations a sequence.
-        energy: joules a sequence, a proxy in 45 nm.
-        packed_bytes: of the compressible weights.
-        sparsity: fraction of zeros among them.
-    """
-
-    operations: Operations
-    energy: float
-    packed_bytes: int
-    sparsity: float
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What a model did on some data, to compare several others with it; see :func:`record_spikes`.
-
-    Attributes:
-        batches: for each batch the spikes of every neuron module, name -> (T, B, ...), uint8.
-        cost: of the model.
-    """
-
-    batches: tuple[dict[str, Tensor], ...]
-    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -160,9 +128,9 @@ def record_spikes(model: nn.Module, data: Iterable[Any], *, forward: Forward | N
         UnsupportedModelError: a model that is not spiking.
     """
     first, data = peek(data)
-    watched = _Watched(model, first, forward)
+    watched = Watched(model, first, forward)
     batches = tuple(watched.run(batch, number) for number, batch in enumerate(data))
-    return Recording(batches, watched.cost(sum(_sequences(spikes) for spikes in batches)))
+    return Recording(batches, watched.cost(sum(sequences_of(spikes) for spikes in batches)))
 
 
 def compare(
@@ -184,24 +152,37 @@ def compare(
         CalibrationError: no data, other data than was recorded, or the models do not run the same neurons.
         UnsupportedModelError: a model that is not spiking.
     """
+    return compare_outputs(dense, compressed, data, forward, lambda batch, before, after: None)
+
+
+def compare_outputs(
+    dense: nn.Module | Recording,
+    compressed: nn.Module,
+    data: Iterable[Any],
+    forward: Forward | None,
+    listen: Callable[[Any, Any, Any], None],
+) -> Comparison:
+    """:func:`compare`, which also calls ``listen(batch, before, after)`` with both outputs of each batch.
+
+    Raises:
+        CalibrationError: as :func:`compare`.
+        UnsupportedModelError: as :func:`compare`.
+    """
     first, data = peek(data)
     tallies: dict[str, _Tally] = {}
-    before = _Replayed(dense) if isinstance(dense, Recording) else _Watched(dense, first, forward)
-    after = _Watched(compressed, first, forward)
+    before = Replayed(dense) if isinstance(dense, Recording) else Watched(dense, first, forward)
+    after = Watched(compressed, first, forward)
     sequences = 0
     for number, batch in enumerate(data):
         old, new = before.run(batch, number), after.run(batch, number)
         if old.keys() != new.keys():
             raise CalibrationError("the models do not run the same neurons; compare a model with its own compression")
-        sequences += _sequences(old)
+        listen(batch, before.output, after.output)
+        sequences += sequences_of(old)
         for name in old:
             _tally(tallies.setdefault(name, _Tally()), old[name], new[name])
     rows = [_row(name, tally) for name, tally in tallies.items()]
     return Comparison(rows, before.cost(sequences), after.cost(sequences), sequences)
-
-
-def _sequences(spikes: dict[str, Tensor]) -> int:
-    return max((train.shape[1] for train in spikes.values()), default=0)
 
 
 def _tally(tally: _Tally, before: Tensor, after: Tensor) -> None:
@@ -221,78 +202,3 @@ def _row(name: str, tally: _Tally) -> NeuronComparison:
     moved, total = float((counts[1] - counts[0]).abs().sum()), float(counts[0].sum())
     rate_distance = moved / total if total else (float("inf") if moved else 0.0)
     return NeuronComparison(name, distance, rates[0], rates[1], dead[0], dead[1], rate_distance)
-
-
-class _Replayed:
-    """A recording in the place of the model."""
-
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
-
-    def run(self, batch: Any, number: int) -> dict[str, Tensor]:
-        if number >= len(self.recording.batches):
-            raise CalibrationError(f"only {number} batches were recorded; give the data that the recording was made of")
-        return self.recording.batches[number]
-
-    def cost(self, sequences: int) -> Cost:
-        recorded = sum(_sequences(spikes) for spikes in self.recording.batches)
-        if sequences != recorded:
-            raise CalibrationError(f"{sequences} sequences were given and {recorded} recorded; give those recorded")
-        return self.recording.cost
-
-
-class _Watched:
-    """A model with counters on its weights."""
-
-    def __init__(self, model: nn.Module, batch: Any, forward: Forward | None) -> None:
-        self.library, self.model = library_of(model), model
-        self.forward = forward or self.library.default_forward(model)
-        layers, _ = self.library.find_layers(model, batch, forward, temporal=False)
-        self.parts = [part for layer in layers for part in layer.parts]
-        self.operations = Operations()
-
-    def run(self, batch: Any, number: int) -> dict[str, Tensor]:
-        """Each spiking neuron's spikes (T, B, ...), uint8, by name."""
-        check_batch(batch, number)
-        steps: dict[str, list[Tensor]] = {}
-        cells = [part for part in self.parts if part.attribute != "weight"]
-
-        def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
-            if spikes is not None:
-                steps.setdefault(name, []).append(spikes.detach().to(torch.uint8))
-            for part in cells:
-                if part.name.rpartition(".")[0] == name:
-                    value = x if part.attribute == "input_weights" else feedback
-                    if value is not None and value.dim() > 1:
-                        self.count(part, value)
-
-        with neutral(self.model), torch.no_grad(), self.counting(), self.library.watch_steps(self.model, on_step):
-            self.forward(self.model, batch)
-        return {name: torch.stack(spikes) for name, spikes in steps.items()}
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for part in self.parts:
-                if part.attribute == "weight":
-                    stack.callback(part.module.register_forward_pre_hook(self.counter(part)).remove)
-            yield
-
-    def counter(self, part: Part) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.count(part, inputs[0])
-
-        return hook
-
-    def count(self, part: Part, x: Tensor) -> None:
-        weight = part.tensor.detach().reshape(part.form.rows, part.form.columns)
-        pieces = x.split(max(1, len(x) // 8)) if part.form.convolution is not None else (x,)
-        counted = (synaptic_operations(part.form.samples(piece), weight) for piece in pieces)
-        self.operations = sum(chain([self.operations], counted), Operations())
-
-    def cost(self, sequences: int) -> Cost:
-        total, shares = self.operations, max(sequences, 1)
-        a_sequence = Operations(total.acs // shares, total.macs // shares, total.dense // shares)
-        weights = [p.tensor.detach().reshape(p.form.rows, p.form.columns) for p in self.parts]
-        zeros = sum(int((weight == 0).sum()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)
-        return Cost(a_sequence, energy(total) / shares, sum(packed_bytes(weight) for weight in weights), zeros)

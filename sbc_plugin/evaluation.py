@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin import __version__
-from sbc_plugin.accuracy import accuracy, labels_of
+from sbc_plugin.accuracy import labels_of, right_answers
 from sbc_plugin.calibration import peek
-from sbc_plugin.comparison import Comparison, Cost, NeuronComparison, compare
+from sbc_plugin.comparison import Comparison, NeuronComparison, compare_outputs
 from sbc_plugin.core.spikes import Operations
 from sbc_plugin.errors import CalibrationError, CheckpointError
 from sbc_plugin.layers import Forward, SpikingLibrary, input_of, library_of
+from sbc_plugin.watching import Cost
 
 SHOWN, TRACES, RECORDED = 24, 3, 16  # neurons in a raster, neurons with a membrane, sequences that are recorded
 BINS = 20  # of the histogram of rates, from 0 to 1 spike a step; neurons that never spike are counted apart
@@ -137,14 +138,34 @@ def evaluate(
     """
     library = library_of(dense)
     first, data = peek(data)
-    batches = data if iter(data) is not data else list(data)
-    comparison = compare(dense, compressed, batches, forward=forward)
-    scores: list[float | None] = [None, None]
-    if labels_of(first) is not None:
-        scores = [accuracy(model, batches, forward=forward) for model in (dense, compressed)]
+    scores = _Scores()
+    comparison = compare_outputs(dense, compressed, data, forward, scores if labels_of(first) is not None else _deaf)
     batch = first if forward is not None else input_of(first)[:, :RECORDED]
     activity = _activity(library, dense, compressed, batch, forward)
-    return Evaluation(comparison, scores[0], scores[1], activity, held_out, environment())
+    return Evaluation(comparison, *scores.accuracies(), activity, held_out, environment())
+
+
+def _deaf(batch: Any, before: Any, after: Any) -> None:
+    """There are no labels to compare outputs with."""
+
+
+class _Scores:
+    """Both models' right answers, counted while they are compared."""
+
+    def __init__(self) -> None:
+        self.right, self.total, self.batches = [0, 0], 0, 0
+
+    def __call__(self, batch: Any, before: Any, after: Any) -> None:
+        labels = labels_of(batch)
+        if labels is None:
+            raise CalibrationError(f"batch {self.batches} holds no labels, others do; give pairs (x, labels)")
+        for side, output in enumerate((before, after)):
+            self.right[side] += right_answers(output, labels, self.batches)
+        self.total += len(labels)
+        self.batches += 1
+
+    def accuracies(self) -> tuple[float | None, float | None]:
+        return (self.right[0] / self.total, self.right[1] / self.total) if self.total else (None, None)
 
 
 def _activity(

@@ -13,7 +13,7 @@ from torch import nn
 from sbc_plugin.checkpoint import load
 from sbc_plugin.errors import CalibrationError, CheckpointError, SettingsError
 from sbc_plugin.layers import input_of
-from sbc_plugin.spike_files import batches, read_spikes
+from sbc_plugin.spike_files import Batches, read_spikes
 
 MODELS = "give model.nir, model.safetensors or package.module:factory"
 
@@ -102,7 +102,7 @@ def load_data(source: str, *, batch: int, limit: int | None = None) -> Iterable[
     """
     if Path(source).suffix.lower() in (".npz", ".npy"):
         x, labels = read_spikes(source)
-        return batches(x[:, :limit], None if labels is None else labels[:limit], batch)
+        return Batches(x[:, :limit], None if labels is None else labels[:limit], batch)
     if ":" not in source:
         raise CalibrationError(f"{source!r} is no spike data; give spikes.npz, spikes.npy or package.module:loader")
     found = named(source)

@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +51,33 @@ def read_spikes(path: str | Path) -> tuple[Tensor, Tensor | None]:
     return x, _labels(arrays, x.shape[1], path)
 
 
-def batches(x: Tensor, labels: Tensor | None, size: int) -> list[Any]:
+class Batches(Iterable[Any]):
     """Batches (T, size, ...) in float32, in order, as pairs with their labels if there are; the last may be smaller.
 
+    Whole numbers stay as small as they are in the file: a batch is copied when it is asked for, each time anew.
+
     Args:
-        x: (T, N, ...), copied batch by batch, so whole numbers stay small until they are needed.
+        x: (T, N, ...).
         labels: (N,), or None.
         size: sequences of a batch, at least 1.
 
-    >>> [len(y) for _, y in batches(torch.zeros(2, 5, 3), torch.arange(5), 2)]
+    >>> [len(y) for _, y in Batches(torch.zeros(2, 5, 3), torch.arange(5), 2)]
     [2, 2, 1]
     """
-    starts = range(0, x.shape[1], size)
-    if labels is None:
-        return [x[:, i : i + size].float() for i in starts]
-    return [(x[:, i : i + size].float(), labels[i : i + size]) for i in starts]
+
+    def __init__(self, x: Tensor, labels: Tensor | None, size: int) -> None:
+        self.x, self.labels, self.size = x, labels, size
+
+    def __len__(self) -> int:
+        """How many batches."""
+        return -(-self.x.shape[1] // self.size)
+
+    def __iter__(self) -> Iterator[Any]:
+        """One batch after the other."""
+        for start in range(0, self.x.shape[1], self.size):
+            part = slice(start, start + self.size)
+            x = self.x[:, part].float()
+            yield x if self.labels is None else (x, self.labels[part])
 
 
 def _dense(array: Array, where: str) -> Tensor:

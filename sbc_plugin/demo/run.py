@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from torch import nn
 from tqdm import tqdm
 
-from sbc_plugin.comparison import Cost, compare, record_spikes
+from sbc_plugin.comparison import compare, record_spikes
 from sbc_plugin.compression import compress
 from sbc_plugin.demo import digits, network
 from sbc_plugin.report import table
 from sbc_plugin.settings import Prune, Quantize
+from sbc_plugin.watching import Cost
 
 BATCH = 100  # sequences
 

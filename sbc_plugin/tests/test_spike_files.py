@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.spike_files import batches, read_spikes
+from sbc_plugin.spike_files import Batches, read_spikes
 
 GENERATOR = numpy.random.default_rng(0)
 DENSE = (GENERATOR.random((5, 4, 2, 3, 6)) < 0.3).astype(numpy.uint8)
@@ -115,8 +115,8 @@ def test_pickled_objects_are_refused(tmp_path: Path) -> None:
 
 def test_batches_hold_everything_once() -> None:
     x, labels = torch.from_numpy(DENSE), torch.arange(4)
-    pairs = batches(x, labels, 3)
+    pairs = list(Batches(x, labels, 3))
     assert [tuple(a.shape) for a, _ in pairs] == [(5, 3, 2, 3, 6), (5, 1, 2, 3, 6)]
     assert torch.equal(torch.cat([a for a, _ in pairs], dim=1), x.float())
     assert torch.cat([y for _, y in pairs]).tolist() == [0, 1, 2, 3]
-    assert all(torch.equal(a, b) for a, (b, _) in zip(batches(x, None, 3), pairs, strict=True))
+    assert all(torch.equal(a, b) for a, (b, _) in zip(Batches(x, None, 3), pairs, strict=True))
