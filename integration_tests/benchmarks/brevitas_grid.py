@@ -3,11 +3,8 @@
 The networks of `digits` are taken apart, so all weights are trained and all inputs are real: "Linear" is the layer
 384 -> 64 on the spikes that it receives, "Conv2d" the second convolution, "conv net" the whole network; "recurrent" is
 trained here (512-48, spikes fed back by a Linear). All methods round to the same grid, so only the codes differ.
-
-python -m integration_tests.benchmarks.brevitas_grid
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -19,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from integration_tests.benchmarks import records, tables
+from integration_tests.benchmarks import tables
 from sbc_plugin import Calibration, calibrate
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
 from sbc_plugin.brevitas.grids import read_grid, write
@@ -210,15 +207,3 @@ def table(found: list[tables.Line]) -> str:
     rows.append(["mean of all", "", *(f"{value:.4f}" for value in averages), "", ""])
     heads = ["network", "scale a", "rounding", "M = I", "SBC", "SBC nearer than rounding", "than M = I"]
     return tables.markdown(heads, rows)
-
-
-def main() -> None:
-    """Run the case and print its table."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    print(records.write("brevitas_grid", lines()), file=sys.stderr)
-    print(table(records.read("brevitas_grid")))
-
-
-if __name__ == "__main__":
-    main()

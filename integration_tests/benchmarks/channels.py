@@ -1,9 +1,5 @@
-"""Whole channels out of the demo's five networks, without fine-tuning: SBC against torch-pruning's own importances.
+"""Whole channels out of the demo's five networks, without fine-tuning: SBC against torch-pruning's own importances."""
 
-python -m integration_tests.benchmarks.channels
-"""
-
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from integration_tests.benchmarks import records, tables
+from integration_tests.benchmarks import tables
 from sbc_plugin.demo import digits, network
 from sbc_plugin.torch_pruning import get_pruner
 
@@ -99,15 +95,3 @@ def table(found: list[tables.Line]) -> str:
     return tables.markdown(
         ["channels removed", "method", "accuracy, %", "output error", "weights left", "seconds"], rows
     )
-
-
-def main() -> None:
-    """Run the case and print its table."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    print(records.write("channels", lines()), file=sys.stderr)
-    print(table(records.read("channels")))
-
-
-if __name__ == "__main__":
-    main()

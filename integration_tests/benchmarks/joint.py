@@ -3,11 +3,8 @@
 What a user of Brevitas can do after pruning is to round, or to run its ``gptq_mode``. That one stops a forward at a
 layer's first call, so on a spiking network it sees the first step alone; here it gets, layer by layer, the recorded
 inputs of all steps. It pushes errors onto pruned weights, so zeros are lost; "masked again" sets them to zero again.
-
-python -m integration_tests.benchmarks.joint
 """
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +14,7 @@ from norse.torch import LIFBoxCell, LIFBoxParameters, SequentialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from integration_tests.benchmarks import records, tables
+from integration_tests.benchmarks import tables
 from sbc_plugin import Calibration, Prune, Quantize, compress
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
 from sbc_plugin.core.spikes import van_rossum_distance
@@ -183,15 +180,3 @@ def table(found: list[dict[str, Any]]) -> str:
                 ]
             )
     return tables.markdown(["network", "pipeline", "zeros, %", "output error", "joint / this"], rows)
-
-
-def main() -> None:
-    """Run the case and print its table."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    print(records.write("joint", lines()), file=sys.stderr)
-    print(table(records.read("joint")))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,11 @@
-"""Membranes of few bits in the demo's five networks, weights untouched: what the neurons' own states cost on a chip.
+"""Membranes of few bits in the demo's five networks, weights untouched: what the neurons' own states cost on a chip."""
 
-python -m integration_tests.benchmarks.membrane
-"""
-
-import sys
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from integration_tests.benchmarks import records, tables
+from integration_tests.benchmarks import tables
 from sbc_plugin import compare
 from sbc_plugin.demo import digits, network
 from sbc_plugin.norse import quantize_membranes
@@ -52,15 +47,3 @@ def table(found: list[dict[str, Any]]) -> str:
             cells.append(f"{100 * tables.mean([line['saturated'] for line in mine]):.2f}")
         rows.append(cells + [""] * (5 - len(cells)))
     return tables.markdown(["bits of v", "step", "accuracy, %", "spike distance", "saturated, %"], rows)
-
-
-def main() -> None:
-    """Run the case and print its table."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    print(records.write("membrane", lines()), file=sys.stderr)
-    print(table(records.read("membrane")))
-
-
-if __name__ == "__main__":
-    main()
