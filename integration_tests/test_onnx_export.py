@@ -192,3 +192,18 @@ def test_quantised_inputs_are_exported_too(tmp_path: Path) -> None:
     exported = export_onnx(model.eval(), tmp_path / "a.onnx", x)
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(exported.path).graph.node)
     assert float((run_steps(exported, x) != case.output(model, x)).double().mean()) < 0.01
+
+
+def test_the_benchmark_counts_spikes_and_bytes() -> None:
+    from integration_tests.benchmarks import onnx_export
+
+    model = quantize_layers(onnx_export.linear("LIF", 0), INT4)[0]
+    x = (torch.rand(3, 8, 2, 16, 16, generator=torch.Generator().manual_seed(0)) < 0.2).float()
+    place = {"network": "linear", "neuron": "LIF", "bits": 4, "scale": "power_of_two", "float_bytes": 133_000}
+    lines = [place | line for line in onnx_export.compared(model, x, qonnx=True)]
+    assert [line["differ"] for line in lines] == [0] * 4 and lines[0]["spikes"] > 0
+    *_, row = onnx_export.table(lines).splitlines()
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[4:9] == [str(lines[0]["spikes"]), "0", "0", "0", "0"]
+    # codes of 4 bits are an eighth of float32; qonnx keeps floats
+    assert lines[1]["bytes"] < 133_000 / 4 < 133_000 < lines[3]["bytes"]

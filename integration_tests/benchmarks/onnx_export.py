@@ -11,6 +11,7 @@ import norse.torch as norse
 import torch
 from torch import Tensor, nn
 
+from integration_tests.benchmarks import tables
 from integration_tests.benchmarks.tables import Line
 from integration_tests.onnx_running import run_qonnx, run_steps, run_whole
 from sbc_plugin import Quantize, compress
@@ -18,6 +19,7 @@ from sbc_plugin.brevitas import export_onnx
 from sbc_plugin.demo import digits, network
 
 SEQUENCES, CALIBRATED, SHOWN = 1000, 100, 4
+KEYS = ("network", "neuron", "bits", "scale")
 OTHER_BATCH = 100  # sums in another order than with all sequences at once
 BOX = norse.LIFBoxParameters(tau_mem_inv=torch.tensor(network.TAU_MEM_INV))
 LIF = norse.LIFParameters(tau_mem_inv=torch.tensor(network.TAU_MEM_INV), tau_syn_inv=torch.tensor(500.0))
@@ -96,13 +98,16 @@ def compared(model: nn.Module, x: Tensor, qonnx: bool) -> Iterator[dict[str, Any
 
 
 def table(lines: list[Line]) -> str:
-    """Differing spikes summed over seeds; sizes are those of one file."""
-    heads = ["network", "neuron", "bits", "scale", "form", "output spikes", "differ", "file, kB", "float32 weights, kB"]
-    rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * 5 + " ---: |" * 4]
-    keys = ("network", "neuron", "bits", "scale", "form")
-    for place in sorted(dict.fromkeys(tuple(line[key] for key in keys) for line in lines), key=lambda p: p[:4]):
-        mine = [line for line in lines if tuple(line[key] for key in keys) == place]
-        size = f"{mine[0]['bytes'] / 1000:.1f}" if "bytes" in mine[0] else ""
-        counts = [f"{sum(line[key] for line in mine):,}" for key in ("spikes", "differ")]
-        rows.append("| " + " | ".join([*map(str, place), *counts, size, f"{mine[0]['float_bytes'] / 1000:.1f}"]) + " |")
-    return "\n".join(rows)
+    """A row a network, neuron, bits and scale: output spikes and, by form, those that differ, summed over seeds."""
+    forms = list(dict.fromkeys(line["form"] for line in lines))
+    files = [form for form in forms if any("bytes" in line for line in lines if line["form"] == form)]
+    heads = [*KEYS, "output spikes", *(f"{form}: differ" for form in forms), *(f"{form}: kB" for form in files)]
+    rows = []
+    for place in sorted({tuple(line[key] for key in KEYS) for line in lines}):
+        mine = [line for line in lines if tuple(line[key] for key in KEYS) == place]
+        of = {form: [line for line in mine if line["form"] == form] for form in forms}
+        sent = sum(line["spikes"] for line in of[forms[0]])
+        differ = [sum(line["differ"] for line in of[form]) if of[form] else "" for form in forms]
+        sizes = [f"{of[form][0]['bytes'] / 1000:.1f}" if of[form] else "" for form in files]
+        rows.append([*map(str, place), f"{sent:,}", *map(str, differ), *sizes, f"{mine[0]['float_bytes'] / 1000:.1f}"])
+    return tables.markdown([*heads, "float32 weights: kB"], rows)
