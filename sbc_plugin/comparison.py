@@ -90,13 +90,13 @@ class Comparison:
         ]
         before, after = self.dense, self.compressed
         lines = table(heads, rows)
-        for what, old, new, unit in (
-            ("synaptic operations", _effective(before), _effective(after), "a sequence"),
-            ("energy (45 nm proxy)", before.energy * 1e9, after.energy * 1e9, "nJ a sequence"),
-            ("weights, packed", before.packed_bytes / 1000, after.packed_bytes / 1000, "kB"),
+        for what, old, new, places, unit in (
+            ("synaptic operations", _effective(before), _effective(after), 0, "a sequence"),
+            ("energy (45 nm proxy)", before.energy * 1e9, after.energy * 1e9, 1, "nJ a sequence"),
+            ("weights, packed", before.packed_bytes / 1000, after.packed_bytes / 1000, 1, "kB"),
         ):
             ratio = f", {old / new:.1f} times less" if new else ""
-            lines.append(f"{what}: {old:,.1f} -> {new:,.1f} {unit}{ratio}")
+            lines.append(f"{what}: {old:,.{places}f} -> {new:,.{places}f} {unit}{ratio}")
         return "\n".join(lines)
 
 
