@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-matrix test-neurobench check bench docs install clean
+.PHONY: demo test test-matrix test-neurobench test-wheel check bench docs install clean
 
 demo: install
 	$(BIN)/sbc demo
@@ -42,6 +42,18 @@ test-neurobench: install
 	$(BIN)/python -m pip install -q --no-deps --target build/neurobench 'neurobench>=2.3,<3' snntorch
 	PYTHONPATH=build/neurobench $(BIN)/python -m pytest -q integration_tests/test_neurobench.py \
 		integration_tests/test_guides.py -k neurobench
+
+# In an environment of its own, outside of this folder so that nothing is imported from here, with the newest versions or
+# with the lowest that pyproject.toml allows: `make test-wheel LOWEST=1 PYTHON=python3.10`. Takes 7 GB while it runs.
+test-wheel: install
+	rm -rf dist && $(BIN)/python -m build -q .
+	$(BIN)/python -m integration_tests.lowest_versions > dist/lowest.txt
+	set -e; folder=$$(mktemp -d); trap 'rm -rf '$$folder EXIT; \
+		$(PYTHON) -m venv $$folder/venv; \
+		$$folder/venv/bin/python -m pip install -q "$$(ls dist/*.whl)[all]" pytest $(if $(LOWEST),-c dist/lowest.txt); \
+		cd $$folder && venv/bin/python -m pip list | grep -iE '^(torch|torchvision|numpy|norse|brevitas|onnx|sbc)' && \
+		venv/bin/sbc demo --seed 0 && \
+		OMP_NUM_THREADS=1 venv/bin/python -m pytest --pyargs sbc_plugin -q -p no:cacheprovider $(if $(LOWEST),,-W error)
 
 check: install
 	$(BIN)/ruff check .
