@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from integration_tests.nir_graphs import GRAPHS
 from sbc_plugin import Prune, Quantize, compare, compress, load, save
@@ -233,3 +235,14 @@ def test_channels_are_cut_from_any_pruner(tmp_path: Path) -> None:
     again, _ = load(tmp_path / "a.safetensors", nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
     x = torch.rand(5, 6)
     assert torch.equal(again(x), model(x)) and again[0].out_features == 6 and again[2].in_features == 6
+
+
+@pytest.mark.parametrize("hook", (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), weight_norm))
+def test_a_weight_that_hooks_compute_comes_back(hook: Callable[[nn.Module], Any], tmp_path: Path) -> None:
+    first, second = (norse.SequentialState(nn.Linear(4, 3), norse.LIFBoxCell()) for _ in range(2))
+    for model in (first, second):
+        hook(model[0])
+    save(tmp_path / "small.safetensors", first)
+    load(tmp_path / "small.safetensors", second)
+    x = torch.rand(5, 4)
+    assert torch.equal(second[0](x), first[0](x)) and (second[0].out_features, second[0].in_features) == (3, 4)

@@ -82,9 +82,10 @@ def _tell_sizes(module: Any) -> None:
     if not isinstance(module, _RESIZED):
         return
     tensors = [*module._parameters.values(), *module._buffers.values()]
-    sizes = next((tensor.shape for tensor in tensors if tensor is not None and tensor.dim()), None)
-    if sizes is None:
-        return
+    shapes = [tensor.shape for tensor in tensors if tensor is not None and tensor.dim()]
+    sizes = max(shapes, key=torch.Size.numel, default=torch.Size())  # the weight's, under whatever name a hook keeps it
+    if len(sizes) < (2 if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding) else 1):
+        return  # a parametrisation keeps the weight elsewhere
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = sizes
     elif isinstance(module, nn.modules.conv._ConvNd):
