@@ -116,3 +116,9 @@ def test_bad_input() -> None:
         quantize_layers(nn.Linear(2, 2), "int4")  # type: ignore[arg-type]
     with pytest.raises(UnsupportedModelError, match=r"no layer that can be quantised .*ConvTranspose1d"):
         quantize_layers(nn.Sequential(nn.ConvTranspose1d(1, 1, 1)), INT3)
+
+
+def test_a_name_that_the_model_lacks_is_told() -> None:
+    model = CASES["step"].model()
+    with pytest.raises(SettingsError, match=r"no layer 'typo'; its layers are '0'"):
+        quantize_layers(model, INT3, names=["0", "typo"])

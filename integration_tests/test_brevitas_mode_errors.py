@@ -200,3 +200,15 @@ def test_only_one_of_two_weights_is_quantised() -> None:
         sbc.update()
     assert torch.equal(model.w_rec.weight, CASES["own recurrence"].model().w_rec.weight)
     assert torch.equal(model.w_in.quant_weight().value, model.w_in.weight)
+
+
+def test_a_bad_batch_counts_for_nothing() -> None:
+    x = CASES["step"].batch()
+    bad = torch.full_like(x, torch.nan)
+    with sbc_mode(model_of()) as sbc:
+        for batch in (x, bad, x):
+            with pytest.raises(CalibrationError, match="batch 1") if batch is bad else nullcontext():
+                sbc.model(batch)
+        sbc._recorder.finish()
+        assert sbc._recorder.sequences == 2
+        assert next(iter(sbc._recorder.statistics.values())).sequences == 2 * x.shape[1]

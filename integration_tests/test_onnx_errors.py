@@ -15,6 +15,7 @@ pytest.importorskip("onnxruntime")
 from integration_tests.models import BOX
 from sbc_plugin import Quantize, compress
 from sbc_plugin.brevitas import export, export_onnx, freeze, integers, quantize_layers, weight_quantizer
+from sbc_plugin.brevitas.tracing import Summing
 from sbc_plugin.errors import CalibrationError, CheckpointError, SettingsError, UnsupportedModelError
 
 X = (torch.rand(6, 3, 8, generator=torch.Generator().manual_seed(0)) < 0.4).float()
@@ -27,6 +28,15 @@ def quantised(neuron: nn.Module | None = None, granularity: str = "channel") -> 
     return found
 
 
+def pooling(**settings: Any) -> nn.Module:
+    sums = nn.AvgPool2d(2, divisor_override=1, **settings)
+    model = norse.SequentialState(
+        nn.Unflatten(1, (1, 2, 4)), sums, nn.Flatten(), nn.Linear(2, 2), norse.LIFBoxCell(BOX)
+    )
+    found: nn.Module = quantize_layers(model, weight_quantizer("int4"))[0]
+    return found
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], str]] = {
     "kind": (quantised, {"kind": "tflite"}, SettingsError, "kind='tflite'"),
     "steps": (quantised, {"steps": 0}, SettingsError, "steps=0"),
@@ -35,6 +45,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception],
     "plain": (lambda: freeze(quantised()), {}, UnsupportedModelError, "brevitas"),
     "groups": (lambda: quantised(granularity="group:4"), {}, UnsupportedModelError, "group"),
     "double": (lambda: quantised().double(), {}, UnsupportedModelError, "float64"),
+    "ceil": (lambda: pooling(ceil_mode=True), {}, UnsupportedModelError, "ceil_mode"),
     "neuron": (lambda: quantised(norse.LSNNCell()), {}, UnsupportedModelError, "LSNN"),
 }
 
@@ -77,3 +88,9 @@ def test_freezing_keeps_every_value_and_integers_give_them() -> None:
     (found,) = integers(small).values()
     assert found.codes.dtype == torch.int8 and int(found.codes.abs().max()) <= 7
     assert torch.equal(found.codes.flatten(1) * found.scale.float().reshape(-1, 1), value)
+
+
+def test_a_sum_over_windows_is_no_average() -> None:
+    pool = nn.AvgPool2d(3, 2, padding=1, divisor_override=1)
+    x = torch.randint(0, 5, (2, 3, 6, 7)).float()
+    assert torch.equal(Summing(pool)(x), pool(x))  # small numbers: exact, though divided by 9 in between

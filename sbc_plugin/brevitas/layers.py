@@ -51,7 +51,8 @@ def quantize_layers(
         reason for every input that was.
 
     Raises:
-        SettingsError: ``quantizer`` or ``input_quant`` is no quantizer class, or ``input_quant`` has no data.
+        SettingsError: ``quantizer`` or ``input_quant`` is no quantizer class, ``input_quant`` has no data, or ``names``
+            has one that the model lacks.
         CalibrationError: the calibration data is empty, or holds NaN or infinity.
         UnsupportedModelError: no layer can be quantised.
     """
@@ -60,6 +61,9 @@ def quantize_layers(
         _check_quantizer("input_quant", input_quant, "brevitas.quant.Int8ActPerTensorFloat")
         if calibration_data is None:
             raise SettingsError("input_quant needs data to set its scales by; give calibration_data")
+    if unknown := sorted(set(names or ()) - dict(model.named_modules()).keys()):
+        known = ", ".join(repr(name) for name, module in model.named_modules() if isinstance(module, _PLAIN))
+        raise SettingsError(f"{type(model).__name__} has no layer {unknown[0]!r}; its layers are {known}")
     target = model if inplace else copy_model(model)
     reasons = {}
     chosen: dict[str, nn.Module] = {}

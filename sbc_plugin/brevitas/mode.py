@@ -45,7 +45,8 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         damping: fraction of mean diag H added to the diagonal.
         order: "sequential" (each layer on what the already quantised ones before it send) or "one-shot" (all Hessians
             from the first pass, on the dense network; later passes are not needed).
-        act_order: columns with the largest H_jj first; False takes them from left to right.
+        act_order: columns with the largest H_jj first; False takes them from left to right. Layers with a mask are
+            solved as ``compress`` does it, always with the largest first.
         mask: name -> mask of the weight's shape, True = kept; other weights become exactly 0. The kept ones move to
             their optimum on the mask first, and scales are chosen for what they are then: the integers and scales of
             ``compress``. Quantizers that are not of this package, and groups in convolutions, keep their scales.

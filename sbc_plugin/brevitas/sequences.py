@@ -63,13 +63,14 @@ class Recorder:
             CalibrationError: a state without a sequence that it could belong to, or bad input.
         """
         extras = [*args[1:], *(kwargs.values() if args else list(kwargs.values())[1:])]
-        if all(extra is None for extra in extras):
+        begins = all(extra is None for extra in extras)
+        batch, _ = _first(args, kwargs)
+        check_batch(batch, self.sequences + (begins and self.open))  # before anything is counted
+        if begins:
             self.end()
             self.begin()
         else:
             self._check_goes_on()
-        batch, _ = _first(args, kwargs)
-        check_batch(batch, self.sequences)
         collectors = [collector for collector, _, _ in self.listeners]
         with neutral(self.model), torch.no_grad(), listening(self.library, self.model, collectors):
             if self.forward is not None:

@@ -31,15 +31,24 @@ class Sequence(nn.Module):
 
 
 class Summing(nn.Module):
-    """Average pooling with a divisor of its own, which the tracer would leave out without a word."""
+    """Average pooling with a divisor of its own, which the tracer would leave out without a word.
+
+    Raises:
+        UnsupportedModelError: ``ceil_mode``, whose last windows hang over the edge and are averaged over fewer values.
+    """
 
     def __init__(self, pool: Any) -> None:
         super().__init__()
+        if pool.ceil_mode:
+            raise UnsupportedModelError(
+                f"{pool} has a divisor of its own and ceil_mode, for which ONNX has no word; pad before and use "
+                "ceil_mode=False"
+            )
         size = pool.kernel_size
         axes = 2 if isinstance(pool, nn.AvgPool2d) else 3
         area = size**axes if isinstance(size, int) else math.prod(size)
         self.factor = area / pool.divisor_override
-        self.pool = type(pool)(size, pool.stride, pool.padding, pool.ceil_mode, True)
+        self.pool = type(pool)(size, pool.stride, pool.padding, False, True)
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum over each window, divided by the divisor."""
