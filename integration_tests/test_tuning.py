@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from integration_tests.cases import CASES
 from integration_tests.models import BOX
 from integration_tests.test_bad_input import Unchanged
-from sbc_plugin import Calibration, Prune, compress, tuning
+from sbc_plugin import Calibration, Prune, Quantize, aims, compress, tuning
 from sbc_plugin import norse as library
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.errors import SettingsError, UnsupportedModelError
@@ -38,8 +38,8 @@ def weights(name: str, model: nn.Module) -> dict[str, Tensor]:
 def total(name: str, model: nn.Module) -> float:
     """The objective on what the calibration used."""
     case = CASES[name]
-    aims = tuning.targets(library, case.model(), [case.batch(seed=seed) for seed in range(1, 5)], case.forward, True)
-    return tuning.mean_distance(library, model, aims, case.forward or library.default_forward(model))
+    wanted = aims.targets(library, case.model(), [case.batch(seed=seed) for seed in range(1, 5)], case.forward, True)
+    return aims.mean_distance(library, model, wanted, case.forward or library.default_forward(model))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,6 +61,40 @@ def test_steps_that_lead_away_are_taken_back_and_told(monkeypatch: pytest.Monkey
     assert "3 steps brought the spikes no closer" in report.skipped["tuning"]
 
 
+@pytest.mark.parametrize("scale", ["mse", "power_of_two"])
+def test_codes_stay_and_scales_move_unless_they_are_powers_of_two(scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([1.0, 0.0])
+    monkeypatch.setattr(tuning, "mean_distance", lambda *arguments: next(found))  # so that the steps are kept
+    before, after = tuned("conv", 20, quantize=Quantize(3, scale=scale))
+    moved = 0.0
+    for layer, weight in weights("conv", before).items():
+        new = weights("conv", after)[layer]
+        kept = weight != 0
+        assert torch.equal(kept, new != 0)
+        factors = new / weight
+        for row, there in zip(factors, kept, strict=True):
+            if there.any():
+                torch.testing.assert_close(row[there], row[there][:1].expand(int(there.sum())), rtol=1e-5, atol=0.0)
+                moved = max(moved, abs(float(row[there][0]) - 1))
+    assert moved > 1e-3 if scale == "mse" else moved == 0
+
+
+def test_a_tuned_model_keeps_its_zeros_and_the_grid_that_is_told() -> None:
+    """Pruned, tuned, quantised, tuned: Brevitas' layers, which are told the tuned grids, hold the same weights."""
+    case = CASES["conv"]
+    data = [case.batch(seed=seed) for seed in range(1, 5)]
+    settings = {"prune": Prune(0.6), "quantize": Quantize(4), "calibration": Calibration(tuning=10)}
+    plain, report = compress(case.model(), data, forward=case.forward, **settings)
+    same, _ = compress(case.model(), data, forward=case.forward, backend="brevitas", **settings)
+    assert report.sparsity >= 0.6 and {row.bits for row in report.layers} == {4}
+    for a, b in zip(_layers(plain), _layers(same), strict=True):
+        torch.testing.assert_close(b.quant_weight().value, a.weight, rtol=1e-6, atol=0.0)
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
 def test_the_first_step_goes_down_the_gradient_by_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam's first step is ``length * sign(gradient)``; the gradient is taken here from a plain loop over time."""
     found = iter([1.0, 0.0])
@@ -77,7 +111,7 @@ def test_the_first_step_goes_down_the_gradient_by_its_length(monkeypatch: pytest
             scale = van_rossum_distance(wanted, torch.zeros_like(wanted), tau=10.0, dt=1.0).sum().detach()
             loss = loss + van_rossum_distance(spikes, wanted.detach(), tau=10.0, dt=1.0).sum() / scale
         gradients = torch.autograd.grad(loss, list(small.parameters()))
-    tuning.tune(library, small, layers, {}, tuning.targets(library, dense, [batch], None), 1)
+    tuning.tune(library, small, layers, {}, aims.targets(library, dense, [batch], None), 1)
     for old, new, gradient in zip(start, small.parameters(), gradients, strict=True):
         if old.dim() < 2:
             assert torch.equal(old, new)  # biases are left alone
@@ -145,9 +179,9 @@ def test_a_number_of_steps_that_is_none(steps: Any) -> None:
         Calibration(tuning=steps)
 
 
-def observation(output: Tensor, classes: bool) -> tuning.Observation:
+def observation(output: Tensor, classes: bool) -> aims.Observation:
     """What is seen of a model with this output."""
-    return tuning.observe(library, nn.Identity(), torch.ones(1), lambda model, batch: output, classes)
+    return aims.observe(library, nn.Identity(), torch.ones(1), lambda model, batch: output, classes)
 
 
 @pytest.mark.parametrize("shape", [(7, 4, 3), (4, 3)], ids=["steps", "sums"])
@@ -165,20 +199,18 @@ def test_classes_count_by_their_divergence_and_values_do_not() -> None:
     target, seen = observation(dense, True), observation(other, True)
     p, q = (torch.distributions.Categorical(logits=2.0 * scores) for scores in (dense, other))
     expected = float(torch.distributions.kl_divergence(p, q))
-    assert float(tuning.distance(seen, target, sharpness=2.0)) == pytest.approx(expected, rel=1e-6)
-    assert float(tuning.distance(seen, target)) == 0.0
+    assert float(aims.distance(seen, target, sharpness=2.0)) == pytest.approx(expected, rel=1e-6)
+    assert float(aims.distance(seen, target)) == 0.0
 
 
 def test_every_fifth_piece_decides_and_is_not_fitted_to() -> None:
     case = CASES["step"]
     pieces = [case.batch(seed=seed) for seed in range(11)]
-    aims = tuning.targets(library, case.model(), pieces, case.forward)
-    assert [
-        batch is pieces[number] or torch.equal(batch, pieces[number])
-        for (batch, _), number in zip(aims.judged, (4, 9), strict=True)
-    ] == [True, True]
-    assert len(aims.fitted) == 9
-    few = tuning.targets(library, case.model(), pieces[:4], case.forward)
+    wanted = aims.targets(library, case.model(), pieces, case.forward)
+    assert len(wanted.fitted) == 9 and len(wanted.judged) == 2
+    for (piece, _), number in zip(wanted.judged, (4, 9), strict=True):
+        assert torch.equal(piece, pieces[number])
+    few = aims.targets(library, case.model(), pieces[:4], case.forward)
     assert few.judged is few.fitted and len(few.fitted) == 4
 
 
@@ -195,6 +227,6 @@ def test_outputs_are_classes_or_values() -> None:
 
 def test_a_readout_counts_by_its_squared_error() -> None:
     spikes = {"neuron": torch.tensor([[[1.0]], [[0.0]]])}
-    target = tuning.Observation(spikes, torch.tensor([3.0, 4.0]))
-    seen = tuning.Observation(spikes, torch.tensor([3.0, 2.0]))
-    assert float(tuning.distance(seen, target)) == pytest.approx(4 / 25)
+    target = aims.Observation(spikes, torch.tensor([3.0, 4.0]))
+    seen = aims.Observation(spikes, torch.tensor([3.0, 2.0]))
+    assert float(aims.distance(seen, target)) == pytest.approx(4 / 25)

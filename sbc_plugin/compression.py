@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sbc_plugin.aims import Aims, targets
 from sbc_plugin.calibration import DEFAULT, Statistics, gather, peek
 from sbc_plugin.core.allocation import allocate_zeros
 from sbc_plugin.core.grids import Grid
@@ -26,10 +27,11 @@ from sbc_plugin.solving import (
     saliency,
     sequential_target,
     solve,
+    stages,
     unfit_pattern,
     without_pruning,
 )
-from sbc_plugin.tuning import Aims, targets, tune
+from sbc_plugin.tuning import tune
 from sbc_plugin.unheard import unheard_neurons
 
 
@@ -149,25 +151,31 @@ class _Job:
         try:
             classes = self.calibration.outputs == "classes"
             aims = targets(self.library, self.model, self.data, self.forward, classes) if tuning else None
-            rows = self.sequential(dense, skipped) if sequential else self.one_shot(dense, skipped)
-            if aims is not None:
-                rows = self.tuned(rows, aims, skipped)
+            rows: list[LayerReport] = []
+            for recipe in stages(self.recipe, tuning):
+                self.recipe = recipe
+                weights = {layer.name: layer.weight() for layer in self.layers}
+                solved = self.sequential(weights, skipped) if sequential else self.one_shot(weights, skipped)
+                if aims is not None:
+                    self.tune(aims, skipped)
+                rows = [
+                    replace(row, sparsity=zero_fraction(layer.weight()), loss=row.loss + (rows[at].loss if rows else 0))
+                    for at, (row, layer) in enumerate(zip(solved, self.layers, strict=True))
+                ]
         except BaseException:
             for layer in self.layers:
                 layer.write(dense[layer.name])
             raise
         return rows
 
-    def tuned(self, rows: list[LayerReport], aims: Aims, skipped: dict[str, str]) -> list[LayerReport]:
+    def tune(self, aims: Aims, skipped: dict[str, str]) -> None:
         steps = self.calibration.tuning
         before, after = tune(
             self.library, self.model, self.layers, self.grids, aims, steps, self.forward, self.progress
         )
         if not after < before:
-            skipped["tuning"] = f"{steps} steps brought the spikes no closer ({before:.3f} before, {after:.3f} after)"
-        return [
-            replace(row, sparsity=zero_fraction(layer.weight())) for row, layer in zip(rows, self.layers, strict=True)
-        ]
+            told = f"{steps} steps brought the spikes no closer ({before:.3f} before, {after:.3f} after)"
+            skipped["tuning"] = "; ".join(filter(None, [skipped.get("tuning"), told]))
 
     def one_shot(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
         """All Hessians from one pass over the dense network; all layers solved before the first is written."""

@@ -25,7 +25,8 @@ class LayerReport:
         samples: rows of X behind its Hessian: time steps and positions.
         sparsity: fraction of zeros.
         bits: of each weight that is not zero.
-        loss: relative: 0 = unchanged, 1 = the layer's output removed.
+        loss: relative: 0 = unchanged, 1 = the layer's output removed; before tuning, and where weights are tuned
+            between pruning and quantisation, the sum of both.
         seconds: to solve.
     """
 

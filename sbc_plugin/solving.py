@@ -172,6 +172,13 @@ def sequential_target(
     return new.where(weight != 0, 0.0)  # a weight that is zero already stays so
 
 
+def stages(recipe: Recipe, tuning: bool) -> list[Recipe]:
+    """What to do one after the other: with tuning, weights are tuned once they are pruned, and then quantised."""
+    if not tuning or recipe.prune is None or recipe.quantize is None:
+        return [recipe]
+    return [replace(recipe, quantize=None), without_pruning(recipe)]
+
+
 def without_pruning(recipe: Recipe) -> Recipe:
     """The same recipe for a layer that is only quantised."""
     return replace(recipe, prune=None)

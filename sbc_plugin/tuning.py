@@ -3,152 +3,32 @@
 The objective of a layer (docs/theory.md, equation 2) leaves out resets, and what an error in one layer does to those
 behind it. Tuning takes the distance of the spike trains themselves (equation 10), of all layers at once, through the
 model's own surrogate gradients; and, of a classifier, how its classes differ (equation 11). Masks stay, and so do
-grids.
+codes: of a quantised layer the scales move.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sbc_plugin.calibration import check_batch
-from sbc_plugin.comparison import TAU_STEPS
-from sbc_plugin.core.agreement import divergence, sharpness
+from sbc_plugin.aims import Aims, distance, mean_distance, observe
 from sbc_plugin.core.grids import Grid
-from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.errors import UnsupportedModelError
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, input_of, neutral
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
 
-SEQUENCES = 32  # a step: more make steps dearer, not better
 STEP = 0.05  # length of the first steps, as a fraction of the root mean square of the layer's kept weights
-JUDGED = 5  # every fifth piece of the data is not fitted to, and decides whether the tuned weights stay
+SCALE_STEP = 0.01  # length of a scale's first steps, as a fraction of the scale
 SEED = 20_250_603  # of the order in which pieces are taken
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a model did on one batch.
-
-    Attributes:
-        spikes: name -> (T, B, ...), of each neuron module that spikes.
-        readout: the model's output where it is no spike train, else None.
-        scores: (B, C), the output summed over time; None where it has no such form, or is no classifier's.
-    """
-
-    spikes: dict[str, Tensor]
-    readout: Tensor | None
-    scores: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Aims:
-    """What the dense model did on the calibration data.
-
-    Attributes:
-        fitted: (piece of a batch, what the model did on it), of those that gradients are taken on.
-        judged: likewise, of those that decide; the fitted ones where there are too few to spare any.
-        sharpness: factor from scores to logits; None where the output is not to be compared as classes.
-    """
-
-    fitted: list[tuple[Any, Observation]]
-    judged: list[tuple[Any, Observation]]
-    sharpness: float | None
-
-
-def observe(library: SNNLibrary, model: nn.Module, batch: Any, run: Forward, classes: bool = False) -> Observation:
-    """Run one batch in eval mode and keep every neuron's spikes; gradients flow where they are enabled.
-
-    Args:
-        library: of the model.
-        model: to run.
-        batch: for ``run``.
-        run: runs one whole sequence.
-        classes: keep scores too: an output (T, B, C) summed over its first axis, or an output (B, C).
-    """
-    steps: dict[str, list[Tensor]] = {}
-
-    def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
-        if spikes is not None:
-            steps.setdefault(name, []).append(spikes)
-
-    with neutral(model), library.watch_steps(model, on_step):
-        output = run(model, batch)
-    number = isinstance(output, Tensor) and not bool(((output == 0) | (output == 1)).all())
-    scores = None
-    if classes and isinstance(output, Tensor) and output.dim() in (2, 3) and output.shape[-1] > 1:
-        scores = output.sum(0) if output.dim() == 3 else output
-    return Observation(
-        {name: torch.stack(values) for name, values in steps.items()}, output if number else None, scores
-    )
-
-
-def targets(
-    library: SNNLibrary, model: nn.Module, data: Iterable[Any], forward: Forward | None, classes: bool = False
-) -> Aims:
-    """Every batch, with what the model does on it while it is still dense; a spike takes a byte.
-
-    Batches for the library's own forward are cut into pieces of at most ``SEQUENCES`` sequences.
-
-    Args:
-        library: of the model.
-        model: dense.
-        data: batches.
-        forward: runs one whole sequence; None for the library's default.
-        classes: the output scores classes, and these are an aim too.
-
-    Raises:
-        CalibrationError: an empty batch, or NaN or infinity in it.
-    """
-    run = forward or library.default_forward(model)
-    found = []
-    with torch.no_grad():
-        for number, batch in enumerate(data):
-            check_batch(batch, number)
-            for piece in pieces(batch) if forward is None else [batch]:
-                seen = observe(library, model, piece, run, classes)
-                spikes = {name: value.to(torch.uint8) for name, value in seen.spikes.items()}
-                found.append((piece, Observation(spikes, seen.readout, seen.scores)))
-    scores = [seen.scores for _, seen in found if seen.scores is not None]
-    judged = found[JUDGED - 1 :: JUDGED]
-    fitted = [aim for number, aim in enumerate(found, 1) if number % JUDGED] if judged else found
-    return Aims(fitted, judged or found, sharpness(torch.cat(scores)) if scores else None)
-
-
-def pieces(batch: Any) -> tuple[Tensor, ...]:
-    """A batch's input (T, B, ...) in pieces of a few sequences."""
-    x = input_of(batch)
-    x = x if x.layout == torch.strided else x.to_dense()
-    return x.split(SEQUENCES, dim=1) if x.dim() > 1 else (x,)
-
-
-def distance(seen: Observation, target: Observation, sharpness: float | None = None) -> Tensor:
-    """Squared Van Rossum distance of each neuron module relative to silence, summed over modules, a scalar.
-
-    A readout that is no spike train adds its squared error, relative too; scores of classes, where ``sharpness`` is
-    given, their divergence. Modules that the target leaves silent, and a readout that it leaves at 0, do not count.
-    Source: docs/theory.md, equations 10 and 11.
-    """
-    terms = []
-    for name, dense in target.spikes.items():
-        silence = van_rossum_distance(dense, torch.zeros_like(dense), tau=TAU_STEPS, dt=1.0).sum()
-        if silence > 0:
-            terms.append(van_rossum_distance(seen.spikes[name], dense, tau=TAU_STEPS, dt=1.0).sum() / silence)
-    if target.readout is not None and seen.readout is not None and target.readout.any():
-        terms.append((seen.readout - target.readout).square().sum() / target.readout.square().sum())
-    if sharpness is not None and target.scores is not None and seen.scores is not None:
-        terms.append(divergence(target.scores, seen.scores, sharpness))
-    return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
 def tune(
     library: SNNLibrary,
     model: nn.Module,
     layers: list[SpikingLayer],
-    grids: Mapping[str, Grid],
+    grids: dict[str, Grid],
     aims: Aims,
     steps: int,
     forward: Forward | None = None,
@@ -156,16 +36,16 @@ def tune(
 ) -> tuple[float, float]:
     """Move the layers' nonzero weights, in place, so that the model's spikes come closer to the targets.
 
-    If in the end they are no closer on the judged pieces together, the weights are put back.
+    Of a quantised layer only the scales move: codes stay, and so do scales that have to be powers of two. If in the end
+    the spikes are no closer on the judged pieces together, all is put back.
 
-    Adam, one piece a step in seeded random order, with a step length that falls to 0 along a cosine. A weight on a
-    grid has a hidden one beside it: the gradient is taken at the rounded weight and moves the hidden one (straight-through estimator).
+    Adam, one piece a step in seeded random order, with a step length that falls to 0 along a cosine.
 
     Args:
         library: of the model.
         model: holds the compressed weights before, the tuned ones after.
         layers: to tune; weights that are zero stay zero.
-        grids: by layer name, of those that are quantised; they stay.
+        grids: by layer name, of those that are quantised; those with tuned scales take their place.
         aims: of :func:`targets`.
         steps: how many, at least 1.
         forward: runs one whole sequence; None for the library's default.
@@ -178,18 +58,13 @@ def tune(
         UnsupportedModelError: no gradient reaches any weight.
     """
     run = forward or library.default_forward(model)
-    hidden = [layer.weight() for layer in layers]
-    masks = [weight != 0 for weight in hidden]
-    groups = [
-        {"params": [weight], "lr": STEP * float(weight.square().sum() / mask.sum().clamp_min(1)) ** 0.5}
-        for weight, mask in zip(hidden, masks, strict=True)
-    ]
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    disable = None if progress is None else not progress
     start, before = [layer.weight() for layer in layers], mean_distance(library, model, aims, run)
     order = _shuffled(len(aims.fitted), steps)
     with torch.inference_mode(False), torch.enable_grad(), gradients(model, layers):
+        movable = [_movable(layer, grids.get(layer.name)) for layer in layers]
+        optimizer = torch.optim.Adam([{"params": [each.moved], "lr": each.step} for each in movable])
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        disable = None if progress is None else not progress
         for step in tqdm(range(steps), desc="tuning", unit="step", leave=False, disable=disable):
             piece, target = aims.fitted[order[step]]
             seen = observe(library, model, piece, run, aims.sharpness is not None)
@@ -200,29 +75,65 @@ def tune(
                     'neurons a surrogate gradient (method="super"), or use Calibration(tuning=0)'
                 )
             loss.backward()
-            for layer, weight, mask in zip(layers, hidden, masks, strict=True):
-                weight.grad = taken_gradient(layer) * mask
+            optimizer.zero_grad()
+            for each in movable:
+                each.weight().backward(taken_gradient(each.layer))
             optimizer.step()
             schedule.step()
-            for layer, weight, mask in zip(layers, hidden, masks, strict=True):
-                grid = grids.get(layer.name)
-                layer.write(weight if grid is None else grid.round(weight).where(mask, 0.0))
+            for each in movable:
+                each.layer.write(each.weight().detach())
     after = mean_distance(library, model, aims, run)
     if not after < before:
         for layer, weight in zip(layers, start, strict=True):
             layer.write(weight)
+    else:
+        grids |= {each.layer.name: each.grid for each in movable if each.grid is not None}
     return before, after
 
 
-def mean_distance(library: SNNLibrary, model: nn.Module, aims: Aims, run: Forward) -> float:
-    """The mean :func:`distance` of the model from its targets over the judged pieces."""
-    classes = aims.sharpness is not None
-    with torch.no_grad():
-        found = [
-            float(distance(observe(library, model, piece, run, classes), aim, aims.sharpness))
-            for piece, aim in aims.judged
-        ]
-    return sum(found) / len(found)
+@dataclass(frozen=True)
+class _Weights:
+    """Single weights of a layer that move; zeros stay."""
+
+    layer: SpikingLayer
+    moved: Tensor
+    mask: Tensor
+    grid: None = None
+
+    @property
+    def step(self) -> float:
+        mean_square = self.moved.detach().square().sum() / self.mask.sum().clamp_min(1)
+        return STEP * float(mean_square.sqrt())
+
+    def weight(self) -> Tensor:
+        return self.moved.where(self.mask, 0.0)
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Scales of a quantised layer that move, by a factor ``exp(moved)``; codes stay."""
+
+    layer: SpikingLayer
+    moved: Tensor
+    start: Grid
+    codes: Tensor
+    step: float
+
+    @property
+    def grid(self) -> Grid:
+        return replace(self.start, scale=(self.start.scale * self.moved.exp()).detach())
+
+    def weight(self) -> Tensor:
+        grid = replace(self.start, scale=self.start.scale * self.moved.exp())
+        return grid.dequantise(self.codes).to(self.layer.parts[0].tensor.dtype)
+
+
+def _movable(layer: SpikingLayer, grid: Grid | None) -> _Weights | _Scales:
+    weight = layer.weight()
+    if grid is None:
+        return _Weights(layer, weight.clone().requires_grad_(), weight != 0)
+    factors = torch.zeros_like(grid.scale, requires_grad=True)
+    return _Scales(layer, factors, grid, grid.codes(weight), 0.0 if grid.power_of_two else SCALE_STEP)
 
 
 def _shuffled(pieces: int, steps: int) -> list[int]:
