@@ -17,7 +17,7 @@ pytest.importorskip("qonnx")
 from integration_tests import nir_graphs  # noqa: E402
 from integration_tests.cases import CASES  # noqa: E402
 from integration_tests.models import BOX, IAF, LI, LIF, REFRAC  # noqa: E402
-from integration_tests.onnx_running import run_qonnx, run_steps, run_whole  # noqa: E402
+from integration_tests.onnx_running import run_qonnx, run_steps, run_whole, session  # noqa: E402
 from sbc_plugin import Quantize, compress  # noqa: E402
 from sbc_plugin.brevitas import export_onnx, integers, quantize_layers, weight_quantizer  # noqa: E402
 from sbc_plugin.nir import read  # noqa: E402
@@ -207,3 +207,20 @@ def test_the_benchmark_counts_spikes_and_bytes() -> None:
     assert cells[4:9] == [str(lines[0]["spikes"]), "0", "0", "0", "0"]
     # codes of 4 bits are an eighth of float32; qonnx keeps floats
     assert lines[1]["bytes"] < 133_000 / 4 < 133_000 < lines[3]["bytes"]
+
+
+def test_sums_of_spikes_are_taken_before_a_state_is_added(tmp_path: Path) -> None:
+    """Else 600 weights are added to a number of 24 digits, one rounding after the other."""
+    torch.manual_seed(0)
+    model = norse.SequentialState(nn.Linear(600, 32, bias=False), norse.LIFCell(LIF))
+    model = quantize_layers(model, weight_quantizer("int8", scale="power_of_two"))[0]
+    x = (torch.rand(9, 20, 600) < 0.3).float()
+    exported = export_onnx(model, tmp_path / "model.onnx", x[:, :2])
+    runtime, states, state = session(exported), exported.start(20), None
+    for step in x:
+        output, *after = runtime.run(None, {"input": step.numpy()} | states)
+        states = dict(zip(states, after, strict=True))
+        with torch.no_grad():
+            expected, state = model(step, state)
+        assert torch.equal(torch.from_numpy(output), expected)
+        assert all(torch.equal(torch.from_numpy(states[f"1.{name}"]), getattr(state[1], name)) for name in "vi")

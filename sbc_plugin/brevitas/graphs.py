@@ -42,6 +42,7 @@ def tidy(path: Path, layers: Mapping[str, Integers], opset: int | None, notes: M
     if opset is not None:
         model = version_converter.convert_version(model, opset)
         _skip_clips(model.graph)
+        _sum_alone(model)
         names = _named(model.graph, layers)
         _pack(model.graph, opset)
     _rename(model.graph, names)
@@ -62,6 +63,28 @@ def _skip_clips(graph: Any) -> None:
                     reader.input[:] = [node.input[0] if name == node.output[0] else name for name in reader.input]
                 graph.node.remove(node)
     _drop_unused(graph)
+
+
+def _sum_alone(model: Any) -> None:
+    """Gemm in place of MatMul by a transposed weight, so that a sum of spikes is taken before a state is added to it.
+
+    onnxruntime fuses MatMul and Add, and lets the sum begin with the state: then none of its steps is exact.
+    """
+    known = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*known.input, *known.value_info)}
+    graph = model.graph
+    turned = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Transpose" and [list(entry.ints) for entry in node.attribute] == [[1, 0]]
+    }
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in turned and ranks.get(node.input[0]) == 2:
+            node.op_type, node.input[1] = "Gemm", turned[node.input[1]]
+            node.attribute.append(helper.make_attribute("transB", 1))
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.output[0] not in read]:
+        graph.node.remove(node)
 
 
 def _drop_unused(graph: Any) -> None:
