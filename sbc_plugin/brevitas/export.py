@@ -65,8 +65,8 @@ def export_onnx(
     "1.v_next". The number of sequences is free in "qcdq", which one run of onnxruntime checks. Initial states
     are in the result, and in the file's metadata under "sbc.states".
 
-    Sums of floats depend on their order, so a membrane may differ in its last bit from one runtime to the next, and a
-    spike where it meets the threshold; with scales that are powers of two, binary inputs and no bias every sum is exact.
+    Sums of floats depend on their order, so a membrane may differ in its last bits from one runtime to the next, and a
+    spike where it meets the threshold. With scales that are powers of two, binary inputs and no bias every sum is exact.
 
     Args:
         model: of ``compress(..., backend="brevitas")`` or ``quantize_layers``; float32.
