@@ -8,7 +8,7 @@ from sbc_plugin.report import LayerReport, Report
 from sbc_plugin.settings import Calibration, Prune, Quantize
 from sbc_plugin.watching import Recording
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
