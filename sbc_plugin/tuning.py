@@ -20,7 +20,7 @@ from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
 
 STEP = 0.05  # length of the first steps, as a fraction of the root mean square of the layer's kept weights
-SCALE_STEP = 0.01  # length of a scale's first steps, as a fraction of the scale
+SCALE_STEP = 0.003  # length of a scale's first steps, as a fraction of the scale
 SEED = 20_250_603  # of the order in which pieces are taken
 
 

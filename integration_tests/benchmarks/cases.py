@@ -89,7 +89,13 @@ class Case:
         return right / len(part)
 
 
-def budgets(sparsities: tuple[int, ...], bits: tuple[int, ...] = (4, 3, 2)) -> tuple[Budget, ...]:
+JOINT = Budget("90 % sparse, 4 bits", "magnitude", prune=Prune(0.9), quantize=Quantize(4))
+BY_TENSOR = Budget("2 bits a tensor", "rtn", quantize=Quantize(2, granularity="tensor"))
+# Two bits are three values around 0, or, with a zero point, four.
+FOUR_VALUES = Budget("2 bits, zero point", "rtn", quantize=Quantize(2, symmetric=False))
+
+
+def budgets(sparsities: tuple[int, ...], bits: tuple[int, ...] = (4, 2)) -> tuple[Budget, ...]:
     """A budget for each sparsity in per cent, and for each number of bits a channel."""
     return (
         *(Budget(f"{percent} % sparse", "magnitude", prune=Prune(percent / 100)) for percent in sparsities),
@@ -97,7 +103,7 @@ def budgets(sparsities: tuple[int, ...], bits: tuple[int, ...] = (4, 3, 2)) -> t
     )
 
 
-def _on_images(name: str, title: str, build: Callable[[], nn.Module], sparsities: tuple[int, ...]) -> Case:
+def _on_images(name: str, title: str, build: Callable[[], nn.Module]) -> Case:
     """A case on still images, shown four times."""
     return Case(
         name=name,
@@ -106,7 +112,7 @@ def _on_images(name: str, title: str, build: Callable[[], nn.Module], sparsities
         data=partial(fashion.load, fashion.still),
         shape=(1, 28, 28),
         seeds=(0, 1, 2),
-        budgets=budgets(sparsities),
+        budgets=(*budgets((80, 90, 95)), JOINT),
         training=Training(epochs=4, learning_rate=5e-3, scale=0.5),
     )
 
@@ -119,7 +125,7 @@ CASES = (
         data=partial(fashion.load, fashion.events),
         shape=(2, events.SIDE, events.SIDE),
         seeds=(0, 1, 2, 3, 4),
-        budgets=budgets((90, 95, 97, 98)),
+        budgets=(*budgets((95, 97, 98)), FOUR_VALUES, BY_TENSOR, JOINT),
         training=Training(epochs=6, learning_rate=5e-3, scale=0.5),
     ),
     Case(
@@ -129,15 +135,13 @@ CASES = (
         data=partial(fashion.load, fashion.events),
         shape=(2, events.SIDE, events.SIDE),
         seeds=(0, 1, 2),
-        budgets=budgets((50, 70, 80, 90)),
+        budgets=(*budgets((70, 80, 90, 95)), FOUR_VALUES, BY_TENSOR, JOINT),
         training=Training(epochs=6, learning_rate=5e-3, scale=0.3),
     ),
-    _on_images("vgg-static", "VGG of nine layers, direct coding", static.vgg, (50, 70, 80, 90)),
-    _on_images("sew-resnet", "SEW-ResNet of eight blocks", resnets.sew_resnet, (50, 70, 80, 90)),
-    _on_images("ms-resnet", "membrane-shortcut ResNet of eight blocks", resnets.ms_resnet, (50, 70, 80, 90)),
-    _on_images(
-        "spike-transformer", "spike-driven Transformer of four blocks", transformer.spike_transformer, (50, 70, 80, 90)
-    ),
+    _on_images("vgg-static", "VGG of nine layers, direct coding", static.vgg),
+    _on_images("sew-resnet", "SEW-ResNet of eight blocks", resnets.sew_resnet),
+    _on_images("ms-resnet", "membrane-shortcut ResNet of eight blocks", resnets.ms_resnet),
+    _on_images("spike-transformer", "spike-driven Transformer of four blocks", transformer.spike_transformer),
     Case(
         name="recurrent",
         title="12-96-9 with LIFRecurrent, JapaneseVowels, T = 29",
@@ -145,7 +149,7 @@ CASES = (
         data=vowels.load,
         shape=(vowels.CHANNELS,),
         seeds=(0, 1, 2, 3, 4),
-        budgets=budgets((50, 70, 80, 90)),
+        budgets=(*budgets((70, 80, 90, 95)), JOINT),
         training=Training(epochs=40, batch=20, learning_rate=5e-3, scale=0.2),
     ),
 )
