@@ -66,7 +66,7 @@ def export_onnx(
     are in the result, and in the file's metadata under "sbc.states".
 
     Sums of floats depend on their order, so a membrane may differ in its last bits from one runtime to the next, and a
-    spike where it meets the threshold. With scales that are powers of two, binary inputs and no bias every sum is exact.
+    spike where it meets the threshold. With power-of-two scales, binary inputs and no bias every sum is exact.
 
     Args:
         model: of ``compress(..., backend="brevitas")`` or ``quantize_layers``; float32.
