@@ -152,6 +152,11 @@ def only_quantises(budget: Budget) -> bool:
     return budget.prune is None
 
 
+def brevitas_has(budget: Budget) -> bool:
+    """Whether Brevitas' quantizers that keep their scale have such a grid: they are symmetric."""
+    return only_quantises(budget) and budget.quantize is not None and budget.quantize.symmetric
+
+
 def everything(budget: Budget) -> bool:
     """Any budget."""
     return True
@@ -185,7 +190,7 @@ METHODS = {
     "magnitude": Method("magnitude", partial(by_package, method="magnitude"), prunes, size_of),
     "rtn": Method("rounding", partial(by_package, method="rtn"), only_quantises, size_of),
     "obc": Method("M = I (OBC, GPTQ)", partial(by_package, method="obc"), everything, all_settings),
-    "brevitas": Method("GPTQ in Brevitas", by_brevitas, only_quantises, size_of),
+    "brevitas": Method("GPTQ in Brevitas", by_brevitas, brevitas_has, size_of),
     "published": Method("SBC as published", as_published, everything, size_of),
     "sbc": Method("SBC", partial(by_package, method="sbc"), everything, all_settings),
     "tuned": Method("SBC, tuned", tuned, everything, careful_settings),

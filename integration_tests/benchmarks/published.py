@@ -85,8 +85,8 @@ class Published:
                 weight = refit(weight, mask, hessian, damping=self.damping, groups=groups)
             if quantize is not None:
                 parts = [part.form.columns for part in layer.parts]
-                granularity = quantize.granularity
-                grid = make_grid(weight, quantize.bits, granularity=granularity, scale="absmax", mask=mask, parts=parts)
+                chosen = {"granularity": quantize.granularity, "symmetric": quantize.symmetric}
+                grid = make_grid(weight, quantize.bits, **chosen, scale="absmax", mask=mask, parts=parts)
                 weight = gptq(weight, hessian, grid, mask, damping=self.damping, groups=groups).weight
             layer.write(weight)
         return model
