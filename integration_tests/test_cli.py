@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import nir
 import numpy
@@ -224,11 +223,12 @@ def test_an_interrupt_leaves_nothing(
 ) -> None:
     before = sorted(os.listdir(folder))
 
-    def interrupted(path: Any, *rest: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def interrupted(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nir, "write", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     status, out, err = told(capsys, *COMPRESS)
     assert (status, out, err) == (130, "", "sbc: interrupted\n")
     assert sorted(os.listdir(folder)) == before
@@ -244,3 +244,40 @@ def test_a_graph_without_a_rule_is_named(folder: Path, capsys: pytest.CaptureFix
     nir.write(folder / "delay.nir", chain((5,), (5,), delay=nir.Delay(numpy.ones(5)), lif=lif(5)))
     status, _, err = told(capsys, *replaced(source="delay.nir"))
     assert status == 1 and "delay" in err.lower()
+
+
+@pytest.mark.parametrize("output", ["small.nir", "small.safetensors", "small.onnx"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    folder: Path, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file may grow beyond 600 bytes here: what a writer is told is what a full disk tells it."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = sorted(os.listdir(folder))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+    try:
+        status, out, err = told(capsys, *replaced(output=output))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (status, out) == (1, "")
+    assert err.startswith(f"sbc: {output} cannot be written: File too large") and err.count("\n") == 1
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_the_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, *text: str, **named: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    status, _, err = told(capsys, *COMPRESS, "--report", "report.html")
+    assert status == 1 and "report.html cannot be written: No space left" in err
+    assert "small.nir is written" in err and err.count("\n") == 1
+    assert Path("small.nir").is_file() and not Path("report.html").exists()
+
+
+def test_what_was_read_is_told_by_its_axes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data with its axes turned may run all the same: the numbers of sequences and steps show it."""
+    assert told(capsys, *COMPRESS)[1].startswith("spikes.npz: ")
+    assert "sequences of " in told(capsys, *COMPRESS)[1].splitlines()[0]

@@ -109,11 +109,12 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path: Path, monkeypatch: 
     nir.write(source, dense(lif))
     target.write_bytes(b"what was there")
 
-    def broken(path: Any, *rest: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def broken(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(nir, "write", broken)
+    monkeypatch.setattr(Path, "write_bytes", broken)
     with pytest.raises(CheckpointError, match=r"small\.nir cannot be written: No space left.*has space"):
         quantised(source, target)
     assert target.read_bytes() == b"what was there"

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="`torch.jit.script", category=DeprecationWarning)
     # Brevitas looks for optional packages and for CUDA's compiler while it is imported
     warnings.filterwarnings("ignore", message="fast_hadamard_transform package not found")
+    # numpy before 2 asks for the smallest denormal, which is flushed here
+    warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         options.command(options)

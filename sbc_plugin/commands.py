@@ -19,6 +19,7 @@ from sbc_plugin.layers import input_of, library_of
 from sbc_plugin.report import Report
 from sbc_plugin.settings import Calibration, Prune, Quantize
 from sbc_plugin.sources import load_data, load_model
+from sbc_plugin.spike_files import Batches
 
 OUTPUTS, PAGES = (".nir", ".safetensors", ".onnx"), (".html", ".json")
 LOOK_STEPS, LOOK_RATE = 10, 0.1  # of random spikes, to look at a .nir file without data
@@ -80,10 +81,15 @@ def compress(options: argparse.Namespace) -> None:
         evaluation = evaluate(dense, small, data if held_out is None else held_out, held_out=held_out is not None)
     _write(output, small, report, next(iter(data)))
     if report_file is not None:
-        _write_report(report_file, report, evaluation, options.source)
+        try:
+            _write_report(report_file, report, evaluation, options.source)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {output} is written") from error
     if options.json:
         print(json.dumps(_result(report, evaluation, options.source)))
         return
+    if isinstance(data, Batches):
+        print(f"{options.data}: {data}\n")
     print(report)
     if evaluation is not None:
         print(f"\n{evaluation}")

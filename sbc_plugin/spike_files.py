@@ -63,6 +63,8 @@ class Batches(Iterable[Any]):
 
     >>> [len(y) for _, y in Batches(torch.zeros(2, 5, 3), torch.arange(5), 2)]
     [2, 2, 1]
+    >>> print(Batches(torch.zeros(20, 5, 3), None, 2))
+    5 sequences of 20 steps, 3 inputs
     """
 
     def __init__(self, x: Tensor, labels: Tensor | None, size: int) -> None:
@@ -71,6 +73,12 @@ class Batches(Iterable[Any]):
     def __len__(self) -> int:
         """How many batches."""
         return -(-self.x.shape[1] // self.size)
+
+    def __str__(self) -> str:
+        """What the axes are taken for: data whose axes are turned is found out here."""
+        steps, sequences, *features = self.x.shape
+        shape = " x ".join(map(str, features))
+        return f"{sequences} sequences of {steps} steps, {shape} inputs" + (", labelled" * (self.labels is not None))
 
     def __iter__(self) -> Iterator[Any]:
         """One batch after the other."""

@@ -1,5 +1,6 @@
 """A Norse model as a NIR graph, and as a file."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,10 @@ def write(
         CheckpointError: the file cannot be written.
     """
     graph = graph_of(model, input_shape=input_shape, codes=codes, power_of_two=power_of_two)
-    with replacing(target, (OSError, RuntimeError)) as beside:  # h5py raises either
-        nir.write(beside, graph)
+    data = io.BytesIO()  # where a disk is full, HDF5 prints tracebacks of its own and may end the process
+    nir.write(data, graph)
+    with replacing(target) as beside:
+        beside.write_bytes(data.getvalue())
 
 
 def graph_of(
