@@ -94,6 +94,8 @@ def compress(options: argparse.Namespace) -> None:
     if evaluation is not None:
         print(f"\n{evaluation}")
     print(f"\nwritten: {output} ({output.stat().st_size / 1000:,.1f} kB)" + (f", {report_file}" if report_file else ""))
+    if output.suffix.lower() == ".safetensors":
+        print(f"it holds weights, not the model's code: read it with --model {options.source}")
 
 
 def compare(options: argparse.Namespace) -> None:

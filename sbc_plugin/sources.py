@@ -71,7 +71,10 @@ def load_model(
 
             return read(source, dt=dt, reset_method=reset)
         if factory is None:
-            raise SettingsError(f"{source} holds weights, not the model's code; give --model: {MODELS}")
+            raise SettingsError(
+                f"{source} holds weights, not the model's code; add --model with what it was made of: a .nir file or "
+                "package.module:factory"
+            )
         return load(source, load_model(factory, dt=dt, reset=reset))[0]
     if ":" not in source:
         raise SettingsError(f"{source!r} is no model; {MODELS}")
