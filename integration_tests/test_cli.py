@@ -130,11 +130,13 @@ def test_compress_writes_the_file_and_the_report(folder: Path, capsys: pytest.Ca
 
 def test_compress_for_machines_then_the_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("compress", "own_nets:model", "--data", "own_nets:loader", "--pattern", "4:8", "-o", "small.nir")
-    status, out, _ = told(capsys, *command, "--json", "--report", "report.json", "--order", "sequential")
+    careful = ("--order", "sequential", "--tuning", "2")
+    status, out, _ = told(capsys, *command, "--json", "--report", "report.json", *careful)
     found = json.loads(out)
     assert status == 0 and found == json.loads(Path("report.json").read_text())
     assert found["report"]["settings"]["prune"]["pattern"] == "4:8"
-    assert found["report"]["settings"]["calibration"]["order"] == "sequential"
+    calibration = found["report"]["settings"]["calibration"]
+    assert (calibration["order"], calibration["tuning"]) == ("sequential", 2)
     assert found["report"]["skipped"] and not found["evaluation"]["held_out"]
     status, out, _ = told(capsys, "report", "report.json", "-o", "page.html")
     assert status == 0 and "<svg" in Path("page.html").read_text()
@@ -188,6 +190,8 @@ def replaced(**named: str) -> tuple[str, ...]:
         (replaced(output="nowhere/small.nir"), ["nowhere/small.nir", "has no folder"]),
         ((*COMPRESS, "--sparsity", "1.5"), ["sparsity=1.5"]),
         ((*COMPRESS, "--allocation", "lamp"), ["--allocation", "--sparsity"]),
+        ((*COMPRESS, "--silent-first"), ["--silent-first", "--sparsity"]),
+        ((*COMPRESS, "--tuning", "-1"), ["tuning=-1"]),
         ((*COMPRESS, "--batch", "0"), ["--batch 0"]),
         ((*COMPRESS, "--report", "report.pdf"), ["report.pdf", ".html or .json"]),
         ((*COMPRESS, "--test", "nothing.npz"), ["no file nothing.npz"]),

@@ -174,9 +174,16 @@ def _budget(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sparsity", type=float, help="fraction of weights to set to zero, e.g. 0.9")
     group.add_argument("--pattern", help="of zeros: unstructured (default), N:M such as 2:4, block:K")
     group.add_argument("--allocation", choices=ALLOCATIONS, help="how layers share the zeros")
+    group.add_argument(
+        "--silent-first",
+        action="store_const",
+        const=True,
+        help="weights from and into neurons that never spike go first",
+    )
     group.add_argument("--bits", type=int, help="of each weight, 2 to 8")
     group.add_argument("--granularity", help="of scales: channel (default), tensor, group:K")
     group.add_argument("--scale", choices=SCALES, help="how scales are chosen")
     group.add_argument("--method", choices=METHODS, default="sbc", help="or a baseline (default: %(default)s)")
     group.add_argument("--order", choices=ORDERS, help="of calibration")
+    group.add_argument("--tuning", type=int, metavar="STEPS", help="then gradient steps towards the dense spikes")
     group.add_argument("--damping", type=float, help="added to the Hessian's diagonal, as a fraction of its mean")

@@ -178,21 +178,21 @@ def _settings(options: argparse.Namespace) -> tuple[Prune | None, Quantize | Non
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
-    pruning, grid = given("pattern", "allocation"), given("granularity", "scale")
+    pruning, grid = given("pattern", "allocation", "silent_first"), given("granularity", "scale")
     sparsity = options.sparsity
     if sparsity is None and options.pattern is not None and ":" in options.pattern:
         kept, _, size = options.pattern.partition(":")
         if kept.isdigit() and size.isdigit() and int(size):
             sparsity = 1 - int(kept) / int(size)
     if sparsity is None and pruning:
-        raise SettingsError(f"--{next(iter(pruning))} belongs to pruning; give --sparsity too")
+        raise SettingsError(f"--{next(iter(pruning)).replace('_', '-')} belongs to pruning; give --sparsity too")
     if options.bits is None and grid:
         raise SettingsError(f"--{next(iter(grid))} belongs to quantisation; give --bits too")
     if sparsity is None and options.bits is None:
         raise SettingsError("nothing to do: give --sparsity, --pattern N:M, --bits, or several of them")
     prune = None if sparsity is None else Prune(sparsity, **pruning)
     quantize = None if options.bits is None else Quantize(options.bits, **grid)
-    return prune, quantize, Calibration(**given("order", "damping"))
+    return prune, quantize, Calibration(**given("order", "damping", "tuning"))
 
 
 def _model(options: argparse.Namespace, source: str) -> nn.Module:
