@@ -104,6 +104,8 @@ class Calibration:
         alpha: of the sequential target: 1 = the dense network's membrane, 0 = the layer's own on its new input.
         max_samples: the most samples (time steps and positions) a layer takes from each batch, seeded; None = all.
         device: where the Hessians are kept and solved; None = where the weights are.
+        align: after solving, bring the mean and variance that each BatchNorm channel receives, and the mean of each
+            output with a bias, back to the dense network's; forward passes only. Only for "sbc" and "obc".
         tuning: gradient steps after solving, on the kept weights, towards the dense network's spikes; no labels. Needs
             surrogate gradients and the memory that training takes. Only for "sbc" and "obc".
         outputs: what tuning takes the model's output for: "classes", scores that tell classes apart once they are
@@ -119,6 +121,7 @@ class Calibration:
     alpha: float = 0.25
     max_samples: int | None = None
     device: torch.device | str | None = None
+    align: bool = False
     tuning: int = 0
     outputs: str = "classes"
 

@@ -21,7 +21,7 @@ from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
 
 STEP = 0.05  # length of the first steps, as a fraction of the root mean square of the layer's kept weights
 SCALE_STEP = 0.003  # length of a scale's first steps, as a fraction of the scale
-PARTS = (1.0, 0.5, 0.25)  # of the way that the steps went, tried in the end
+PARTS = (1.0, 0.5, 0.25)  # of the way that the steps went, tried in this order
 SEED = 20_250_603  # of the order in which pieces are taken
 
 
@@ -37,9 +37,9 @@ def tune(
 ) -> tuple[float, float]:
     """Move the layers' nonzero weights, in place, so that the model's spikes come closer to the targets.
 
-    Of a quantised layer only the scales move: codes stay, and so do scales that have to be powers of two. In the end a
-    half and a quarter of the way are tried too, and the judged pieces together decide; if nothing brings the spikes
-    closer, all is put back.
+    Of a quantised layer only the scales move: codes stay, and so do scales that have to be powers of two. If in
+    the end the spikes are no closer on the judged pieces together, half of the way is tried, then a quarter; if that
+    brings nothing, all is put back.
 
     Adam, one piece a step in seeded random order, with a step length that falls to 0 along a cosine.
 
@@ -84,20 +84,15 @@ def tune(
             schedule.step()
             for each in movable:
                 each.layer.write(each.weight().detach())
-    least, part = before, 0.0
-    for tried in PARTS:
+    for part in PARTS:
         for each in movable:
-            each.layer.write(each.weight(tried).detach())
-        if (found := mean_distance(library, model, aims, run)) < least:
-            least, part = found, tried
-    if part == 0:
-        for layer, weight in zip(layers, start, strict=True):
-            layer.write(weight)
-        return before, before
-    for each in movable:
-        each.layer.write(each.weight(part).detach())
-    grids |= {each.layer.name: each.grid(part) for each in movable if isinstance(each, _Scales)}
-    return before, least
+            each.layer.write(each.weight(part).detach())
+        if (after := mean_distance(library, model, aims, run)) < before:
+            grids |= {each.layer.name: each.grid(part) for each in movable if isinstance(each, _Scales)}
+            return before, after
+    for layer, weight in zip(layers, start, strict=True):
+        layer.write(weight)
+    return before, before
 
 
 @dataclass(frozen=True)

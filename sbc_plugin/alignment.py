@@ -1,0 +1,153 @@
+"""Bring the moments of every channel's current back to the dense network's, by forward passes alone.
+
+What an error in one layer does to the rates of the next shifts the currents that BatchNorm was told to expect, and
+those to which a bias was fitted. Both are moved so that mean and variance are the dense ones again, layer by layer,
+each on what the compressed ones before it send. Source: docs/theory.md, equations 12 and 13.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.errors import CalibrationError
+from sbc_plugin.layers import Forward, SpikingLayer, input_of, neutral
+
+SEQUENCES = 256  # at least so many are run, if there are: whole batches
+FURTHEST = 2.0  # factor on a channel's standard deviation
+
+Norm: TypeAlias = nn.modules.batchnorm._BatchNorm
+Biased: TypeAlias = nn.Linear | nn.modules.conv._ConvNd
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of each channel, (channels,), float64, over batch, steps and positions."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the dense network shows.
+
+    Attributes:
+        moments: by name of the module, in the order in which they are called.
+        batches: that they were taken on.
+    """
+
+    moments: dict[str, Moments]
+    batches: list[Any]
+
+
+def expected(model: nn.Module, layers: list[SpikingLayer], data: Iterable[Any], run: Forward) -> Expected:
+    """The moments of everything that :func:`align` can move, from the first of the data.
+
+    Args:
+        model: dense.
+        layers: of the model; those with a bias count, and all BatchNorms.
+        data: batches.
+        run: runs one whole sequence.
+    """
+    batches = _first(data)
+    return Expected(_moments(model, _modules(model, layers), batches, run), batches)
+
+
+def align(model: nn.Module, wanted: Expected, run: Forward) -> None:
+    """Move BatchNorms' running statistics and layers' biases, in place, one after the other.
+
+    The batches run once for each of them.
+
+    Args:
+        model: holds the compressed weights.
+        wanted: of the dense network.
+        run: runs one whole sequence.
+    """
+    for name, target in wanted.moments.items():
+        module: Any = model.get_submodule(name)
+        found = _moments(model, {name: module}, wanted.batches, run)[name]
+        with torch.no_grad():
+            if isinstance(module, Norm):
+                _align_norm(module, found, target)
+            else:
+                module.bias += (target.mean - found.mean).to(module.bias)
+
+
+def movable(model: nn.Module, layers: list[SpikingLayer]) -> list[Tensor]:
+    """What :func:`align` changes: running statistics and biases."""
+    found: list[Tensor] = []
+    for module in _modules(model, layers).values():
+        own = [module.running_mean, module.running_var] if isinstance(module, Norm) else [module.bias]
+        found += [tensor.detach() for tensor in own if tensor is not None]
+    return found
+
+
+def _align_norm(norm: Norm, found: Moments, target: Moments) -> None:
+    """Let the normalisation take x for ``(x - mean) sigma* / sigma + mean*``, by its running statistics alone."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    known = (found.variance > 0) & (target.variance > 0)
+    ratio = (target.variance / found.variance.where(known, 1.0)).sqrt().clamp(1 / FURTHEST, FURTHEST)
+    ratio = ratio.where(known, 1.0).minimum(((variance + norm.eps) / norm.eps).sqrt())  # a variance is not negative
+    norm.running_mean.copy_(mean / ratio + (found.mean - target.mean / ratio))
+    norm.running_var.copy_(variance.where(ratio == 1, (variance + norm.eps) / ratio.square() - norm.eps))
+
+
+def _modules(model: nn.Module, layers: list[SpikingLayer]) -> dict[str, Norm | Biased]:
+    """What can be aligned, by name: BatchNorms that keep running statistics, and layers with a bias."""
+    own = {id(part.module) for layer in layers for part in layer.parts if part.attribute == "weight"}
+    found: dict[str, Norm | Biased] = {}
+    for name, module in model.named_modules():
+        if (isinstance(module, Norm) and module.running_mean is not None) or (
+            isinstance(module, Biased) and id(module) in own and module.bias is not None
+        ):
+            found[name] = module
+    return found
+
+
+def _moments(
+    model: nn.Module, modules: Mapping[str, Norm | Biased], batches: list[Any], run: Forward
+) -> dict[str, Moments]:
+    """What comes into each BatchNorm and out of each layer, in the order of their first calls."""
+    sums: dict[str, list[Tensor]] = {}
+
+    def add(name: str, x: Tensor, axis: int) -> None:
+        rows = x.detach().movedim(axis, -1).flatten(0, -2).double()
+        new = [rows.sum(0), rows.square().sum(0), torch.tensor(float(len(rows)))]
+        sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else new
+
+    def listen(name: str, module: Norm | Biased) -> Any:
+        if isinstance(module, Norm):
+            return module.register_forward_pre_hook(lambda _, given: add(name, given[0], 1))
+        axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
+        return module.register_forward_hook(lambda _, given, output: add(name, output, axis))
+
+    handles = [listen(name, module) for name, module in modules.items()]
+    try:
+        with neutral(model), torch.no_grad():
+            for batch in batches:
+                run(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    means = {name: (total / count, squares / count) for name, (total, squares, count) in sums.items()}
+    return {name: Moments(mean, (square - mean.square()).clamp_min(0)) for name, (mean, square) in means.items()}
+
+
+def _first(data: Iterable[Any]) -> list[Any]:
+    """The first batches, with at least ``SEQUENCES`` sequences together if there are so many."""
+    found: list[Any] = []
+    seen = 0
+    for batch in data:
+        found.append(batch)
+        try:
+            x = input_of(batch)
+        except CalibrationError:  # a batch of the user's own kind, for the user's own forward
+            continue
+        seen += x.shape[1] if x.dim() > 1 else 1
+        if seen >= SEQUENCES:
+            break
+    return found

@@ -1,0 +1,234 @@
+"""All layers of a model, calibrated, solved, written and improved: what ``compress`` does once it knows them."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sbc_plugin.aims import Aims, targets
+from sbc_plugin.alignment import align, expected, movable
+from sbc_plugin.calibration import Statistics, gather
+from sbc_plugin.core.allocation import allocate_zeros
+from sbc_plugin.core.grids import Grid
+from sbc_plugin.core.hessian import Solution
+from sbc_plugin.core.patterns import parse_pattern, pattern_zeros
+from sbc_plugin.core.silence import dead_columns, give_silent
+from sbc_plugin.errors import SettingsError, in_layer
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
+from sbc_plugin.report import LayerReport
+from sbc_plugin.sequential import gather_drift
+from sbc_plugin.settings import Calibration
+from sbc_plugin.solving import (
+    SECOND_ORDER,
+    Recipe,
+    check_heard,
+    saliency,
+    sequential_target,
+    solve,
+    stages,
+    unfit_pattern,
+    without_pruning,
+)
+from sbc_plugin.tuning import tune
+from sbc_plugin.unheard import unheard_neurons
+
+
+def zero_fraction(weight: Tensor) -> float:
+    """The fraction of zeros."""
+    return float((weight == 0).double().mean())
+
+
+@dataclass
+class Job:
+    """One call of :func:`sbc_plugin.compress`, once layers are found: what to solve, and how.
+
+    Attributes:
+        library: of the model.
+        model: changed in place.
+        layers: of the model.
+        data: batches.
+        calibration: settings.
+        forward: runs one whole sequence; None for the library's default.
+        progress: show progress bars; None = on a terminal.
+        recipe: what to do to each layer.
+        grids: by layer name, of those that were quantised.
+    """
+
+    library: SNNLibrary
+    model: nn.Module
+    layers: list[SpikingLayer]
+    data: Iterable[Any]
+    calibration: Calibration
+    forward: Forward | None
+    progress: bool | None
+    recipe: Recipe
+    grids: dict[str, Grid] = field(default_factory=dict)
+
+    def run(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
+        """Solve, write and tune all layers; if anything fails, put the dense weights back."""
+        second_order = self.recipe.method in SECOND_ORDER
+        sequential = second_order and self.calibration.order == "sequential"
+        tuning = second_order and self.calibration.tuning > 0
+        aligning = second_order and self.calibration.align
+        if isinstance(self.data, Iterator) and (sequential or tuning or aligning or self._silent_first):
+            self.data = list(self.data)
+        forward = self.forward or self.library.default_forward(self.model)
+        others = [(tensor, tensor.clone()) for tensor in (movable(self.model, self.layers) if aligning else [])]
+        try:
+            classes = self.calibration.outputs == "classes"
+            aims = targets(self.library, self.model, self.data, self.forward, classes) if tuning else None
+            wanted = expected(self.model, self.layers, self.data, forward) if aligning else None
+            rows: list[LayerReport] = []
+            for recipe in stages(self.recipe, tuning):
+                self.recipe = recipe
+                weights = {layer.name: layer.weight() for layer in self.layers}
+                solved = self._sequential(weights, skipped) if sequential else self._one_shot(weights, skipped)
+                if wanted is not None:
+                    align(self.model, wanted, forward)
+                if aims is not None:
+                    self._tune(aims, skipped)
+                rows = [
+                    replace(row, sparsity=zero_fraction(layer.weight()), loss=row.loss + (rows[at].loss if rows else 0))
+                    for at, (row, layer) in enumerate(zip(solved, self.layers, strict=True))
+                ]
+        except BaseException:
+            for layer in self.layers:
+                layer.write(dense[layer.name])
+            for tensor, before in others:
+                tensor.copy_(before)
+            raise
+        return rows
+
+    def _tune(self, aims: Aims, skipped: dict[str, str]) -> None:
+        steps = self.calibration.tuning
+        before, after = tune(
+            self.library, self.model, self.layers, self.grids, aims, steps, self.forward, self.progress
+        )
+        if not after < before:
+            told = f"{steps} steps brought the spikes no closer ({before:.3f} before, {after:.3f} after)"
+            skipped["tuning"] = "; ".join(filter(None, [skipped.get("tuning"), told]))
+
+    def _one_shot(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
+        """All Hessians from one pass over the dense network; all layers solved before the first is written."""
+        found = self._gather(self.layers)
+        for layer in self.layers if self.recipe.method in SECOND_ORDER else []:
+            with in_layer(layer.name):  # before time goes into the layers in front of it
+                check_heard(found[layer.name].accumulator.sum_xx)
+        dense = self._without_silent(dense, found)
+        zeros = self._budget(dense, skipped, found)
+        solved = []
+        for layer in self._bar(self.layers):
+            started = time.perf_counter()
+            solution = self._solve(layer, dense[layer.name], found[layer.name].accumulator.hessian(), zeros)
+            solved.append((layer, solution, self._row(layer, solution, found[layer.name], started)))
+        for layer, solution, _ in solved:
+            layer.write(solution.weight)
+        return [row for _, _, row in solved]
+
+    def _sequential(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
+        """Layer by layer, each on what the already compressed ones before it send."""
+        needs_losses = self.recipe.prune is not None and self.recipe.prune.allocation == "loss"
+        found = self._gather(self.layers) if needs_losses or self._silent_first else {}
+        start = self._without_silent(dense, found)
+        zeros = self._budget(start, skipped, found)
+        done: dict[str, Tensor] = {}
+        rows = []
+        for layer in self._bar(self.layers):
+            started = time.perf_counter()
+            statistics, drift = gather_drift(
+                self.library, self.model, layer, self.data, self.calibration, self.forward, self.layers, dense, done
+            )
+            hessian, target = statistics.accumulator.hessian(), start[layer.name]
+            if done and self.recipe.method in SECOND_ORDER:
+                with in_layer(layer.name):
+                    groups = layer.groups if hessian.dim() == 3 else None
+                    alpha, damping = self.calibration.alpha, self.calibration.damping
+                    target = sequential_target(target, hessian, drift, alpha, damping, groups)
+            solution = self._solve(layer, target, hessian, zeros)
+            done[layer.name] = solution.weight
+            layer.write(solution.weight)
+            rows.append(self._row(layer, solution, statistics, started))
+        return rows
+
+    @property
+    def _silent_first(self) -> bool:
+        prune = self.recipe.prune
+        return prune is not None and prune.silent_first and self.recipe.method in SECOND_ORDER
+
+    def _without_silent(self, dense: dict[str, Tensor], found: dict[str, Statistics]) -> dict[str, Tensor]:
+        """The dense weights, those of silent neurons 0 as far as the budget goes; such zeros stay and are counted."""
+        if not self._silent_first:
+            return dense
+        assert self.recipe.prune is not None
+        dead = {
+            layer.name: dead_columns(found[layer.name].accumulator.sum_xx, layer.rows, layer.groups)
+            for layer in self.layers
+        }
+        unheard = unheard_neurons(self.library, self.model, self.layers, dead, self.data, self.forward)
+        zeros = round(self.recipe.prune.sparsity * sum(weight.numel() for weight in dense.values()))
+        return give_silent(dense, dead, unheard, zeros) or dense
+
+    def _gather(self, layers: list[SpikingLayer]) -> dict[str, Statistics]:
+        return gather(self.library, self.model, layers, self.data, self.calibration, self.forward, self.progress)
+
+    def _solve(self, layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: dict[str, int]) -> Solution:
+        recipe = self.recipe if layer.name in zeros else without_pruning(self.recipe)
+        with in_layer(layer.name):
+            solution = solve(layer, weight, hessian, zeros.get(layer.name), recipe)
+        if solution.grid is not None:
+            self.grids[layer.name] = solution.grid
+        return solution
+
+    def _budget(
+        self, dense: dict[str, Tensor], skipped: dict[str, str], found: dict[str, Statistics]
+    ) -> dict[str, int]:
+        """How many zeros each layer shall have; layers that the pattern does not fit are left out, and that is told.
+
+        Raises:
+            SettingsError: the pattern fits no layer.
+        """
+        prune = self.recipe.prune
+        if prune is None:
+            return {}
+        pattern = parse_pattern(prune.pattern)
+        fitting = []
+        for layer in self.layers:
+            if reason := unfit_pattern(layer, prune.pattern):
+                skipped[layer.name] = "; ".join(filter(None, [layer.note, f"not pruned: {reason}"]))
+            else:
+                fitting.append(layer)
+        if not fitting:
+            raise SettingsError(f"pattern {prune.pattern!r} fits no layer of the model: {skipped[self.layers[0].name]}")
+        if pattern.kind == "n:m":
+            return {layer.name: pattern_zeros(pattern, layer.rows, layer.columns, 0) for layer in fitting}
+        weights = {layer.name: dense[layer.name] for layer in fitting}
+        saliencies = None
+        if prune.allocation == "loss":
+            saliencies = {
+                layer.name: saliency(
+                    layer, dense[layer.name], found[layer.name].accumulator.hessian(), self.calibration.damping
+                )
+                for layer in fitting
+            }
+        return allocate_zeros(weights, prune.sparsity, method=prune.allocation, saliencies=saliencies)
+
+    def _row(self, layer: SpikingLayer, solution: Solution, statistics: Statistics, started: float) -> LayerReport:
+        return LayerReport(
+            name=layer.name,
+            kind=layer.kind,
+            rows=layer.rows,
+            columns=layer.columns,
+            sequences=statistics.sequences,
+            samples=statistics.accumulator.count,
+            sparsity=zero_fraction(solution.weight),
+            bits=self.recipe.quantize.bits if self.recipe.quantize else layer.parts[0].tensor.dtype.itemsize * 8,
+            loss=solution.loss,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _bar(self, layers: list[SpikingLayer]) -> Iterable[SpikingLayer]:
+        disable = None if self.progress is None else not self.progress
+        return tqdm(layers, desc="compressing", unit="layer", leave=False, disable=disable)
