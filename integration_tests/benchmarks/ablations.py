@@ -23,6 +23,7 @@ from integration_tests.benchmarks.variants import (
     Ground,
     allocated,
     changed,
+    corrected,
     elsewhere,
     fewer,
     shorter,
@@ -150,6 +151,20 @@ ABLATIONS: dict[str, tuple[str, tuple[Variant, ...]]] = {
                 "magnitude": {"solver": "magnitude", "refit": False},
             }.items()
             for steps in (0, 30, 100)
+        ),
+    ),
+    "corrections": (
+        "what follows the solver",
+        tuple(
+            Variant(title, name, partial(corrected, method=method, **settings))
+            for method, title in BOTH.items()
+            for name, settings in {
+                "nothing": {},
+                "rescaled": {"rescale": True},
+                "aligned": {"align": True},
+                "tuned": {"tuning": 100},
+                "aligned, tuned": {"align": True, "tuning": 100},
+            }.items()
         ),
     ),
     "steps": (

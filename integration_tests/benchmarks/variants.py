@@ -149,3 +149,9 @@ def shorter(ground: Ground, steps: int) -> nn.Module:
 def tuned_from(ground: Ground, steps: int, method: str = "sbc", **chosen: Any) -> nn.Module:
     """The package with so many steps of tuning, from what a method or, with ``chosen``, another mask starts with."""
     return ground.compressed(method, calibration=Calibration(tuning=steps), prune=replace(ground.prune, **chosen))
+
+
+def corrected(ground: Ground, method: str, rescale: bool = False, **chosen: Any) -> nn.Module:
+    """The package with what can follow the solver."""
+    prune = replace(ground.prune, rescale=rescale)
+    return ground.compressed(method, calibration=Calibration(**chosen), prune=prune)
