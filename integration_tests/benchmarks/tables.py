@@ -69,8 +69,13 @@ COLUMNS: dict[str, Callable[[list[Line]], str]] = {
 }
 
 
+OURS = ("sbc", "tuned")
+
+
 def by_method(lines: list[Line], order: Sequence[str]) -> str:
-    """Accuracy, spike distance and costs of each budget and method, and how far SBC is ahead on the same network.
+    """Accuracy, spike distance and costs of each budget and method, and how far SBC, tuned or not, is ahead of it.
+
+    Differences are paired: of the same network and calibration data.
 
     Args:
         lines: of one case.
@@ -79,17 +84,25 @@ def by_method(lines: list[Line], order: Sequence[str]) -> str:
     rows = []
     for budget in order:
         chosen = [line for line in lines if line["budget"] == budget]
-        sbc = {line["seed"]: line["accuracy"] for line in chosen if line["method"] == "sbc" and "failed" not in line}
+        ours = {
+            name: {line["seed"]: line["accuracy"] for line in chosen if line["method"] == name and "failed" not in line}
+            for name in OURS
+        }
         for method in (name for name in NAMES if any(line["method"] == name for line in chosen)):
             mine = [line for line in chosen if line["method"] == method]
             if failures := sorted({line["failed"] for line in mine if "failed" in line}):
-                rows.append([budget, NAMES[method], f"fails: {failures[0]}", *[""] * (1 + len(COLUMNS))])
+                rows.append([budget, NAMES[method], f"fails: {failures[0]}", *[""] * (len(OURS) + len(COLUMNS))])
                 continue
-            ahead = [100 * (sbc[line["seed"]] - line["accuracy"]) for line in mine if line["seed"] in sbc]
-            compared = spread(ahead) if ahead and method != "sbc" else ""
+            ahead = ["" if method == name else _ahead(mine, ours[name]) for name in OURS]
             accuracy = spread([100 * line["accuracy"] for line in mine])
-            rows.append([budget, NAMES[method], accuracy, compared, *(form(mine) for form in COLUMNS.values())])
-    return markdown(["budget", "method", "accuracy, %", "SBC is ahead by, points", *COLUMNS], rows)
+            rows.append([budget, NAMES[method], accuracy, *ahead, *(form(mine) for form in COLUMNS.values())])
+    heads = [f"{NAMES[name]} is ahead by, points" for name in OURS]
+    return markdown(["budget", "method", "accuracy, %", *heads, *COLUMNS], rows)
+
+
+def _ahead(lines: list[Line], ours: dict[int, float]) -> str:
+    differences = [100 * (ours[line["seed"]] - line["accuracy"]) for line in lines if line["seed"] in ours]
+    return spread(differences) if differences else ""
 
 
 SUMMARY = ("90 % sparse", "95 % sparse", "97 % sparse", "2:4", "4 bits", "3 bits", "2 bits", "90 % sparse, 4 bits")
@@ -102,6 +115,7 @@ def summary(lines: list[Line], budgets: Sequence[str] = SUMMARY) -> str:
         NAMES["obc"]: ("obc",),
         NAMES["published"]: ("published",),
         NAMES["sbc"]: ("sbc",),
+        NAMES["tuned"]: ("tuned",),
     }
     dense = spread([100 * line["accuracy"] for line in lines if line["method"] == "none"])
     rows = []

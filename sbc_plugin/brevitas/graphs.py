@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from sbc_plugin.integers import Integers
 
-# ONNX' small integers for DequantizeLinear: smallest opset, type if signed, type if not, bits
+# ONNX' small integers for DequantizeLinear: smallest opset, type if signed, type if not, bits. 2 bits since onnx 1.20.
 PACKED = (
-    (25, TensorProto.INT2, TensorProto.UINT2, 2),
+    *([(25, TensorProto.INT2, TensorProto.UINT2, 2)] if hasattr(TensorProto, "INT2") else []),
     (21, TensorProto.INT4, TensorProto.UINT4, 4),
 )
 PASSES = (
