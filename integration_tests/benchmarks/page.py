@@ -101,10 +101,11 @@ SPECIAL = {
     ),
     "onnx_export": Special(
         "onnx_export: the same spikes from another runtime",
-        "Output spikes of 1,000 sequences that differ from those of the model in PyTorch, by form of the file. Each sum of\n"
-        "spikes is taken before the state is added: with power-of-two scales and no bias every sum is exact and states\n"
-        "are equal in every bit. With other scales, or a bias, PyTorch and onnxruntime add in another order, states differ\n"
-        "in their last bits, and a spike could flip where a membrane meets its threshold that closely.",
+        "Output spikes of 1,000 sequences that differ from those of the model in PyTorch, by form of the file. Sums\n"
+        "of spikes are taken before the state is added: with power-of-two scales and no bias every sum is exact,\n"
+        "states are equal in every bit. With other scales, or a bias, PyTorch and onnxruntime add in another order;\n"
+        "states differ in their last bits, and a spike could flip where a membrane meets its threshold that\n"
+        "closely.",
         onnx_export.lines,
         onnx_export.table,
     ),
