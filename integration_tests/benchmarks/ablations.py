@@ -186,8 +186,8 @@ ABLATIONS: dict[str, tuple[str, tuple[Variant, ...]]] = {
 
 def lines(known: Known = lambda line: False, networks: tuple[str, ...] = tuple(SPARSITY)) -> Iterator[Line]:
     """Measure what is not known yet: a line for each network, ablation, variant and seed."""
-    for name in networks:
-        for seed in SEEDS:
+    for seed in SEEDS:  # first, so that an interrupted run has something of every network
+        for name in networks:
             ground = Ground(SUBJECTS[name], seed)
             mark = [weights_digest(ground.dense), TESTED, all_settings(Budget("", "", ground.prune))]
             tasks = [
