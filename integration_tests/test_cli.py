@@ -130,14 +130,15 @@ def test_compress_writes_the_file_and_the_report(folder: Path, capsys: pytest.Ca
 
 def test_compress_for_machines_then_the_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("compress", "own_nets:model", "--data", "own_nets:loader", "--pattern", "4:8", "-o", "small.nir")
-    careful = ("--order", "sequential", "--tuning", "2")
+    careful = ("--order", "sequential", "--tuning", "2", "--align", "--outputs", "values")
     status, out, _ = told(capsys, *command, "--json", "--report", "report.json", *careful)
     found = json.loads(out)
     assert status == 0 and found == json.loads(Path("report.json").read_text())
     assert found["report"]["settings"]["prune"]["pattern"] == "4:8"
     calibration = found["report"]["settings"]["calibration"]
     assert (calibration["order"], calibration["tuning"]) == ("sequential", 2)
-    assert found["report"]["skipped"] and not found["evaluation"]["held_out"]
+    assert (calibration["align"], calibration["outputs"]) == (True, "values")
+    assert not found["evaluation"]["held_out"]
     status, out, _ = told(capsys, "report", "report.json", "-o", "page.html")
     assert status == 0 and "<svg" in Path("page.html").read_text()
 

@@ -12,7 +12,7 @@ import torch
 
 from sbc_plugin import __version__, commands
 from sbc_plugin.errors import CompressionError
-from sbc_plugin.settings import ALLOCATIONS, METHODS, ORDERS, SCALES
+from sbc_plugin.settings import ALLOCATIONS, METHODS, ORDERS, OUTPUTS, SCALES
 
 MODEL = "model.nir, model.safetensors (made by sbc), or package.module:factory, a function that returns the model"
 DATA = "spikes.npz, spikes.npy (time first: (T, N, ...), see docs/spike-files.md), or package.module:loader"
@@ -185,5 +185,9 @@ def _budget(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scale", choices=SCALES, help="how scales are chosen")
     group.add_argument("--method", choices=METHODS, default="sbc", help="or a baseline (default: %(default)s)")
     group.add_argument("--order", choices=ORDERS, help="of calibration")
+    group.add_argument(
+        "--align", action="store_const", const=True, help="then BatchNorm and biases follow the compressed layers"
+    )
     group.add_argument("--tuning", type=int, metavar="STEPS", help="then gradient steps towards the dense spikes")
+    group.add_argument("--outputs", choices=OUTPUTS, help="what tuning takes the output for (default: classes)")
     group.add_argument("--damping", type=float, help="added to the Hessian's diagonal, as a fraction of its mean")
