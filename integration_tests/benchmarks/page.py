@@ -50,6 +50,11 @@ rate, summed, relative to the rates. *Operations*: products of a weight and an i
 """
 
 
+OVERVIEW = """Accuracy in %, at sparsities where SBC as published has lost at least three points, and at few bits. Networks and
+seeds are those of the sections below, which show all budgets, spikes and costs.
+"""
+
+
 @dataclass(frozen=True)
 class Special:
     """A case with lines of its own kind.
@@ -140,7 +145,15 @@ def figure_of(name: str) -> Path:
 def page() -> str:
     """The text of ``docs/results.md``."""
     lines = {name: records.read(name) for name in SUBJECTS}
-    text = [HEAD, "## What was run", "", tables.costs({name: found for name, found in lines.items() if found}), ""]
+    text = [
+        HEAD,
+        "## Overview",
+        "",
+        OVERVIEW,
+        tables.overview({name: _in_order(SUBJECTS[name], found) for name, found in lines.items()}),
+        "",
+    ]
+    text += ["## What was run", "", tables.costs({name: found for name, found in lines.items() if found}), ""]
     if missing := [name for name, found in lines.items() if not found]:
         text += [f"Not run yet: {', '.join(missing)}.", ""]
     for name, subject in SUBJECTS.items():
@@ -152,6 +165,12 @@ def page() -> str:
         text += [f"## {special.title}", "", special.about, f"Command: `make bench CASE={name}`.", ""]
         text += [special.table(found) if (found := records.read(name)) else NOT_RUN, ""]
     return "\n".join(text)
+
+
+def _in_order(subject: Subject, lines: list[Line]) -> list[Line]:
+    """The lines of the subject's budgets, in their order."""
+    order = ["-", *(budget.title for budget in subject.case.budgets)]
+    return sorted((line for line in lines if line["budget"] in order), key=lambda line: order.index(line["budget"]))
 
 
 def _section(subject: Subject, lines: list[Line]) -> list[str]:

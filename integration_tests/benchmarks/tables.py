@@ -93,16 +93,14 @@ def by_method(lines: list[Line], order: Sequence[str]) -> str:
             if failures := sorted({line["failed"] for line in mine if "failed" in line}):
                 rows.append([budget, NAMES[method], f"fails: {failures[0]}", *[""] * (len(OURS) + len(COLUMNS))])
                 continue
-            ahead = ["" if method == name else _ahead(mine, ours[name]) for name in OURS]
+            ahead = [
+                "" if method == name else _paired(ours[name], {line["seed"]: line["accuracy"] for line in mine})
+                for name in OURS
+            ]
             accuracy = spread([100 * line["accuracy"] for line in mine])
             rows.append([budget, NAMES[method], accuracy, *ahead, *(form(mine) for form in COLUMNS.values())])
     heads = [f"{NAMES[name]} is ahead by, points" for name in OURS]
     return markdown(["budget", "method", "accuracy, %", *heads, *COLUMNS], rows)
-
-
-def _ahead(lines: list[Line], ours: dict[int, float]) -> str:
-    differences = [100 * (ours[line["seed"]] - line["accuracy"]) for line in lines if line["seed"] in ours]
-    return spread(differences) if differences else ""
 
 
 SUMMARY = ("90 % sparse", "95 % sparse", "97 % sparse", "2:4", "4 bits", "3 bits", "2 bits", "90 % sparse, 4 bits")
@@ -124,6 +122,39 @@ def summary(lines: list[Line], budgets: Sequence[str] = SUMMARY) -> str:
         scores = [[100 * line["accuracy"] for line in chosen if line["method"] in names] for names in columns.values()]
         rows.append([budget, *(spread(values) if values else "" for values in scores)])
     return markdown([f"budget (dense: {dense} %)", *columns], rows)
+
+
+LOST = 3.0  # points that the published method has lost where a budget is worth a row of the overview
+COMPARED = ("magnitude", "rtn", "obc", "published", "sbc", "tuned")
+
+
+def overview(cases: dict[str, list[Line]]) -> str:
+    """Accuracy by method, at budgets where the published method has lost ``LOST`` points, and at those of few bits."""
+    rows = []
+    for case, lines in cases.items():
+        lines = [line for line in lines if "failed" not in line]
+        dense = {line["seed"]: line["accuracy"] for line in lines if line["method"] == "none"}
+        for budget in dict.fromkeys(line["budget"] for line in lines if line["method"] == "published"):
+            by_method = {name: _accuracies(lines, budget, name) for name in COMPARED}
+            lost = [100 * (dense[seed] - value) for seed, value in by_method["published"].items() if seed in dense]
+            if not by_method["tuned"] or (mean(lost) < LOST and "bits" not in budget):
+                continue
+            scores = [spread([100 * value for value in by_method[name].values()]) for name in COMPARED[2:]]
+            plain = by_method["magnitude"] or by_method["rtn"]
+            shown = spread([100 * value for value in plain.values()])
+            ahead = [_paired(by_method["tuned"], by_method["published"]), _paired(by_method["tuned"], dense)]
+            rows.append([case, budget, spread([100 * value for value in dense.values()]), shown, *scores, *ahead])
+    heads = ["network", "budget", "dense", "magnitude, rounding", *(NAMES[name] for name in COMPARED[2:])]
+    return markdown([*heads, "tuned above published", "tuned above dense"], rows)
+
+
+def _accuracies(lines: list[Line], budget: str, method: str) -> dict[int, float]:
+    return {line["seed"]: line["accuracy"] for line in lines if (line["budget"], line["method"]) == (budget, method)}
+
+
+def _paired(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    differences = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
+    return spread(differences) if differences else ""
 
 
 def costs(cases: dict[str, list[Line]]) -> str:
