@@ -50,8 +50,8 @@ rate, summed, relative to the rates. *Operations*: products of a weight and an i
 """
 
 
-OVERVIEW = """Accuracy in %, at sparsities where SBC as published has lost at least three points, and at few bits. Networks and
-seeds are those of the sections below, which show all budgets, spikes and costs.
+OVERVIEW = """Accuracy in %, at sparsities where SBC as published has lost at least three points, and at few bits.
+Networks and seeds are those of the sections below, which show all budgets, spikes and costs.
 """
 
 
