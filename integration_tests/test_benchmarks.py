@@ -171,7 +171,7 @@ def test_brevitas_row_sees_the_whole_sequence() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_is_a_subject(case: Any) -> None:
     titles = [budget.title for budget in SUBJECTS[case.name].case.budgets]
-    assert len(set(titles)) == len(titles) and {"90 % sparse", "4 bits", "90 % sparse, 4 bits"} <= set(titles)
+    assert len(set(titles)) == len(titles) and {"95 % sparse", "4 bits", "2 bits", "90 % sparse, 4 bits"} <= set(titles)
 
 
 def test_a_limited_method_runs_on_its_seeds_only() -> None:
