@@ -133,7 +133,44 @@ SPECIAL = {
 
 
 SAYS = {  # by people, without a number that is not in the figure
-    name: "" for name in ablations.ABLATIONS
+    "samples": (
+        "One sequence for ten classes is worth nothing, one a class much less than ten. From one a class on, SBC "
+        "is ahead of M = I on the same data."
+    ),
+    "distribution": (
+        "Other classes, another encoder and above all noise cost a lot, with either Hessian: calibrate on what "
+        "the network will see. SBC stays ahead of M = I on each."
+    ),
+    "surrogate": (
+        "The constant derivative of the paper does best: the more a surrogate looks only at membranes near the "
+        "threshold, the more it costs."
+    ),
+    "kernel": (
+        "Against us: the exact kernel is not what counts. Too long a memory, or no leak at all, does as well as "
+        "the membrane's own; only too short a one costs, most of all none (M = I)."
+    ),
+    "order": (
+        "Sequential order gains a point or two at most where the target mixes in the dense network's membrane, "
+        "and costs where it does not (alpha = 0). One shot is the default, for it is simpler and nearly as good."
+    ),
+    "damping": (
+        "Anything up to the default does about equally well; a tenth of the mean diagonal costs already, all of "
+        "it much."
+    ),
+    "allocation": (
+        "LAMP's exponent hardly matters here. The same sparsity in every layer ruins the network, and so does a "
+        "threshold on the layers' own losses, which empties some of them."
+    ),
+    "tuning": (
+        "Against us: tuning makes up for what a worse Hessian lost, and after 100 steps M = I is where SBC is. "
+        "SBC gets there in fewer steps, and a mask by magnitude does not get there."
+    ),
+    "corrections": (
+        "Alignment, by forward passes alone, gains where there is BatchNorm (conv-events; the digits' network has "
+        "neither that nor biases). Rescaled rows gain, most with M = I. Tuning gains most, and needs no alignment "
+        "first."
+    ),
+    "steps": ("Calibrate at the length at which the network will run: shorter sequences cost, and so do longer ones."),
 }
 
 
@@ -183,13 +220,18 @@ def _section(subject: Subject, lines: list[Line]) -> list[str]:
     return [*text, tables.by_method(lines, ["-", *(budget.title for budget in subject.case.budgets)]), ""]
 
 
+def _networks(lines: list[Line]) -> list[str]:
+    return list(dict.fromkeys(line["network"] for line in lines))
+
+
 def ablation_sections(lines: list[Line]) -> list[str]:
     """A figure and a sentence for each ablation."""
     text = ["## Ablations", "", ablations.__doc__ or "", "Command: `make bench CASE=ablations`.", ""]
     for name, (varied, _) in ablations.ABLATIONS.items():
         found = [line for line in lines if line["ablation"] == name]
         text += [f"### {name}", ""]
-        networks = ", ".join(dict.fromkeys(line["network"] for line in found))
+        seeds = {name: {line["seed"] for line in found if line["network"] == name} for name in _networks(found)}
+        networks = ", ".join(f"{name} (seeds {', '.join(map(str, sorted(chosen)))})" for name, chosen in seeds.items())
         shown = f"![Accuracy over {varied}](figures/{figure_of(f'ablation-{name}').name})\n\n{SAYS[name]}"
         text += [shown if found else NOT_RUN, "", *([f"Measured on {networks}.", ""] if found else [])]
     return text
