@@ -11,7 +11,8 @@ from sbc_plugin.calibration import check_batch
 from sbc_plugin.comparison import TAU_STEPS
 from sbc_plugin.core.agreement import divergence, sharpness
 from sbc_plugin.core.spikes import van_rossum_distance
-from sbc_plugin.layers import Forward, SNNLibrary, input_of, neutral
+from sbc_plugin.layers import Forward, SNNLibrary, input_of
+from sbc_plugin.watching import spikes_of
 
 SEQUENCES = 32  # a step: more make steps dearer, not better
 JUDGED = 5  # every fifth piece of the data is not fitted to, and decides whether the tuned weights stay
@@ -57,21 +58,12 @@ def observe(library: SNNLibrary, model: nn.Module, batch: Any, run: Forward, cla
         run: runs one whole sequence.
         classes: keep scores too: an output (T, B, C) summed over its first axis, or an output (B, C).
     """
-    steps: dict[str, list[Tensor]] = {}
-
-    def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
-        if spikes is not None:
-            steps.setdefault(name, []).append(spikes)
-
-    with neutral(model), library.watch_steps(model, on_step):
-        output = run(model, batch)
+    spikes, output = spikes_of(library, model, batch, run, keep=lambda step: step)
     number = isinstance(output, Tensor) and not bool(((output == 0) | (output == 1)).all())
     scores = None
     if classes and isinstance(output, Tensor) and output.dim() in (2, 3) and output.shape[-1] > 1:
         scores = output.sum(0) if output.dim() == 3 else output
-    return Observation(
-        {name: torch.stack(values) for name, values in steps.items()}, output if number else None, scores
-    )
+    return Observation(spikes, output if number else None, scores)
 
 
 def targets(

@@ -82,18 +82,17 @@ class Job:
             aims = targets(self.library, self.model, self.data, self.forward, classes) if tuning else None
             wanted = expected(self.model, self.layers, self.data, forward) if aligning else None
             rows: list[LayerReport] = []
+            weights = dense
             for recipe in stages(self.recipe, tuning):
                 self.recipe = recipe
-                weights = {layer.name: layer.weight() for layer in self.layers}
                 solved = self._sequential(weights, skipped) if sequential else self._one_shot(weights, skipped)
                 if wanted is not None:
                     align(self.model, wanted, forward)
                 if aims is not None:
                     self._tune(aims, skipped)
-                rows = [
-                    replace(row, sparsity=zero_fraction(layer.weight()), loss=row.loss + (rows[at].loss if rows else 0))
-                    for at, (row, layer) in enumerate(zip(solved, self.layers, strict=True))
-                ]
+                weights = {layer.name: layer.weight() for layer in self.layers}
+                earlier = [row.loss for row in rows] or [0.0] * len(solved)
+                rows = [replace(row, loss=row.loss + loss) for row, loss in zip(solved, earlier, strict=True)]
         except BaseException:
             for layer in self.layers:
                 layer.write(dense[layer.name])

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, neutral
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
+from sbc_plugin.watching import spikes_of
 
 LOUD = 100.0  # times the layer's largest weight: any input then lifts a neuron over its threshold
 
@@ -97,15 +98,8 @@ def _is_heard(
 
 def _observed(library: SNNLibrary, model: nn.Module, batch: Any, run: Forward) -> tuple[dict[str, Tensor], Any]:
     """Each spiking neuron's spikes (T, B, ...), bool, by name, and the model's output."""
-    steps: dict[str, list[Tensor]] = {}
-
-    def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
-        if spikes is not None:
-            steps.setdefault(name, []).append(spikes.detach() != 0)
-
-    with neutral(model), torch.no_grad(), library.watch_steps(model, on_step):
-        output = run(model, batch)
-    return {name: torch.stack(spikes) for name, spikes in steps.items()}, output
+    with torch.no_grad():
+        return spikes_of(library, model, batch, run, keep=lambda step: step != 0)
 
 
 def _rows_last(spikes: Tensor, layer: SpikingLayer) -> Tensor:

@@ -13,7 +13,7 @@ from sbc_plugin.calibration import check_batch
 from sbc_plugin.core.spikes import Operations, energy, synaptic_operations
 from sbc_plugin.core.storage import packed_bytes
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, Part, library_of, neutral
+from sbc_plugin.layers import Forward, Part, SNNLibrary, library_of, neutral
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,29 @@ class Recording:
 def sequences_of(spikes: dict[str, Tensor]) -> int:
     """How many sequences one batch's spikes, name -> (T, B, ...), belong to."""
     return max((train.shape[1] for train in spikes.values()), default=0)
+
+
+def spikes_of(
+    library: SNNLibrary, model: nn.Module, batch: Any, run: Forward, keep: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, Tensor], Any]:
+    """Run one batch in eval mode: the spikes (T, B, ...) of each neuron module that spikes, by name, and the output.
+
+    Args:
+        library: of the model.
+        model: to run; gradients flow where they are enabled.
+        batch: for ``run``.
+        run: runs one whole sequence.
+        keep: what is kept of the spikes of one step.
+    """
+    steps: dict[str, list[Tensor]] = {}
+
+    def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
+        if spikes is not None:
+            steps.setdefault(name, []).append(keep(spikes))
+
+    with neutral(model), library.watch_steps(model, on_step):
+        output = run(model, batch)
+    return {name: torch.stack(spikes) for name, spikes in steps.items()}, output
 
 
 class Replayed:

@@ -23,11 +23,9 @@ from integration_tests.benchmarks.variants import (
     Ground,
     allocated,
     changed,
-    corrected,
     elsewhere,
     fewer,
     shorter,
-    tuned_from,
     with_kernel,
     with_surrogate,
     with_synapse,
@@ -60,8 +58,8 @@ class Variant:
     networks: tuple[str, ...] = tuple(SPARSITY)
 
 
-def _calibration(**settings: Any) -> Callable[[Ground], nn.Module]:
-    return partial(Ground.compressed, calibration=Calibration(**settings))
+def _calibration(chosen: dict[str, Any] | None = None, **settings: Any) -> Callable[[Ground], nn.Module]:
+    return partial(Ground.compressed, calibration=Calibration(**settings), **(chosen or {}))
 
 
 BOTH = {"sbc": "SBC", "obc": "M = I"}
@@ -144,7 +142,7 @@ ABLATIONS: dict[str, tuple[str, tuple[Variant, ...]]] = {
     "tuning": (
         "gradient steps towards the dense spikes and classes",
         tuple(
-            Variant(title, float(steps), partial(tuned_from, steps=steps, **settings))
+            Variant(title, float(steps), _calibration(settings, tuning=steps))
             for title, settings in {
                 "SBC": {"method": "sbc"},
                 "M = I": {"method": "obc"},
@@ -156,11 +154,11 @@ ABLATIONS: dict[str, tuple[str, tuple[Variant, ...]]] = {
     "corrections": (
         "what follows the solver",
         tuple(
-            Variant(title, name, partial(corrected, method=method, **settings))
+            Variant(title, name, _calibration({"method": method, "rescale": name == "rescaled"}, **settings))
             for method, title in BOTH.items()
             for name, settings in {
                 "nothing": {},
-                "rescaled": {"rescale": True},
+                "rescaled": {},
                 "aligned": {"align": True},
                 "tuned": {"tuning": 100},
                 "aligned, tuned": {"align": True, "tuning": 100},

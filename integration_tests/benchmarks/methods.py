@@ -83,7 +83,7 @@ def by_package(bench: Bench, budget: Budget, method: str) -> Made:
 TUNED = Calibration(tuning=100)
 
 
-def careful(budget: Budget) -> Budget:
+def silent_first(budget: Budget) -> Budget:
     """The budget, met with weights of silent neurons first where single weights are chosen."""
     prune = budget.prune
     if prune is None or prune.pattern != "unstructured":
@@ -93,7 +93,7 @@ def careful(budget: Budget) -> Budget:
 
 def tuned(bench: Bench, budget: Budget) -> Made:
     """One shot, weights of silent neurons first, then gradient steps towards the dense spikes and classes."""
-    budget = careful(budget)
+    budget = silent_first(budget)
 
     def work() -> nn.Module:
         model, _ = compress(
@@ -174,9 +174,9 @@ def all_settings(budget: Budget) -> str:
     return _set(budget, Calibration())
 
 
-def careful_settings(budget: Budget) -> str:
+def tuned_settings(budget: Budget) -> str:
     """As :func:`all_settings`, of :func:`tuned`."""
-    return _set(careful(budget), TUNED)
+    return _set(silent_first(budget), TUNED)
 
 
 def _set(budget: Budget, calibration: Calibration) -> str:
@@ -193,5 +193,5 @@ METHODS = {
     "brevitas": Method("GPTQ in Brevitas", by_brevitas, brevitas_has, size_of),
     "published": Method("SBC as published", as_published, everything, size_of),
     "sbc": Method("SBC", partial(by_package, method="sbc"), everything, all_settings),
-    "tuned": Method("SBC, tuned", tuned, everything, careful_settings),
+    "tuned": Method("SBC, tuned", tuned, everything, tuned_settings),
 }

@@ -84,10 +84,8 @@ def by_method(lines: list[Line], order: Sequence[str]) -> str:
     rows = []
     for budget in order:
         chosen = [line for line in lines if line["budget"] == budget]
-        ours = {
-            name: {line["seed"]: line["accuracy"] for line in chosen if line["method"] == name and "failed" not in line}
-            for name in OURS
-        }
+        measured = [line for line in chosen if "failed" not in line]
+        ours = {name: _accuracies(measured, budget, name) for name in OURS}
         for method in (name for name in NAMES if any(line["method"] == name for line in chosen)):
             mine = [line for line in chosen if line["method"] == method]
             if failures := sorted({line["failed"] for line in mine if "failed" in line}):

@@ -55,15 +55,20 @@ class Ground:
         method: str = "sbc",
         events: Events | None = None,
         calibration: Calibration | None = None,
-        prune: Prune | None = None,
+        **pruning: Any,
     ) -> nn.Module:
-        """By the package, with other calibration data or settings."""
+        """By the package, with other calibration data or settings, ``pruning`` those of the budget's ``Prune``."""
         batches = (self.parts.calibration if events is None else events).batches(self.subject.batch)
-        chosen = {} if calibration is None else {"calibration": calibration}
-        forward = self.subject.case.forward
-        return compress(
-            self.dense, batches, method=method, prune=prune or self.prune, forward=forward, progress=False, **chosen
-        )[0]
+        model, _ = compress(
+            self.dense,
+            batches,
+            method=method,
+            prune=replace(self.prune, **pruning),
+            calibration=calibration or Calibration(),
+            forward=self.subject.case.forward,
+            progress=False,
+        )
+        return model
 
     def published(self, change: Callable[[SpikingLayer], SpikingLayer] = lambda layer: layer) -> Published:
         """The published method, calibrated and ordered, with layers changed."""
@@ -144,14 +149,3 @@ def shorter(ground: Ground, steps: int) -> nn.Module:
     """Calibrated on the first steps of each sequence."""
     calibration = ground.parts.calibration
     return ground.compressed(events=Events(calibration.x[:steps], calibration.labels))
-
-
-def tuned_from(ground: Ground, steps: int, method: str = "sbc", **chosen: Any) -> nn.Module:
-    """The package with so many steps of tuning, from what a method or, with ``chosen``, another mask starts with."""
-    return ground.compressed(method, calibration=Calibration(tuning=steps), prune=replace(ground.prune, **chosen))
-
-
-def corrected(ground: Ground, method: str, rescale: bool = False, **chosen: Any) -> nn.Module:
-    """The package with what can follow the solver."""
-    prune = replace(ground.prune, rescale=rescale)
-    return ground.compressed(method, calibration=Calibration(**chosen), prune=prune)
