@@ -16,7 +16,7 @@ from integration_tests.benchmarks import tables
 from integration_tests.benchmarks.accuracy import Judge, Known, digest, weights_digest
 from integration_tests.benchmarks.cases import Case
 from integration_tests.benchmarks.effort import measured
-from integration_tests.benchmarks.methods import all_settings
+from integration_tests.benchmarks.methods import METHODS, Bench
 from integration_tests.benchmarks.records import Line, commit
 from integration_tests.benchmarks.subjects import SUBJECTS, Parts
 from integration_tests.benchmarks.train import fit
@@ -30,7 +30,8 @@ SEEDS = (0, 1, 2)
 ROUNDS, EPOCHS_A_ROUND = 6, 4
 FINE_TUNING = (1, 5)  # epochs
 RATE = 0.1  # of fine-tuning, relative to the training's
-SBC = "SBC"
+SBC, TUNED = "SBC", "SBC, tuned"
+ITERATIVE = f"iterative magnitude, {ROUNDS} x {EPOCHS_A_ROUND} epochs"
 
 
 def frozen_zeros(model: nn.Module) -> Callable[[], None]:
@@ -60,6 +61,12 @@ def one_shot(case: Case, model: nn.Module, parts: Parts, sparsity: float, method
     return compress(model, batches, method=method, prune=Prune(sparsity), forward=case.forward, progress=False)[0]
 
 
+def tuned(case: Case, model: nn.Module, parts: Parts, sparsity: float) -> nn.Module:
+    """A pruned copy, the benchmark's row of that name."""
+    bench = Bench(model, parts.calibration.batches(100), case.forward)
+    return METHODS["tuned"].make(bench, Budget("", "", Prune(sparsity)))[0]
+
+
 def fine_tuned(case: Case, model: nn.Module, parts: Parts, seed: int, sparsity: float, epochs: int) -> nn.Module:
     """One shot, then some epochs with labels."""
     return trained_further(case, one_shot(case, model, parts, sparsity), parts, seed, epochs, RATE)
@@ -78,12 +85,21 @@ def ways(case: Case, model: nn.Module, parts: Parts, seed: int, sparsity: float)
     ground = (case, model, parts)
     return {
         SBC: partial(one_shot, *ground, sparsity),
+        TUNED: partial(tuned, *ground, sparsity),
         **{
             f"SBC, then {epochs} epoch{'s' * (epochs > 1)}": partial(fine_tuned, *ground, seed, sparsity, epochs)
             for epochs in FINE_TUNING
         },
-        f"iterative magnitude, {ROUNDS} x {EPOCHS_A_ROUND} epochs": partial(iterative, *ground, seed, sparsity),
+        ITERATIVE: partial(iterative, *ground, seed, sparsity),
     }
+
+
+def settings(method: str, sparsity: float) -> str:
+    """All that a way depends on besides the network, its title and its training."""
+    budget = Budget("", "", Prune(sparsity))
+    if method == ITERATIVE:
+        return str(sparsity)
+    return METHODS["tuned" if method == TUNED else "sbc"].settings(budget)
 
 
 def lines(known: Known = lambda line: False, networks: tuple[str, ...] = NETWORKS) -> Iterator[Line]:
@@ -95,10 +111,10 @@ def lines(known: Known = lambda line: False, networks: tuple[str, ...] = NETWORK
             judge = Judge.of(subject, dense, parts.test)
             start = judge.measure(dense)["accuracy"]
             for sparsity in tqdm(SPARSITIES, desc=f"retraining, {name}, seed {seed}", leave=False, disable=None):
-                settings = [weights_digest(dense), all_settings(Budget("", "", Prune(sparsity))), RATE]
+                mark = [weights_digest(dense), str(subject.case.training), RATE]
                 for method, work in ways(subject.case, dense, parts, seed, sparsity).items():
                     line = {"network": name, "seed": seed, "budget": f"{100 * sparsity:g} % sparse", "method": method}
-                    line["settings"] = digest([*settings, str(subject.case.training)])
+                    line["settings"] = digest([*mark, settings(method, sparsity)])
                     if known(line):
                         continue
                     model, effort = measured(work)
