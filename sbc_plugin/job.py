@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ class Job:
         progress: show progress bars; None = on a terminal.
         recipe: what to do to each layer.
         grids: by layer name, of those that were quantised.
+        heard: by layer name, of the latest stage in which anything reached the layer.
     """
 
     library: SNNLibrary
@@ -66,6 +67,7 @@ class Job:
     progress: bool | None
     recipe: Recipe
     grids: dict[str, Grid] = field(default_factory=dict)
+    heard: dict[str, Statistics] = field(default_factory=dict)
 
     def run(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
         """Solve, write and tune all layers; if anything fails, put the dense weights back."""
@@ -91,8 +93,7 @@ class Job:
                 if aims is not None:
                     self._tune(aims, skipped)
                 weights = {layer.name: layer.weight() for layer in self.layers}
-                earlier = [row.loss for row in rows] or [0.0] * len(solved)
-                rows = [replace(row, loss=row.loss + loss) for row, loss in zip(solved, earlier, strict=True)]
+                rows = [later.after(row) for later, row in zip(solved, rows, strict=True)] if rows else solved
         except BaseException:
             for layer in self.layers:
                 layer.write(dense[layer.name])
@@ -113,6 +114,8 @@ class Job:
     def _one_shot(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
         """All Hessians from one pass over the dense network; all layers solved before the first is written."""
         found = self._gather(self.layers)
+        self.heard |= {name: told for name, told in found.items() if told.accumulator.sum_xx.any()}
+        found |= self.heard  # what an earlier stage silenced is solved on what reached it before
         for layer in self.layers if self.recipe.method in SECOND_ORDER else []:
             with in_layer(layer.name):  # before time goes into the layers in front of it
                 check_heard(found[layer.name].accumulator.sum_xx)

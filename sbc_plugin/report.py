@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sbc_plugin.errors import CheckpointError, SettingsError
@@ -25,9 +25,9 @@ class LayerReport:
         samples: rows of X behind its Hessian: time steps and positions.
         sparsity: fraction of zeros.
         bits: of each weight that is not zero.
-        loss: relative: 0 = unchanged, 1 = the layer's output removed; before tuning, and where weights are tuned
-            between pruning and quantisation, the sum of both.
-        seconds: to solve.
+        loss: relative: 0 = unchanged, 1 = the layer's output removed; before tuning. Where a layer is solved in several
+            stages (rounds of pruning; pruning, tuning, quantisation), the sum of these.
+        seconds: to solve, in all stages.
     """
 
     name: str
@@ -40,6 +40,10 @@ class LayerReport:
     bits: int
     loss: float
     seconds: float
+
+    def after(self, earlier: "LayerReport") -> "LayerReport":
+        """This stage's row, with the loss and the time of the ``earlier`` stages."""
+        return replace(self, loss=earlier.loss + self.loss, seconds=earlier.seconds + self.seconds)
 
 
 @dataclass(frozen=True)

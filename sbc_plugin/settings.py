@@ -31,6 +31,8 @@ class Prune:
             with ``refit``, and only for "sbc" and "obc".
         silent_first: weights from neurons that never spike in calibration go first, and then those into such neurons
             as nobody hears any more, as far as the budget goes; only unstructured, and only for "sbc" and "obc".
+        rounds: prune in so many rounds, each on what the one before it left, and each leaving half as many weights;
+            calibration runs, and tuning too where it is on, in every round. Only for "sbc" and "obc", and not N:M.
 
     Raises:
         SettingsError: a value out of range, or a sparsity that contradicts the pattern.
@@ -43,6 +45,7 @@ class Prune:
     refit: bool = True
     rescale: bool = False
     silent_first: bool = False
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         if not (_is_number(self.sparsity) and 0 <= self.sparsity < 1):
@@ -60,6 +63,10 @@ class Prune:
             )
         if self.silent_first and pattern.kind != "unstructured":
             raise SettingsError(f"silent_first needs pattern='unstructured', found {self.pattern!r}; leave one out")
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
+            raise SettingsError(f"rounds={self.rounds!r} must be a whole number of at least 1")
+        if self.rounds > 1 and pattern.kind == "n:m":
+            raise SettingsError(f"pattern {self.pattern!r} leaves no choice of rounds; leave rounds={self.rounds} out")
 
 
 @dataclass(frozen=True)

@@ -173,10 +173,19 @@ def sequential_target(
 
 
 def stages(recipe: Recipe, tuning: bool) -> list[Recipe]:
-    """What to do one after the other: with tuning, weights are tuned once they are pruned, and then quantised."""
-    if not tuning or recipe.prune is None or recipe.quantize is None:
+    """What to do one after the other: the rounds of pruning, and quantisation in the last.
+
+    A round leaves half of the weights that the one before it left; rounds that would keep all are left out. With
+    tuning, weights are tuned once they are pruned, and then quantised, in a stage of its own.
+    """
+    prune = recipe.prune
+    if prune is None or recipe.method not in SECOND_ORDER:
         return [recipe]
-    return [replace(recipe, quantize=None), without_pruning(recipe)]
+    left = [(1 - prune.sparsity) * 2**later for later in range(prune.rounds - 1, 0, -1)]
+    earlier = [replace(recipe, prune=replace(prune, sparsity=1 - part), quantize=None) for part in left if part < 1]
+    if not tuning or recipe.quantize is None:
+        return [*earlier, recipe]
+    return [*earlier, replace(recipe, quantize=None), without_pruning(recipe)]
 
 
 def without_pruning(recipe: Recipe) -> Recipe:

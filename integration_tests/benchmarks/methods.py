@@ -80,20 +80,21 @@ def by_package(bench: Bench, budget: Budget, method: str) -> Made:
     return measured(work)
 
 
-TUNED = Calibration(tuning=100)
+TUNED = Calibration(tuning=200)
+ROUNDS = 2
 
 
-def silent_first(budget: Budget) -> Budget:
-    """The budget, met with weights of silent neurons first where single weights are chosen."""
+def in_rounds(budget: Budget) -> Budget:
+    """The budget, met in rounds, with weights of silent neurons first, where single weights are chosen."""
     prune = budget.prune
     if prune is None or prune.pattern != "unstructured":
         return budget
-    return replace(budget, prune=replace(prune, silent_first=True))
+    return replace(budget, prune=replace(prune, silent_first=True, rounds=ROUNDS))
 
 
 def tuned(bench: Bench, budget: Budget) -> Made:
-    """One shot, weights of silent neurons first, then gradient steps towards the dense spikes and classes."""
-    budget = silent_first(budget)
+    """In rounds, weights of silent neurons first, gradient steps towards the dense spikes and classes after each."""
+    budget = in_rounds(budget)
 
     def work() -> nn.Module:
         model, _ = compress(
@@ -176,14 +177,23 @@ def all_settings(budget: Budget) -> str:
 
 def tuned_settings(budget: Budget) -> str:
     """As :func:`all_settings`, of :func:`tuned`."""
-    return _set(silent_first(budget), TUNED)
+    return _set(in_rounds(budget), TUNED)
 
 
 def _set(budget: Budget, calibration: Calibration) -> str:
     chosen = [asdict(part) for part in (budget.prune, budget.quantize, calibration) if part is not None]
     if not calibration.tuning:
         del chosen[-1]["outputs"]  # of tuning alone
-    return str([{name: value for name, value in part.items() if value not in (None, False, 0)} for part in chosen])
+    return str(
+        [
+            {
+                name: value
+                for name, value in part.items()
+                if (name, value) != ("rounds", 1) and value not in (None, False, 0)
+            }
+            for part in chosen
+        ]
+    )
 
 
 METHODS = {
