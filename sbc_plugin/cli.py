@@ -180,6 +180,7 @@ def _budget(parser: argparse.ArgumentParser) -> None:
         const=True,
         help="weights from and into neurons that never spike go first",
     )
+    group.add_argument("--rounds", type=int, help="prune in so many rounds, each on what the one before left")
     group.add_argument("--bits", type=int, help="of each weight, 2 to 8")
     group.add_argument("--granularity", help="of scales: channel (default), tensor, group:K")
     group.add_argument("--scale", choices=SCALES, help="how scales are chosen")

@@ -35,6 +35,18 @@ def test_patterns_that_fit_the_sparsity(sparsity: float, pattern: str) -> None:
     assert Prune(sparsity, pattern=pattern).pattern == pattern
 
 
+@pytest.mark.parametrize("rounds", [0, -1, True, 1.0, "2", None])
+def test_a_number_of_rounds_that_is_none(rounds: Any) -> None:
+    with pytest.raises(SettingsError, match=r"rounds=.* must be a whole number of at least 1"):
+        Prune(0.5, rounds=rounds)
+
+
+def test_n_of_m_leaves_no_choice_of_rounds() -> None:
+    assert Prune(0.5, pattern="2:4", rounds=1).rounds == 1
+    with pytest.raises(SettingsError, match="'2:4' leaves no choice of rounds; leave rounds=2 out"):
+        Prune(0.5, pattern="2:4", rounds=2)
+
+
 def test_pattern_that_contradicts_the_sparsity() -> None:
     message = r"'2:4' has a sparsity of 0.5, sparsity=0.9 contradicts it; use Prune\(0.5, pattern='2:4'\)"
     with pytest.raises(SettingsError, match=message):
