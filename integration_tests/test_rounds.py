@@ -51,24 +51,24 @@ def test_a_round_that_would_keep_all_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("settings", "tuning", "expected"),
     [
-        ((Prune(0.9), None), True, [(0.9, None)]),
-        ((Prune(0.9, rounds=2), None), False, [(0.8, None), (0.9, None)]),
-        ((Prune(0.9, rounds=2), Quantize(4)), False, [(0.8, None), (0.9, 4)]),
-        ((Prune(0.9, rounds=2), Quantize(4)), True, [(0.8, None), (0.9, None), (None, 4)]),
-        ((None, Quantize(4)), True, [(None, 4)]),
+        ((Prune(0.9), None), True, [(0.9, None, True)]),
+        ((Prune(0.9, rounds=2), None), False, [(0.8, None, False), (0.9, None, False)]),
+        ((Prune(0.9, rounds=2), Quantize(4)), False, [(0.8, None, False), (0.9, 4, False)]),
+        ((Prune(0.9, rounds=2), Quantize(4)), True, [(0.8, None, False), (0.9, None, True), (None, 4, True)]),
+        ((None, Quantize(4)), True, [(None, 4, True)]),
     ],
 )
-def test_quantisation_comes_last(settings: tuple[Any, Any], tuning: bool, expected: list[Any]) -> None:
+def test_rounds_come_first_and_quantisation_last(settings: tuple[Any, Any], tuning: bool, expected: list[Any]) -> None:
     found = [
-        (stage.prune and round(stage.prune.sparsity, 9), stage.quantize and stage.quantize.bits)
-        for stage in stages(Recipe("sbc", *settings, damping=0.01), tuning)
+        (stage.prune and round(stage.prune.sparsity, 9), stage.quantize and stage.quantize.bits, tuned)
+        for stage, tuned in stages(Recipe("sbc", *settings, damping=0.01), tuning)
     ]
     assert found == expected
 
 
 def test_baselines_take_one_round() -> None:
     recipe = Recipe("magnitude", Prune(0.9, rounds=3), None, 0.01)
-    assert stages(recipe, tuning=True) == [recipe]
+    assert stages(recipe, tuning=False) == [(recipe, False)]
 
 
 def test_a_layer_that_a_round_silenced_is_solved_on_what_reached_it_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,12 +85,12 @@ class Job:
             wanted = expected(self.model, self.layers, self.data, forward) if aligning else None
             rows: list[LayerReport] = []
             weights = dense
-            for recipe in stages(self.recipe, tuning):
+            for recipe, tuned in stages(self.recipe, tuning):
                 self.recipe = recipe
                 solved = self._sequential(weights, skipped) if sequential else self._one_shot(weights, skipped)
                 if wanted is not None:
                     align(self.model, wanted, forward)
-                if aims is not None:
+                if tuned and aims is not None:
                     self._tune(aims, skipped)
                 weights = {layer.name: layer.weight() for layer in self.layers}
                 rows = [later.after(row) for later, row in zip(solved, rows, strict=True)] if rows else solved

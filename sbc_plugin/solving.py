@@ -172,20 +172,22 @@ def sequential_target(
     return new.where(weight != 0, 0.0)  # a weight that is zero already stays so
 
 
-def stages(recipe: Recipe, tuning: bool) -> list[Recipe]:
-    """What to do one after the other: the rounds of pruning, and quantisation in the last.
+def stages(recipe: Recipe, tuning: bool) -> list[tuple[Recipe, bool]]:
+    """What to do one after the other, each with whether weights are tuned after it.
 
-    A round leaves half of the weights that the one before it left; rounds that would keep all are left out. With
-    tuning, weights are tuned once they are pruned, and then quantised, in a stage of its own.
+    Rounds of pruning come first: each leaves half of the weights that the one before it left; rounds that would keep
+    all are left out. With tuning, pruned weights are tuned before they are quantised, in a stage of its own.
     """
     prune = recipe.prune
     if prune is None or recipe.method not in SECOND_ORDER:
-        return [recipe]
-    left = [(1 - prune.sparsity) * 2**later for later in range(prune.rounds - 1, 0, -1)]
-    earlier = [replace(recipe, prune=replace(prune, sparsity=1 - part), quantize=None) for part in left if part < 1]
+        return [(recipe, tuning)]
+    kept = [(1 - prune.sparsity) * 2**later for later in range(prune.rounds - 1, 0, -1)]
+    rounds = [
+        (replace(recipe, prune=replace(prune, sparsity=1 - part), quantize=None), False) for part in kept if part < 1
+    ]
     if not tuning or recipe.quantize is None:
-        return [*earlier, recipe]
-    return [*earlier, replace(recipe, quantize=None), without_pruning(recipe)]
+        return [*rounds, (recipe, tuning)]
+    return [*rounds, (replace(recipe, quantize=None), True), (without_pruning(recipe), True)]
 
 
 def without_pruning(recipe: Recipe) -> Recipe:

@@ -93,7 +93,7 @@ def in_rounds(budget: Budget) -> Budget:
 
 
 def tuned(bench: Bench, budget: Budget) -> Made:
-    """In rounds, weights of silent neurons first, gradient steps towards the dense spikes and classes after each."""
+    """In rounds, weights of silent neurons first; then gradient steps towards the dense spikes and classes."""
     budget = in_rounds(budget)
 
     def work() -> nn.Module:
