@@ -151,6 +151,14 @@ ABLATIONS: dict[str, tuple[str, tuple[Variant, ...]]] = {
             for steps in (0, 30, 100)
         ),
     ),
+    "rounds": (
+        "rounds of pruning",
+        tuple(
+            Variant(title, float(rounds), _calibration({"method": method, "rounds": rounds}, tuning=steps))
+            for title, (method, steps) in {"SBC": ("sbc", 0), "SBC, tuned": ("sbc", 200), "M = I": ("obc", 0)}.items()
+            for rounds in (1, 2, 3)
+        ),
+    ),
     "corrections": (
         "what follows the solver",
         tuple(

@@ -165,6 +165,7 @@ SAYS = {  # by people, without a number that is not in the figure
         "Against us: tuning makes up for what a worse Hessian lost, and after 100 steps M = I is where SBC is. "
         "SBC gets there in fewer steps, and a mask by magnitude does not get there."
     ),
+    "rounds": "",
     "corrections": (
         "Alignment, by forward passes alone, gains where there is BatchNorm (conv-events; the digits' network has "
         "neither that nor biases). Rescaled rows gain, most with M = I. Tuning gains most, and needs no alignment "
