@@ -1,7 +1,8 @@
 """What retraining buys: iterative magnitude pruning, the lottery-ticket way, against one shot and a little fine-tuning.
 
 Iterative pruning removes the same fraction of the weights that are left in each round, smallest first, layers by LAMP,
-and trains what is left with labels after each. Fine-tuning trains the weights that SBC kept, with fixed zeros.
+and trains what is left with labels after each, for two thirds of the epochs that the dense network had. Fine-tuning
+trains the weights that SBC kept, with fixed zeros. Both use the training's own schedule and learning rate.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,11 +28,10 @@ from sbc_plugin.settings import Prune
 NETWORKS = ("digits", "2fc-events")
 SPARSITIES = (0.95, 0.98)
 SEEDS = (0, 1, 2)
-ROUNDS, EPOCHS_A_ROUND = 6, 4
+ROUNDS, SHARE = 6, 2 / 3  # how many; of the training's epochs, in each
 FINE_TUNING = (1, 5)  # epochs
-RATE = 0.1  # of fine-tuning, relative to the training's
 SBC, TUNED = "SBC", "SBC, tuned"
-ITERATIVE = f"iterative magnitude, {ROUNDS} x {EPOCHS_A_ROUND} epochs"
+ITERATIVE = f"iterative magnitude, {ROUNDS} rounds"
 
 
 def frozen_zeros(model: nn.Module) -> Callable[[], None]:
@@ -46,9 +46,9 @@ def frozen_zeros(model: nn.Module) -> Callable[[], None]:
     return put_back
 
 
-def trained_further(case: Case, model: nn.Module, parts: Parts, seed: int, epochs: int, rate: float) -> nn.Module:
-    """``model``, in place, after more epochs with fixed zeros, at ``rate`` times the learning rate of its training."""
-    recipe = replace(case.training, epochs=epochs, learning_rate=rate * case.training.learning_rate)
+def trained_further(case: Case, model: nn.Module, parts: Parts, seed: int, epochs: int) -> nn.Module:
+    """``model``, in place, after more epochs with fixed zeros."""
+    recipe = replace(case.training, epochs=epochs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fit(replace(case, training=recipe), model, parts.training, f"{case.name}, more", frozen_zeros(model))
@@ -69,14 +69,14 @@ def tuned(case: Case, model: nn.Module, parts: Parts, sparsity: float) -> nn.Mod
 
 def fine_tuned(case: Case, model: nn.Module, parts: Parts, seed: int, sparsity: float, epochs: int) -> nn.Module:
     """One shot, then some epochs with labels."""
-    return trained_further(case, one_shot(case, model, parts, sparsity), parts, seed, epochs, RATE)
+    return trained_further(case, one_shot(case, model, parts, sparsity), parts, seed, epochs)
 
 
 def iterative(case: Case, model: nn.Module, parts: Parts, seed: int, sparsity: float) -> nn.Module:
     """Pruned by magnitude in rounds, trained after each."""
     for number in range(1, ROUNDS + 1):
         model = one_shot(case, model, parts, 1 - (1 - sparsity) ** (number / ROUNDS), "magnitude")
-        model = trained_further(case, model, parts, seed + number, EPOCHS_A_ROUND, 1.0)
+        model = trained_further(case, model, parts, seed + number, round(SHARE * case.training.epochs))
     return model
 
 
@@ -98,7 +98,7 @@ def settings(method: str, sparsity: float) -> str:
     """All that a way depends on besides the network, its title and its training."""
     budget = Budget("", "", Prune(sparsity))
     if method == ITERATIVE:
-        return str(sparsity)
+        return str((sparsity, SHARE))
     return METHODS["tuned" if method == TUNED else "sbc"].settings(budget)
 
 
@@ -111,7 +111,7 @@ def lines(known: Known = lambda line: False, networks: tuple[str, ...] = NETWORK
             judge = Judge.of(subject, dense, parts.test)
             start = judge.measure(dense)["accuracy"]
             for sparsity in tqdm(SPARSITIES, desc=f"retraining, {name}, seed {seed}", leave=False, disable=None):
-                mark = [weights_digest(dense), str(subject.case.training), RATE]
+                mark = [weights_digest(dense), str(subject.case.training)]
                 for method, work in ways(subject.case, dense, parts, seed, sparsity).items():
                     line = {"network": name, "seed": seed, "budget": f"{100 * sparsity:g} % sparse", "method": method}
                     line["settings"] = digest([*mark, settings(method, sparsity)])
