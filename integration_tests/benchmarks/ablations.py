@@ -135,7 +135,7 @@ ABLATIONS: dict[str, tuple[str, tuple[Variant, ...]]] = {
                 "LAMP, exponent 2": {"method": "lamp", "exponent": 2.0},
                 "LAMP, exponent 3": {"method": "lamp", "exponent": 3.0},
                 "uniform": {"method": "uniform"},
-                "by loss": {"method": "loss"},
+                "LAMP on losses": {"method": "loss"},
             }.items()
         ),
     ),

@@ -26,9 +26,9 @@ def allocate_zeros(
         weights: name -> weight of any shape; weights that are zero already count as zeros.
         sparsity: fraction of zeros over all layers, 0 to 1.
         method: "lamp" one threshold over all layers on :func:`lamp_scores`; "uniform" the same sparsity in every layer,
-            by largest remainders; "loss" one threshold over all layers on ``saliencies``.
+            by largest remainders; "loss" likewise, with ``saliencies`` in place of squared weights.
         exponent: of LAMP's scores, 2 in its source.
-        saliencies: name -> relative loss of removing each weight, as many as the layer has weights; for "loss" only.
+        saliencies: name -> loss of removing each weight, of any scale, one for each weight; for "loss" only.
 
     Raises:
         SettingsError: no layer, an empty layer, sparsity out of range, an unknown method, or saliencies that are
@@ -59,9 +59,9 @@ def allocate_zeros(
             raise SettingsError(
                 f"saliencies of {found} do not fit weights of {sizes}; give one of the same size a layer"
             )
-        scores = {name: saliencies[name].detach().flatten().to("cpu", torch.float64) for name in sizes}
-        if broken := [name for name, score in scores.items() if score.isnan().any()]:
-            raise SettingsError(f"the saliencies of {broken} hold NaN; leave layers without a loss out")
+        if broken := [name for name in sizes if not saliencies[name].isfinite().all()]:
+            raise SettingsError(f"the saliencies of {broken} hold NaN or infinity; leave layers without a loss out")
+        scores = {name: lamp_scores(saliencies[name], 1.0).flatten().cpu() for name in sizes}
     else:
         raise SettingsError(f'method {method!r} is unknown; use "lamp", "uniform" or "loss"')
     return _below_one_threshold(scores, round(sparsity * sum(sizes.values())))

@@ -93,6 +93,15 @@ def test_loss_cuts_the_smallest_saliencies() -> None:
     assert allocate_zeros(layers, 3 / 7, method="loss", saliencies=saliencies) == {"a": 1, "b": 2}
 
 
+def test_losses_are_dealt_like_squared_weights_whatever_their_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = {name: torch.randn(count, generator=generator) for name, count in (("a", 30), ("b", 50))}
+    saliencies = {"a": layers["a"].square(), "b": 1e6 * layers["b"].square()}
+    for sparsity in (0.3, 0.9):
+        found = allocate_zeros(layers, sparsity, method="loss", saliencies=saliencies)
+        assert found == allocate_zeros(layers, sparsity)
+
+
 def test_arguments_stay_unchanged() -> None:
     layers = layers_of()
     saliencies = {name: layer.square() for name, layer in layers.items()}
