@@ -80,8 +80,7 @@ def by_package(bench: Bench, budget: Budget, method: str) -> Made:
     return measured(work)
 
 
-TUNED = Calibration(tuning=200)
-ROUNDS = 2
+ROUNDS, STEPS, SCALE_STEPS = 2, 200, 100  # of pruning; of tuning where weights go; where only scales can move
 
 
 def in_rounds(budget: Budget) -> Budget:
@@ -92,13 +91,18 @@ def in_rounds(budget: Budget) -> Budget:
     return replace(budget, prune=replace(prune, silent_first=True, rounds=ROUNDS))
 
 
+def tuning(budget: Budget) -> Calibration:
+    """How :func:`tuned` calibrates."""
+    return Calibration(tuning=STEPS if budget.prune is not None else SCALE_STEPS)
+
+
 def tuned(bench: Bench, budget: Budget) -> Made:
     """In rounds, weights of silent neurons first; then gradient steps towards the dense spikes and classes."""
     budget = in_rounds(budget)
 
     def work() -> nn.Module:
         model, _ = compress(
-            bench.dense, bench.calibration, prune=budget.prune, quantize=budget.quantize, calibration=TUNED,
+            bench.dense, bench.calibration, prune=budget.prune, quantize=budget.quantize, calibration=tuning(budget),
             forward=bench.forward, progress=False,
         )  # fmt: skip
         return model
@@ -177,7 +181,7 @@ def all_settings(budget: Budget) -> str:
 
 def tuned_settings(budget: Budget) -> str:
     """As :func:`all_settings`, of :func:`tuned`."""
-    return _set(in_rounds(budget), TUNED)
+    return _set(in_rounds(budget), tuning(budget))
 
 
 def _set(budget: Budget, calibration: Calibration) -> str:

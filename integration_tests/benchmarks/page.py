@@ -40,8 +40,8 @@ same budget and the same calibration data; nothing is retrained unless it says s
 - *SBC as published*: greedy OBS in steps of columns / 256 and GPTQ on the membrane's Hessian, one shot, scale by the
   largest weight, LAMP with exponent 2. Hessians and order are made once a network; each budget is charged with them.
 - *SBC*: this package with its default settings.
-- *SBC, tuned*: in two rounds and weights of silent neurons first, then 200 gradient steps on the kept weights (of
-  quantised ones on the scales) towards the dense network's own spikes and class probabilities:
+- *SBC, tuned*: in two rounds and weights of silent neurons first, then 200 gradient steps on the kept weights (100 on
+  the scales, where nothing is pruned) towards the dense network's own spikes and class probabilities:
   `Prune(..., silent_first=True, rounds=2)`, `Calibration(tuning=200)`. The same calibration data, no labels; more than
   one shot.
 
