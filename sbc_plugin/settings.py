@@ -32,7 +32,7 @@ class Prune:
         silent_first: weights from neurons that never spike in calibration go first, and then those into such neurons
             as nobody hears any more, as far as the budget goes; only unstructured, and only for "sbc" and "obc".
         rounds: prune in so many rounds, each calibrated on what the one before it left, and each leaving half as many
-            weights; only for "sbc" and "obc", and not with N:M.
+            weights. Meant for tuning, which then follows the last; only for "sbc" and "obc", and not with N:M.
 
     Raises:
         SettingsError: a value out of range, or a sparsity that contradicts the pattern.
