@@ -197,7 +197,7 @@ def test_a_number_of_steps_that_is_none(steps: Any) -> None:
         Calibration(tuning=steps)
 
 
-def observation(output: Tensor, classes: bool) -> aims.Observation:
+def observation(output: Any, classes: bool) -> aims.Observation:
     """What is seen of a model with this output."""
     return aims.observe(library, nn.Identity(), torch.ones(1), lambda model, batch: output, classes)
 
@@ -209,6 +209,13 @@ def test_classes_are_what_the_output_sums_up_to(shape: tuple[int, ...]) -> None:
     assert scores is not None
     torch.testing.assert_close(scores, output.sum(0) if len(shape) == 3 else output)
     assert observation(output, classes=False).scores is None
+
+
+def test_a_state_behind_the_output_is_no_output() -> None:
+    output = torch.rand(7, 4, 3, generator=torch.Generator().manual_seed(0))
+    alone, beside = observation(output, True), observation((output, {"v": output}), True)
+    assert alone.scores is not None and beside.scores is not None and torch.equal(alone.scores, beside.scores)
+    assert beside.readout is output
 
 
 def test_classes_count_by_their_divergence_and_values_do_not() -> None:

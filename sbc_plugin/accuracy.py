@@ -45,14 +45,32 @@ def right_answers(output: Any, labels: Tensor, number: int) -> int:
     >>> right_answers(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]), 0)
     1
     """
-    output = output[0] if isinstance(output, tuple | list) else output
-    scores = output.sum(0) if output.dim() == 3 else output
-    if scores.dim() != 2 or len(scores) != len(labels):
+    scores = scores_of(output)
+    if scores is None or len(scores) != len(labels):
+        given = result_of(output)
+        found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
         raise CalibrationError(
-            f"batch {number}: the output is {tuple(output.shape)} for {len(labels)} labels; (T, B, classes) or "
+            f"batch {number}: the output is {found} for {len(labels)} labels; (T, B, classes) or "
             "(B, classes) is needed, pass `forward` if the model's is another"
         )
     return int((scores.argmax(1).cpu() == labels.cpu()).sum())
+
+
+def result_of(output: Any) -> Any:
+    """What a forward returned, without the state that may stand behind it in a tuple or list."""
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
+def scores_of(output: Any) -> Tensor | None:
+    """Scores (B, classes) of a result (T, B, classes), summed over time, or (B, classes); None if it is neither.
+
+    >>> scores_of((torch.ones(3, 1, 2), "state")).tolist()
+    [[3.0, 3.0]]
+    """
+    result = result_of(output)
+    if not isinstance(result, Tensor) or result.dim() not in (2, 3):
+        return None
+    return result.sum(0) if result.dim() == 3 else result
 
 
 def labels_of(batch: Any) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.accuracy import result_of, scores_of
 from sbc_plugin.calibration import check_batch
 from sbc_plugin.comparison import TAU_STEPS
 from sbc_plugin.core.agreement import divergence, sharpness
@@ -56,14 +57,14 @@ def observe(library: SNNLibrary, model: nn.Module, batch: Any, run: Forward, cla
         model: to run.
         batch: for ``run``.
         run: runs one whole sequence.
-        classes: keep scores too: an output (T, B, C) summed over its first axis, or an output (B, C).
+        classes: keep scores too, of :func:`sbc_plugin.accuracy.scores_of`, where there are at least two classes.
     """
     spikes, output = spikes_of(library, model, batch, run, keep=lambda step: step)
-    number = isinstance(output, Tensor) and not bool(((output == 0) | (output == 1)).all())
-    scores = None
-    if classes and isinstance(output, Tensor) and output.dim() in (2, 3) and output.shape[-1] > 1:
-        scores = output.sum(0) if output.dim() == 3 else output
-    return Observation(spikes, output if number else None, scores)
+    result = result_of(output)
+    number = isinstance(result, Tensor) and not bool(((result == 0) | (result == 1)).all())
+    scores = scores_of(result) if classes else None
+    told_apart = scores is not None and scores.shape[1] > 1
+    return Observation(spikes, result if number else None, scores if told_apart else None)
 
 
 def targets(

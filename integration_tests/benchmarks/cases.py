@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from integration_tests.benchmarks import checkpoints, fashion, vowels
 from integration_tests.benchmarks.networks import events, recurrent, resnets, static, transformer
 from integration_tests.benchmarks.splits import Split
+from sbc_plugin.accuracy import scores_of
 from sbc_plugin.demo.digits import Events
 from sbc_plugin.demo.run import Budget
 from sbc_plugin.layers import Forward
@@ -79,8 +80,9 @@ class Case:
 
     def scores(self, model: nn.Module, x: Tensor) -> Tensor:
         """(B, classes) of the sequences ``x`` (T, B, ...): spike counts, or what the readout summed over time."""
-        output: Tensor = (self.forward or default_forward(model))(model, x)
-        return output.sum(0) if output.dim() == 3 else output
+        scores = scores_of((self.forward or default_forward(model))(model, x))
+        assert scores is not None
+        return scores
 
     def accuracy(self, model: nn.Module, part: Events, batch: int = 250) -> float:
         """The fraction of sequences whose label scores highest. Of equal scores, the first wins."""
