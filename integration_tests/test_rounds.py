@@ -42,10 +42,17 @@ def test_rounds_are_compressions_of_the_compressed(order: str) -> None:
     torch.testing.assert_close(torch.tensor([layer.loss for layer in report.layers]), losses)
 
 
-def test_a_round_that_would_keep_all_is_left_out() -> None:
-    many, _ = pruned(network(), Prune(0.5, rounds=4))
+def test_rounds_that_would_keep_all_are_left_out() -> None:
+    many, _ = pruned(network(), Prune(0.5, rounds=10**9))
     once, _ = pruned(network(), Prune(0.5))
     assert all(torch.equal(a, b) for a, b in zip(many.parameters(), once.parameters(), strict=True))
+
+
+def test_data_that_can_be_read_once_serves_all_rounds() -> None:
+    prune = Prune(0.8, rounds=2)
+    once, _ = compress(network(), iter(batches()), prune=prune, progress=False)
+    expected, _ = pruned(network(), prune)
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), expected.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,9 @@ class Job:
         sequential = second_order and self.calibration.order == "sequential"
         tuning = second_order and self.calibration.tuning > 0
         aligning = second_order and self.calibration.align
-        if isinstance(self.data, Iterator) and (sequential or tuning or aligning or self._silent_first):
+        todo = stages(self.recipe, tuning)
+        again = len(todo) > 1 or sequential or tuning or aligning or self._silent_first
+        if isinstance(self.data, Iterator) and again:
             self.data = list(self.data)
         forward = self.forward or self.library.default_forward(self.model)
         others = [(tensor, tensor.clone()) for tensor in (movable(self.model, self.layers) if aligning else [])]
@@ -85,7 +87,7 @@ class Job:
             wanted = expected(self.model, self.layers, self.data, forward) if aligning else None
             rows: list[LayerReport] = []
             weights = dense
-            for recipe, tuned in stages(self.recipe, tuning):
+            for recipe, tuned in todo:
                 self.recipe = recipe
                 solved = self._sequential(weights, skipped) if sequential else self._one_shot(weights, skipped)
                 if wanted is not None:

@@ -181,10 +181,11 @@ def stages(recipe: Recipe, tuning: bool) -> list[tuple[Recipe, bool]]:
     prune = recipe.prune
     if prune is None or recipe.method not in SECOND_ORDER:
         return [(recipe, tuning)]
-    kept = [(1 - prune.sparsity) * 2**later for later in range(prune.rounds - 1, 0, -1)]
-    rounds = [
-        (replace(recipe, prune=replace(prune, sparsity=1 - part), quantize=None), False) for part in kept if part < 1
-    ]
+    rounds: list[tuple[Recipe, bool]] = []
+    kept = 2 * (1 - prune.sparsity)
+    while kept < 1 and len(rounds) < prune.rounds - 1:
+        rounds.insert(0, (replace(recipe, prune=replace(prune, sparsity=1 - kept), quantize=None), False))
+        kept *= 2
     if not tuning or recipe.quantize is None:
         return [*rounds, (recipe, tuning)]
     return [*rounds, (replace(recipe, quantize=None), True), (without_pruning(recipe), True)]
