@@ -188,16 +188,8 @@ def _set(budget: Budget, calibration: Calibration) -> str:
     chosen = [asdict(part) for part in (budget.prune, budget.quantize, calibration) if part is not None]
     if not calibration.tuning:
         del chosen[-1]["outputs"]  # of tuning alone
-    return str(
-        [
-            {
-                name: value
-                for name, value in part.items()
-                if (name, value) != ("rounds", 1) and value not in (None, False, 0)
-            }
-            for part in chosen
-        ]
-    )
+    off = (("rounds", 1), *((name, value) for part in chosen for name, value in part.items() if not value))
+    return str([{name: value for name, value in part.items() if (name, value) not in off} for part in chosen])
 
 
 METHODS = {
