@@ -4,7 +4,7 @@ The budget is met exactly, and no layer loses its last weight while another has 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def allocate_zeros(
     """The number of zeros of each layer; together ``round(sparsity * number of weights)``.
 
     Args:
-        weights: name -> weight of any shape; weights that are zero already count as zeros.
+        weights: name -> weight of any shape; weights that are zero already count as zeros, and no layer gets fewer.
         sparsity: fraction of zeros over all layers, 0 to 1.
         method: "lamp" one threshold over all layers on :func:`lamp_scores`; "uniform" the same sparsity in every layer,
             by largest remainders; "loss" likewise, with ``saliencies`` in place of squared weights.
@@ -49,8 +49,10 @@ def allocate_zeros(
         raise SettingsError(
             f'method {method!r} with saliencies={saliencies is not None}: "loss" needs them, no other does'
         )
+    present = {name: int((weight == 0).sum()) for name, weight in weights.items()}
+    budget = round(sparsity * sum(sizes.values()))
     if method == "uniform":
-        return _same_sparsity(sizes, sparsity)
+        return _with_present(present, budget, lambda names, left: _same_sparsity({n: sizes[n] for n in names}, left))
     if method == "lamp":
         scores = {name: lamp_scores(weight, exponent).flatten().cpu() for name, weight in weights.items()}
     elif method == "loss" and saliencies is not None:
@@ -64,7 +66,9 @@ def allocate_zeros(
         scores = {name: lamp_scores(saliencies[name], 1.0).flatten().cpu() for name in sizes}
     else:
         raise SettingsError(f'method {method!r} is unknown; use "lamp", "uniform" or "loss"')
-    return _below_one_threshold(scores, round(sparsity * sum(sizes.values())))
+    return _with_present(
+        present, budget, lambda names, left: _below_one_threshold({n: scores[n] for n in names}, left)
+    )
 
 
 def lamp_scores(weight: Tensor, exponent: float = 2.0) -> Tensor:
@@ -96,9 +100,22 @@ def lamp_scores(weight: Tensor, exponent: float = 2.0) -> Tensor:
     return scores.reshape(weight.shape)
 
 
-def _same_sparsity(sizes: dict[str, int], sparsity: float) -> dict[str, int]:
+def _with_present(
+    present: dict[str, int], budget: int, deal: Callable[[list[str], int], dict[str, int]]
+) -> dict[str, int]:
+    """What ``deal`` gives, but to each layer at least its present zeros, as far as the budget holds these."""
+    held: dict[str, int] = {}
+    while True:
+        dealt = deal([name for name in present if name not in held], budget - sum(held.values()))
+        over = {name: present[name] for name, zeros in dealt.items() if zeros < present[name]}
+        if not over or sum(present.values()) > budget:
+            return {name: (held | dealt)[name] for name in present}
+        held |= over
+
+
+def _same_sparsity(sizes: dict[str, int], budget: int) -> dict[str, int]:
     total = sum(sizes.values())
-    budget = round(sparsity * total)
+    sparsity = budget / total
     spare = 1 if budget <= total - len(sizes) else 0  # weights that every layer keeps
     zeros = {name: min(math.floor(sparsity * size), size - spare) for name, size in sizes.items()}
     by_remainder = sorted(sizes, key=lambda name: zeros[name] - sparsity * sizes[name])  # stable: ties keep their order

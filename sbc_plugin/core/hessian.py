@@ -119,12 +119,13 @@ def row_groups(rows: int, hessian: Tensor, groups: Tensor | None = None) -> Tens
 
 
 def damped(hessian: Tensor, damping: float) -> Tensor:
-    """``H + damping * mean(diag H) * I``, of each group by itself. Shape as ``hessian``.
+    """``H + damping * mean(diag H) * I``, of each group by itself; a silent group takes the mean over all groups.
 
     >>> damped(torch.diag(torch.tensor([1.0, 3.0])), 0.5).diagonal().tolist()
     [2.0, 4.0]
     """
     mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = mean.where(mean > 0, mean.mean())
     result = hessian.clone()
     result.diagonal(dim1=-2, dim2=-1).add_((damping * mean)[..., None])
     return result

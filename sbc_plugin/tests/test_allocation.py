@@ -131,3 +131,20 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     arguments = {"weights": {"a": torch.ones(3)}, "sparsity": 0.5, **settings}
     with pytest.raises(SettingsError, match=message):
         allocate_zeros(**arguments)
+
+
+@pytest.mark.parametrize("method", ["lamp", "uniform", "loss"])
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
+def test_zeros_that_are_there_stay_within_the_budget(method: str, sparsity: float) -> None:
+    layers = {"sparse": torch.rand(4, 10) + 0.1, "dense": torch.rand(5, 10) + 0.1, "other": torch.rand(2, 10) + 0.1}
+    layers["sparse"].view(-1)[:30] = 0.0
+    zeros = allocate(layers, sparsity, method)
+    assert sum(zeros.values()) == round(sparsity * 110)
+    assert zeros["sparse"] >= 30
+    if method == "uniform":
+        assert abs(zeros["dense"] / 50 - zeros["other"] / 20) < 1 / 20
+
+
+def test_a_budget_below_what_is_zero_already_is_dealt_as_ever() -> None:
+    layers = {"sparse": torch.zeros(4, 10), "dense": torch.ones(4, 10)}
+    assert allocate(layers, 0.25, "uniform") == {"sparse": 10, "dense": 10}

@@ -120,6 +120,12 @@ def test_damping_is_relative_to_each_groups_own_diagonal() -> None:
     assert torch.equal(hessian[0], torch.diag(torch.tensor([1.0, 3.0])))
 
 
+def test_a_silent_group_is_damped_by_the_mean_of_all() -> None:
+    hessian = torch.stack([torch.eye(3), torch.zeros(3, 3)]).double()
+    result = damped(hessian, 0.1)
+    assert_close(result, torch.stack([1.1 * torch.eye(3), 0.05 * torch.eye(3)]).double())
+
+
 @pytest.mark.parametrize("shape", [(6, 6), (3, 6, 6)])
 def test_inverse_and_factor(shape: tuple[int, ...]) -> None:
     root = torch.randn(shape, dtype=torch.float64)
