@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from integration_tests.models import BOX
+from integration_tests.one_shot import compress
 from integration_tests.test_bad_input import Unchanged
-from sbc_plugin import Calibration, Prune, Quantize, compress, job
+from sbc_plugin import Calibration, Prune, Quantize, job
 from sbc_plugin.norse import default_forward
 
 ALIGNED = Calibration(align=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from integration_tests.benchmarks import braille
-from sbc_plugin import Prune, Quantize, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Prune, Quantize
 
 BESIDE = Path(__file__).parents[2] / "shared" / "data"
 FOLDER = braille.folder_of(None if "SBC_DATA" in os.environ else BESIDE)

@@ -10,7 +10,8 @@ pytest.importorskip("brevitas.nn")
 
 import sbc_plugin.layers
 from integration_tests.cases import CASES
-from sbc_plugin import Calibration, Prune, Quantize, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Calibration, Prune, Quantize
 from sbc_plugin.core.grids import Grid
 from sbc_plugin.errors import SettingsError, UnsupportedModelError
 

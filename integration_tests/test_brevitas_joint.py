@@ -11,7 +11,8 @@ qnn = pytest.importorskip("brevitas.nn")
 from brevitas.graph.gptq import gptq_mode  # noqa: E402
 
 from integration_tests.cases import CASES  # noqa: E402
-from sbc_plugin import Calibration, Prune, Quantize, calibrate, compress  # noqa: E402
+from integration_tests.one_shot import compress  # noqa: E402
+from sbc_plugin import Calibration, Prune, Quantize, calibrate  # noqa: E402
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer  # noqa: E402
 from sbc_plugin.core.grids import make_grid  # noqa: E402
 from sbc_plugin.core.quantization import gptq  # noqa: E402

@@ -14,7 +14,8 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from integration_tests.nir_graphs import GRAPHS
-from sbc_plugin import Prune, Quantize, compare, compress, load, save
+from integration_tests.one_shot import compress
+from sbc_plugin import Prune, Quantize, compare, load, save
 from sbc_plugin.brevitas import freeze
 from sbc_plugin.core.storage import packed_bytes
 from sbc_plugin.demo import digits, network

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from integration_tests.cases import CASES
 from integration_tests.models import BOX
-from sbc_plugin import Prune, compare, compress, record_spikes
+from integration_tests.one_shot import compress
+from sbc_plugin import Prune, compare, record_spikes
 from sbc_plugin.errors import CalibrationError
 
 NAMES = ["step", "conv", "loop, sum", "lift", "NIR graph", "own recurrence"]

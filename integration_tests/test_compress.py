@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from integration_tests.cases import CASES
 from integration_tests.models import Case, braille
-from sbc_plugin import Calibration, Prune, Quantize, Report, calibrate, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Calibration, Prune, Quantize, Report, calibrate
 from sbc_plugin.core.hessian import layer_loss
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.norse import find_layers

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from integration_tests.cases import CASES
 from integration_tests.models import LIF, B, over_time
+from integration_tests.one_shot import compress
 from integration_tests.test_bad_input import Unchanged
-from sbc_plugin import Calibration, Prune, Quantize, calibrate, compress
+from sbc_plugin import Calibration, Prune, Quantize, calibrate
 from sbc_plugin.norse import find_layers
 
 HALF, BOTH = Prune(0.5), {"prune": Prune(0.5), "quantize": Quantize(4)}

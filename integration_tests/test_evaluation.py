@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from sbc_plugin import Prune, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Prune
 from sbc_plugin.accuracy import accuracy
 from sbc_plugin.errors import CalibrationError, CheckpointError
 from sbc_plugin.evaluation import BINS, RECORDED, SHOWN, TRACES, Evaluation, evaluate

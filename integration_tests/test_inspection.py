@@ -1,6 +1,7 @@
 """What ``inspect`` says before is held against what ``compress`` takes."""
 
-from sbc_plugin import Prune, Quantize, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Prune, Quantize
 from sbc_plugin.demo import digits, network
 from sbc_plugin.inspection import inspect
 

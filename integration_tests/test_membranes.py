@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from integration_tests.cases import CASES
 from integration_tests.models import BOX, IAF, LI, LIF, REFRAC, B, over_time
-from sbc_plugin import compare, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import compare
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
 from sbc_plugin.norse import MembraneReport, quantize_membranes, record_states, restore_membranes
 from sbc_plugin.settings import Quantize

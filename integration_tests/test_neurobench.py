@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from integration_tests.cases import CASES
 from integration_tests.models import BOX
-from sbc_plugin import Comparison, Prune, Quantize, compare, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Comparison, Prune, Quantize, compare
 from sbc_plugin.demo import digits, network
 
 pytest.importorskip("neurobench", reason="pip install 'sbc-plugin[neurobench]'")

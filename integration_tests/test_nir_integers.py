@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from integration_tests.nir_graphs import DT, convolutional, cuba, dense, lif, recurrent, run, spikes
-from sbc_plugin import Quantize, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Quantize
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.nir import Network, graph_of, integers, read, write
 

@@ -28,7 +28,8 @@ from integration_tests.nir_graphs import (
     values,
     weight,
 )
-from sbc_plugin import Calibration, Quantize, calibrate, compare, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Calibration, Quantize, calibrate, compare
 from sbc_plugin.errors import CheckpointError, SettingsError
 from sbc_plugin.nir import graph_of, read
 

@@ -13,7 +13,8 @@ pytest.importorskip("brevitas.nn")
 pytest.importorskip("onnxruntime")
 
 from integration_tests.models import BOX
-from sbc_plugin import Quantize, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Quantize
 from sbc_plugin.brevitas import export, export_onnx, freeze, integers, quantize_layers, weight_quantizer
 from sbc_plugin.brevitas.tracing import Summing
 from sbc_plugin.errors import CalibrationError, CheckpointError, SettingsError, UnsupportedModelError

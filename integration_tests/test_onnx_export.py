@@ -17,8 +17,9 @@ pytest.importorskip("qonnx")
 from integration_tests import nir_graphs  # noqa: E402
 from integration_tests.cases import CASES  # noqa: E402
 from integration_tests.models import BOX, IAF, LI, LIF, REFRAC  # noqa: E402
+from integration_tests.one_shot import compress  # noqa: E402
 from integration_tests.onnx_running import run_qonnx, run_steps, run_whole, session  # noqa: E402
-from sbc_plugin import Quantize, compress  # noqa: E402
+from sbc_plugin import Quantize  # noqa: E402
 from sbc_plugin.brevitas import export_onnx, integers, quantize_layers, weight_quantizer  # noqa: E402
 from sbc_plugin.nir import read  # noqa: E402
 

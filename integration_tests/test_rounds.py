@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin import Calibration, Prune, Quantize, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Calibration, Prune, Quantize
 from sbc_plugin.solving import Recipe, stages
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import sbc_plugin.norse as library
-from sbc_plugin import Calibration, Prune, calibrate, compare, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Calibration, Prune, calibrate, compare
 from sbc_plugin.core.silence import dead_columns
 from sbc_plugin.norse import find_layers
 from sbc_plugin.unheard import unheard_neurons

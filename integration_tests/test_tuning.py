@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from integration_tests.cases import CASES
 from integration_tests.models import BOX
+from integration_tests.one_shot import compress
 from integration_tests.test_bad_input import Unchanged
-from sbc_plugin import Calibration, Prune, Quantize, aims, compress, tuning
+from sbc_plugin import Calibration, Prune, Quantize, aims, tuning
 from sbc_plugin import norse as library
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.errors import SettingsError, UnsupportedModelError
 from sbc_plugin.norse.neurons import is_spiking
 
+PLAIN = Prune(0.6, rounds=1, silent_first=False)  # as without tuning
 NAMES = ["step", "conv", "LIFRecurrentCell"]
 
 
@@ -44,7 +46,7 @@ def total(name: str, model: nn.Module) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_spikes_never_go_further_away_and_masks_stay(name: str) -> None:
-    before, after = tuned(name, 40, prune=Prune(0.6))
+    before, after = tuned(name, 40, prune=PLAIN)
     assert total(name, after) <= total(name, before)
     for layer, weight in weights(name, before).items():
         assert torch.equal(weight != 0, weights(name, after)[layer] != 0)
@@ -55,7 +57,7 @@ def test_steps_that_lead_away_are_taken_back_and_told(monkeypatch: pytest.Monkey
     case, found = CASES["step"], []
     for steps in (0, 3):
         settings = Calibration(tuning=steps)
-        new, report = compress(case.model(), [case.batch()], prune=Prune(0.5), calibration=settings)
+        new, report = compress(case.model(), [case.batch()], prune=PLAIN, calibration=settings)
         found.append(list(new.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert "3 steps brought the spikes no closer" in report.skipped["tuning"]
@@ -191,7 +193,7 @@ def test_a_network_without_gradients_is_refused_and_stays_as_it_was() -> None:
     picture.check()
 
 
-@pytest.mark.parametrize("steps", [-1, 2.5, True, None])
+@pytest.mark.parametrize("steps", [-1, 2.5, True])
 def test_a_number_of_steps_that_is_none(steps: Any) -> None:
     with pytest.raises(SettingsError, match="whole number of steps"):
         Calibration(tuning=steps)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from integration_tests.channel_cases import Plain, cells, events, images, prepared, run_steps
-from sbc_plugin import Prune, compress
+from integration_tests.one_shot import compress
+from sbc_plugin import Prune
 from sbc_plugin.errors import CalibrationError, SettingsError
 from sbc_plugin.torch_pruning import get_pruner
 

@@ -103,6 +103,7 @@ def pieces(batch: Any) -> tuple[Tensor, ...]:
     """A batch's input (T, B, ...) in pieces of a few sequences."""
     x = input_of(batch)
     x = x if x.layout == torch.strided else x.to_dense()
+    x = x.clone() if x.is_inference() else x  # which no gradient can be taken through
     return x.split(SEQUENCES, dim=1) if x.dim() > 1 else (x,)
 
 

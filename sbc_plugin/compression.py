@@ -5,19 +5,21 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from sbc_plugin.calibration import DEFAULT, peek
+from sbc_plugin.defaults import filled, obstacle, steps_for
 from sbc_plugin.errors import CalibrationError, SettingsError
 from sbc_plugin.job import Job
 from sbc_plugin.layers import Forward, backend_called, library_of
 from sbc_plugin.report import Report
 from sbc_plugin.settings import METHODS, Calibration, Prune, Quantize
-from sbc_plugin.solving import (
-    Recipe,
-)
+from sbc_plugin.solving import SECOND_ORDER, Recipe
 
 
+@torch.inference_mode(False)  # around no_grad, which it would end: tuning takes gradients where it says so
+@torch.no_grad()
 def compress(
     model: nn.Module,
     calibration_data: Iterable[Any],
@@ -40,11 +42,13 @@ def compress(
         model: a trained spiking network of a known library (Norse).
         calibration_data: iterable of batches. A batch is the input (T, B, ...), or a tuple, list or dict whose first
             item (or "x", "input", "data") is it, so a labelled DataLoader works as it is.
-        method: "sbc"; or a baseline under the same budget: "obc" (M = I), "magnitude" or "rtn" (both: smallest weights
-            to zero, then round to nearest).
+        method: "sbc"; or a baseline under the same budget: "obc" (M = I, not tuned unless asked for), "magnitude" or
+            "rtn" (both: smallest weights to zero, then round to nearest).
         prune: how many weights go; None keeps all.
         quantize: the grid; None keeps floating point. With both, one pass does both.
-        calibration: how Hessians are gathered.
+        calibration: how Hessians are gathered, and how the result is tuned. What settings leave open (None) is filled
+            in as measured best: "sbc" prunes in two rounds, weights of silent neurons first, and takes label-free
+            gradient steps after; ``Calibration(tuning=0)`` is the solvers alone. The report holds what was used.
         forward: ``forward(model, batch)`` runs one whole sequence. The default calls a sequence model once and drives a
             step model over the first axis.
         inplace: change ``model`` itself, all layers or none; otherwise it is not touched.
@@ -84,6 +88,14 @@ def compress(
             raise CalibrationError(f"layer {name!r}: the weight holds NaN or infinity; repair the model first")
     if adapter is not None and quantize is not None:
         adapter.check_backend(layers, quantize)
+    steps = calibration.tuning
+    if steps is None:
+        steps = steps_for(method, prune, quantize)
+        if steps and (reason := obstacle(library, target, layers, first, forward, calibration.outputs == "classes")):
+            steps, skipped["tuning"] = 0, f"not tuned: {reason}"
+        calibration = replace(calibration, tuning=steps)
+    if prune is not None:
+        prune = filled(prune, steps if method in SECOND_ORDER else 0, calibration.order)
     job = Job(
         library,
         target,

@@ -73,27 +73,29 @@ class Job:
         """Solve, write and tune all layers; if anything fails, put the dense weights back."""
         second_order = self.recipe.method in SECOND_ORDER
         sequential = second_order and self.calibration.order == "sequential"
-        tuning = second_order and self.calibration.tuning > 0
+        steps = (self.calibration.tuning or 0) if second_order else 0
         aligning = second_order and self.calibration.align
-        todo = stages(self.recipe, tuning)
-        again = len(todo) > 1 or sequential or tuning or aligning or self._silent_first
+        todo = stages(self.recipe, steps > 0)
+        again = len(todo) > 1 or sequential or steps or aligning or self._silent_first
         if isinstance(self.data, Iterator) and again:
             self.data = list(self.data)
         forward = self.forward or self.library.default_forward(self.model)
         others = [(tensor, tensor.clone()) for tensor in (movable(self.model, self.layers) if aligning else [])]
         try:
             classes = self.calibration.outputs == "classes"
-            aims = targets(self.library, self.model, self.data, self.forward, classes) if tuning else None
+            found = self._gather(self.layers) if steps else None  # first, for it tells of bad data by layer and batch
+            aims = targets(self.library, self.model, self.data, self.forward, classes) if steps else None
             wanted = expected(self.model, self.layers, self.data, forward) if aligning else None
             rows: list[LayerReport] = []
             weights = dense
             for recipe, tuned in todo:
                 self.recipe = recipe
-                solved = self._sequential(weights, skipped) if sequential else self._one_shot(weights, skipped)
+                solve_all = self._sequential if sequential else self._one_shot
+                solved, found = solve_all(weights, skipped, found), None
                 if wanted is not None:
                     align(self.model, wanted, forward)
                 if tuned and aims is not None:
-                    self._tune(aims, skipped)
+                    self._tune(aims, steps, skipped)
                 weights = {layer.name: layer.weight() for layer in self.layers}
                 rows = [later.after(row) for later, row in zip(solved, rows, strict=True)] if rows else solved
         except BaseException:
@@ -104,18 +106,19 @@ class Job:
             raise
         return rows
 
-    def _tune(self, aims: Aims, skipped: dict[str, str]) -> None:
-        steps = self.calibration.tuning
+    def _tune(self, aims: Aims, steps: int, skipped: dict[str, str]) -> None:
         before, after = tune(
             self.library, self.model, self.layers, self.grids, aims, steps, self.forward, self.progress
         )
-        if not after < before:
+        if before > 0 and not after < before:
             told = f"{steps} steps brought the spikes no closer ({before:.3f} before, {after:.3f} after)"
             skipped["tuning"] = "; ".join(filter(None, [skipped.get("tuning"), told]))
 
-    def _one_shot(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
+    def _one_shot(
+        self, dense: dict[str, Tensor], skipped: dict[str, str], found: dict[str, Statistics] | None
+    ) -> list[LayerReport]:
         """All Hessians from one pass over the dense network; all layers solved before the first is written."""
-        found = self._gather(self.layers)
+        found = found or self._gather(self.layers)
         self.heard |= {name: told for name, told in found.items() if told.accumulator.sum_xx.any()}
         found |= self.heard  # what an earlier stage silenced is solved on what reached it before
         for layer in self.layers if self.recipe.method in SECOND_ORDER else []:
@@ -132,10 +135,12 @@ class Job:
             layer.write(solution.weight)
         return [row for _, _, row in solved]
 
-    def _sequential(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
+    def _sequential(
+        self, dense: dict[str, Tensor], skipped: dict[str, str], found: dict[str, Statistics] | None
+    ) -> list[LayerReport]:
         """Layer by layer, each on what the already compressed ones before it send."""
         needs_losses = self.recipe.prune is not None and self.recipe.prune.allocation == "loss"
-        found = self._gather(self.layers) if needs_losses or self._silent_first else {}
+        found = (found or self._gather(self.layers)) if needs_losses or self._silent_first else {}
         start = self._without_silent(dense, found)
         zeros = self._budget(start, skipped, found)
         done: dict[str, Tensor] = {}
@@ -160,7 +165,7 @@ class Job:
     @property
     def _silent_first(self) -> bool:
         prune = self.recipe.prune
-        return prune is not None and prune.silent_first and self.recipe.method in SECOND_ORDER
+        return prune is not None and bool(prune.silent_first) and self.recipe.method in SECOND_ORDER
 
     def _without_silent(self, dense: dict[str, Tensor], found: dict[str, Statistics]) -> dict[str, Tensor]:
         """The dense weights, those of silent neurons 0 as far as the budget goes; such zeros stay and are counted."""

@@ -31,8 +31,10 @@ class Prune:
             with ``refit``, and only for "sbc" and "obc".
         silent_first: weights from neurons that never spike in calibration go first, and then those into such neurons
             as nobody hears any more, as far as the budget goes; only unstructured, and only for "sbc" and "obc".
+            None = where single weights go and tuning follows.
         rounds: prune in so many rounds, each calibrated on what the one before it left, and each leaving half as many
-            weights. Meant for tuning, which then follows the last; only for "sbc" and "obc", and not with N:M.
+            weights. Meant for tuning, which then follows the last; only for "sbc" and "obc", and not with N:M. None = 2
+            where single weights go, in one-shot order, and tuning follows; otherwise 1.
 
     Raises:
         SettingsError: a value out of range, or a sparsity that contradicts the pattern.
@@ -44,8 +46,8 @@ class Prune:
     allocation: str = "lamp"
     refit: bool = True
     rescale: bool = False
-    silent_first: bool = False
-    rounds: int = 1
+    silent_first: bool | None = None
+    rounds: int | None = None
 
     def __post_init__(self) -> None:
         if not (_is_number(self.sparsity) and 0 <= self.sparsity < 1):
@@ -63,9 +65,9 @@ class Prune:
             )
         if self.silent_first and pattern.kind != "unstructured":
             raise SettingsError(f"silent_first needs pattern='unstructured', found {self.pattern!r}; leave one out")
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
+        if self.rounds is not None and (not _is_whole(self.rounds) or self.rounds < 1):
             raise SettingsError(f"rounds={self.rounds!r} must be a whole number of at least 1")
-        if self.rounds > 1 and pattern.kind == "n:m":
+        if (self.rounds or 1) > 1 and pattern.kind == "n:m":
             raise SettingsError(f"pattern {self.pattern!r} leaves no choice of rounds; leave rounds={self.rounds} out")
 
 
@@ -91,7 +93,7 @@ class Quantize:
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+        if not (_is_whole(self.bits) and 2 <= self.bits <= 8):
             raise SettingsError(f"bits={self.bits!r} is not supported; use a whole number from 2 to 8")
         if not isinstance(self.granularity, str) or not re.fullmatch(
             r"channel|tensor|group:[1-9]\d*", self.granularity
@@ -114,7 +116,8 @@ class Calibration:
         align: after solving, bring the mean and variance that each BatchNorm channel receives, and the mean of each
             output with a bias, back to the dense network's; forward passes only. Only for "sbc" and "obc".
         tuning: gradient steps after solving, on the kept weights, towards the dense network's spikes; no labels. Needs
-            surrogate gradients and the memory that training takes. Only for "sbc" and "obc".
+            surrogate gradients and the memory that training takes. Only for "sbc" and "obc". 0 does without. None = of
+            "sbc" 200 where weights go and 100 where only scales can move, if gradients can be taken; the report tells.
         outputs: what tuning takes the model's output for: "classes", scores that tell classes apart once they are
             summed over time, or "values", numbers of which each counts.
 
@@ -129,7 +132,7 @@ class Calibration:
     max_samples: int | None = None
     device: torch.device | str | None = None
     align: bool = False
-    tuning: int = 0
+    tuning: int | None = None
     outputs: str = "classes"
 
     def __post_init__(self) -> None:
@@ -141,12 +144,11 @@ class Calibration:
             raise SettingsError(
                 f"alpha={self.alpha!r} must be from 0 (the layer's own target) to 1 (the dense network's)"
             )
-        whole = isinstance(self.max_samples, int) and not isinstance(self.max_samples, bool)
-        if self.max_samples is not None and not (whole and self.max_samples >= 1):
+        if self.max_samples is not None and not (_is_whole(self.max_samples) and self.max_samples >= 1):
             raise SettingsError(
                 f"max_samples={self.max_samples!r} must be a whole number of at least 1, or None for all"
             )
-        if isinstance(self.tuning, bool) or not isinstance(self.tuning, int) or self.tuning < 0:
+        if self.tuning is not None and not (_is_whole(self.tuning) and self.tuning >= 0):
             raise SettingsError(f"tuning={self.tuning!r} must be a whole number of steps; 0 does without")
         if self.device is not None:
             try:
@@ -159,6 +161,10 @@ class Calibration:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -183,12 +183,13 @@ def stages(recipe: Recipe, tuning: bool) -> list[tuple[Recipe, bool]]:
         return [(recipe, tuning)]
     rounds: list[tuple[Recipe, bool]] = []
     kept = 2 * (1 - prune.sparsity)
-    while kept < 1 and len(rounds) < prune.rounds - 1:
+    while kept < 1 and len(rounds) < (prune.rounds or 1) - 1:
         rounds.insert(0, (replace(recipe, prune=replace(prune, sparsity=1 - kept), quantize=None), False))
         kept *= 2
     if not tuning or recipe.quantize is None:
         return [*rounds, (recipe, tuning)]
-    return [*rounds, (replace(recipe, quantize=None), True), (without_pruning(recipe), True)]
+    scales_move = recipe.quantize.scale != "power_of_two"
+    return [*rounds, (replace(recipe, quantize=None), True), (without_pruning(recipe), scales_move)]
 
 
 def without_pruning(recipe: Recipe) -> Recipe:

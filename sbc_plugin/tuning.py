@@ -54,13 +54,16 @@ def tune(
         progress: show a progress bar; None = on a terminal.
 
     Returns:
-        The mean :func:`distance` of a judged piece before and after; the same where nothing was gained.
+        The mean :func:`distance` of a judged piece before and after; the same where nothing was gained. From a distance
+        of 0 no step is taken.
 
     Raises:
         UnsupportedModelError: no gradient reaches any weight.
     """
     run = forward or library.default_forward(model)
     start, before = [layer.weight() for layer in layers], mean_distance(library, model, aims, run)
+    if before == 0:
+        return before, before
     order = _shuffled(len(aims.fitted), steps)
     with torch.inference_mode(False), torch.enable_grad(), gradients(model, layers):
         movable = [_movable(layer, grids.get(layer.name)) for layer in layers]
@@ -72,10 +75,7 @@ def tune(
             seen = observe(library, model, piece, run, aims.sharpness is not None)
             loss = distance(seen, target, aims.sharpness)
             if not loss.requires_grad:
-                raise UnsupportedModelError(
-                    f"{type(model).__name__}: no gradient reaches a weight, so tuning has nothing to go by; give the "
-                    'neurons a surrogate gradient (method="super"), or use Calibration(tuning=0)'
-                )
+                raise UnsupportedModelError(f"{no_gradient(model)}, or use Calibration(tuning=0)")
             loss.backward()
             optimizer.zero_grad()
             for each in movable:
@@ -93,6 +93,14 @@ def tune(
     for layer, weight in zip(layers, start, strict=True):
         layer.write(weight)
     return before, before
+
+
+def no_gradient(model: nn.Module) -> str:
+    """What to say of a model whose spikes have no gradient."""
+    return (
+        f"{type(model).__name__}: no gradient reaches a weight, so tuning has nothing to go by; give the neurons a "
+        'surrogate gradient (method="super")'
+    )
 
 
 @dataclass(frozen=True)

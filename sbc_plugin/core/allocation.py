@@ -66,9 +66,7 @@ def allocate_zeros(
         scores = {name: lamp_scores(saliencies[name], 1.0).flatten().cpu() for name in sizes}
     else:
         raise SettingsError(f'method {method!r} is unknown; use "lamp", "uniform" or "loss"')
-    return _with_present(
-        present, budget, lambda names, left: _below_one_threshold({n: scores[n] for n in names}, left)
-    )
+    return _with_present(present, budget, lambda names, left: _below_one_threshold({n: scores[n] for n in names}, left))
 
 
 def lamp_scores(weight: Tensor, exponent: float = 2.0) -> Tensor:
