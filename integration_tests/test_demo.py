@@ -112,7 +112,7 @@ def test_a_missing_checkpoint_says_how_to_make_it(tmp_path: Path) -> None:
 def table(data: digits.Digits) -> dict[str, Row]:
     small = digits.Digits(data.training, data.calibration, data.test.subset(slice(0, 200)))
     rows = list(measure(network.pretrained(0), small, [Budget("95 % sparse", "magnitude", prune=Prune(0.95))]))
-    assert [row.method for row in rows] == ["none", "magnitude", "obc", "sbc"]
+    assert [row.method for row in rows] == ["none", "magnitude", "obc", "one shot", "sbc"]
     return {row.method: row for row in rows}
 
 
@@ -127,4 +127,4 @@ def test_table_shows_what_is_saved(table: dict[str, Row]) -> None:
     assert table["sbc"].operations < 0.5 * table["none"].operations
     assert table["sbc"].packed_bytes < 0.1 * table["none"].packed_bytes  # 5 % of the weights, and where they stand
     lines = render(list(table.values())).splitlines()
-    assert len(lines) == 5 and "SBC" in lines[-1] and f"{table['sbc'].accuracy:.1%}" in lines[-1]
+    assert len(lines) == 6 and "SBC" in lines[-1] and f"{table['sbc'].accuracy:.1%}" in lines[-1]

@@ -27,7 +27,7 @@ def test_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             commands += 1
     report, model, small = names["report"], names["model"], names["small"]
     assert commands == 4
-    assert abs(report.sparsity - 0.9) < 1e-3
+    assert 0.9 <= report.sparsity < 0.905  # the grid has a 0 of its own
     assert all((weight != 0).all() for weight in model.parameters())  # the model given is not touched
     assert not any((weight != 0).all() for weight in small.parameters())
     written = ["digits.nir", "report.html", "small.nir", "small.onnx", "small.safetensors", "spikes.npz", "test.npz"]

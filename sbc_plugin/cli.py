@@ -178,9 +178,11 @@ def _budget(parser: argparse.ArgumentParser) -> None:
         "--silent-first",
         action="store_const",
         const=True,
-        help="weights from and into neurons that never spike go first",
+        help="weights from and into neurons that never spike go first (default where tuning follows)",
     )
-    group.add_argument("--rounds", type=int, help="prune in so many rounds, each on what the one before left")
+    group.add_argument(
+        "--rounds", type=int, help="prune in so many, each on what the one before left (default: 2 before tuning)"
+    )
     group.add_argument("--bits", type=int, help="of each weight, 2 to 8")
     group.add_argument("--granularity", help="of scales: channel (default), tensor, group:K")
     group.add_argument("--scale", choices=SCALES, help="how scales are chosen")
@@ -189,6 +191,11 @@ def _budget(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--align", action="store_const", const=True, help="then BatchNorm and biases follow the compressed layers"
     )
-    group.add_argument("--tuning", type=int, metavar="STEPS", help="then gradient steps towards the dense spikes")
+    group.add_argument(
+        "--tuning",
+        type=int,
+        metavar="STEPS",
+        help="then gradient steps towards the dense spikes; 0: none (default of sbc: 200, at 2 and 3 bits alone 100)",
+    )
     group.add_argument("--outputs", choices=OUTPUTS, help="what tuning takes the output for (default: classes)")
     group.add_argument("--damping", type=float, help="added to the Hessian's diagonal, as a fraction of its mean")

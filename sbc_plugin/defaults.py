@@ -17,10 +17,11 @@ from sbc_plugin.tuning import gradients, no_gradient
 
 STEPS, SCALE_STEPS = 200, 100  # of tuning: where weights move; where only scales can
 ROUNDS = 2  # of pruning
+FINE = 4  # bits from which on tuned scales bring nothing
 
 
 def steps_for(method: str, prune: Prune | None, quantize: Quantize | None) -> int:
-    """How many steps of tuning a compression takes that does not say; 0 for baselines and where nothing may move.
+    """How many steps of tuning a compression takes that does not say; 0 for baselines and where nothing gains.
 
     Args:
         method: "sbc", "obc", "magnitude" or "rtn".
@@ -31,7 +32,8 @@ def steps_for(method: str, prune: Prune | None, quantize: Quantize | None) -> in
         return 0
     if prune is not None and prune.sparsity > 0:
         return STEPS
-    return SCALE_STEPS if quantize is not None and quantize.scale != "power_of_two" else 0
+    coarse = quantize is not None and quantize.bits < FINE and quantize.scale != "power_of_two"
+    return SCALE_STEPS if coarse else 0
 
 
 def filled(prune: Prune, steps: int, order: str) -> Prune:

@@ -117,7 +117,7 @@ class Calibration:
             output with a bias, back to the dense network's; forward passes only. Only for "sbc" and "obc".
         tuning: gradient steps after solving, on the kept weights, towards the dense network's spikes; no labels. Needs
             surrogate gradients and the memory that training takes. Only for "sbc" and "obc". 0 does without. None = of
-            "sbc" 200 where weights go and 100 where only scales can move, if gradients can be taken; the report tells.
+            "sbc" 200 where weights go, 100 at 2 and 3 bits alone, if gradients can be taken; the report tells.
         outputs: what tuning takes the model's output for: "classes", scores that tell classes apart once they are
             summed over time, or "values", numbers of which each counts.
 

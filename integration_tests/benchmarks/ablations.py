@@ -59,7 +59,7 @@ class Variant:
 
 
 def _calibration(chosen: dict[str, Any] | None = None, **settings: Any) -> Callable[[Ground], nn.Module]:
-    return partial(Ground.compressed, calibration=Calibration(**settings), **(chosen or {}))
+    return partial(Ground.compressed, calibration=Calibration(**{"tuning": 0} | settings), **(chosen or {}))
 
 
 BOTH = {"sbc": "SBC", "obc": "M = I"}
@@ -121,7 +121,7 @@ ABLATIONS: dict[str, tuple[str, tuple[Variant, ...]]] = {
     "damping": (
         "damping, of the mean diagonal",
         tuple(
-            Variant(title, value, partial(Ground.compressed, method=method, calibration=Calibration(damping=value)))
+            Variant(title, value, _calibration({"method": method}, damping=value))
             for method, title in BOTH.items()
             for value in (0.0001, 0.01, 0.1, 1.0)
         ),

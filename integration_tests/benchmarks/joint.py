@@ -6,6 +6,7 @@ inputs of all steps. It pushes errors onto pruned weights, so zeros are lost; "m
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from integration_tests.benchmarks import tables
-from sbc_plugin import Calibration, Prune, Quantize, compress
+from integration_tests.benchmarks.methods import ONE_SHOT
+from sbc_plugin import Prune, Quantize, compress
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.demo import digits, network
@@ -120,7 +122,7 @@ def pipelines(dense: nn.Module, batches: list[Tensor]) -> Iterator[tuple[str, nn
     """Each way to a sparse network of few bits, by name."""
 
     def small(**settings: Any) -> nn.Module:
-        return compress(dense, batches, progress=False, **settings)[0]
+        return compress(dense, batches, progress=False, **{"calibration": ONE_SHOT} | settings)[0]
 
     for name, method in (("magnitude", "magnitude"), ("SBC pruning", "sbc")):
         sparse = small(method=method, prune=PRUNE)
@@ -133,7 +135,8 @@ def pipelines(dense: nn.Module, batches: list[Tensor]) -> Iterator[tuple[str, nn
         yield f"{name}, sbc_mode(keep_zeros=True)", our_mode(sparse, batches)
     yield ALONE[1], small(quantize=QUANTIZE)
     yield JOINT, small(prune=PRUNE, quantize=QUANTIZE)
-    yield f"{JOINT}, sequential", small(prune=PRUNE, quantize=QUANTIZE, calibration=Calibration(order="sequential"))
+    sequential = replace(ONE_SHOT, order="sequential")
+    yield f"{JOINT}, sequential", small(prune=PRUNE, quantize=QUANTIZE, calibration=sequential)
 
 
 def zeros(model: nn.Module) -> float:

@@ -1,7 +1,7 @@
 """The rows of every run: what each method makes of a dense network under a budget."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from integration_tests.benchmarks.effort import Effort, measured
 from integration_tests.benchmarks.published import Published
 from sbc_plugin import compress
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
+from sbc_plugin.defaults import SCALE_STEPS, filled, steps_for
 from sbc_plugin.demo.run import Budget
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward
@@ -67,43 +68,16 @@ class Method:
     settings: Callable[[Budget], str]
 
 
-def by_package(bench: Bench, budget: Budget, method: str) -> Made:
-    """:func:`sbc_plugin.compress` with its defaults."""
+ONE_SHOT = Calibration(tuning=0)
+
+
+def by_package(bench: Bench, budget: Budget, method: str, calibration: Calibration = ONE_SHOT) -> Made:
+    """:func:`sbc_plugin.compress`; its solvers alone, unless ``calibration`` says otherwise."""
 
     def work() -> nn.Module:
         model, _ = compress(
             bench.dense, bench.calibration, method=method, prune=budget.prune, quantize=budget.quantize,
-            forward=bench.forward, progress=False,
-        )  # fmt: skip
-        return model
-
-    return measured(work)
-
-
-ROUNDS, STEPS, SCALE_STEPS = 2, 200, 100  # of pruning; of tuning where weights go; where only scales can move
-
-
-def in_rounds(budget: Budget) -> Budget:
-    """The budget, met in rounds, with weights of silent neurons first, where single weights are chosen."""
-    prune = budget.prune
-    if prune is None or prune.pattern != "unstructured":
-        return budget
-    return replace(budget, prune=replace(prune, silent_first=True, rounds=ROUNDS))
-
-
-def tuning(budget: Budget) -> Calibration:
-    """How :func:`tuned` calibrates."""
-    return Calibration(tuning=STEPS if budget.prune is not None else SCALE_STEPS)
-
-
-def tuned(bench: Bench, budget: Budget) -> Made:
-    """In rounds, weights of silent neurons first; then gradient steps towards the dense spikes and classes."""
-    budget = in_rounds(budget)
-
-    def work() -> nn.Module:
-        model, _ = compress(
-            bench.dense, bench.calibration, prune=budget.prune, quantize=budget.quantize, calibration=tuning(budget),
-            forward=bench.forward, progress=False,
+            calibration=calibration, forward=bench.forward, progress=False,
         )  # fmt: skip
         return model
 
@@ -175,17 +149,28 @@ def size_of(budget: Budget) -> str:
 
 
 def all_settings(budget: Budget) -> str:
-    """Everything that is set about the package's own solvers, defaults included; options that are off are left out."""
-    return _set(budget, Calibration())
+    """Everything that is set about the package's solvers, defaults included; options that are off are left out."""
+    return _set(budget, ONE_SHOT)
+
+
+def tuning(budget: Budget) -> Calibration:
+    """What :func:`sbc_plugin.compress` does by itself; where it does not tune, as much as it ever does of scales."""
+    return Calibration(tuning=steps_for("sbc", budget.prune, budget.quantize) or SCALE_STEPS)
+
+
+def tuned(bench: Bench, budget: Budget) -> Made:
+    """Solved, then tuned."""
+    return by_package(bench, budget, "sbc", tuning(budget))
 
 
 def tuned_settings(budget: Budget) -> str:
     """As :func:`all_settings`, of :func:`tuned`."""
-    return _set(in_rounds(budget), tuning(budget))
+    return _set(budget, tuning(budget))
 
 
 def _set(budget: Budget, calibration: Calibration) -> str:
-    chosen = [asdict(part) for part in (budget.prune, budget.quantize, calibration) if part is not None]
+    prune = budget.prune and filled(budget.prune, calibration.tuning or 0, calibration.order)
+    chosen = [asdict(part) for part in (prune, budget.quantize, calibration) if part is not None]
     if not calibration.tuning:
         del chosen[-1]["outputs"]  # of tuning alone
     off = (("rounds", 1), *((name, value) for part in chosen for name, value in part.items() if not value))
@@ -198,6 +183,6 @@ METHODS = {
     "obc": Method("M = I (OBC, GPTQ)", partial(by_package, method="obc"), everything, all_settings),
     "brevitas": Method("GPTQ in Brevitas", by_brevitas, brevitas_has, size_of),
     "published": Method("SBC as published", as_published, everything, size_of),
-    "sbc": Method("SBC", partial(by_package, method="sbc"), everything, all_settings),
+    "sbc": Method("SBC, one shot", partial(by_package, method="sbc"), everything, all_settings),
     "tuned": Method("SBC, tuned", tuned, everything, tuned_settings),
 }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from integration_tests.benchmarks import tables
+from integration_tests.benchmarks.methods import ONE_SHOT
 from integration_tests.benchmarks.tables import Line
 from integration_tests.onnx_running import run_qonnx, run_steps, run_whole
 from sbc_plugin import Quantize, compress
@@ -73,7 +74,9 @@ def lines(seeds: int = 3, sequences: int = SEQUENCES) -> Iterator[Line]:
         floats = 4 * sum(parameter.numel() for parameter in model.parameters())
         for bits, scale in product((4, 8), ("power_of_two", "mse")):
             quantize = Quantize(bits, scale=scale)
-            small, _ = compress(model, calibration_data, quantize=quantize, backend="brevitas", progress=False)
+            small, _ = compress(
+                model, calibration_data, quantize=quantize, calibration=ONE_SHOT, backend="brevitas", progress=False
+            )
             settings = {"network": name, "neuron": neuron, "bits": bits, "scale": scale, "seed": seed}
             for line in compared(small, x, qonnx=bits == 4):
                 yield settings | line | {"float_bytes": floats}

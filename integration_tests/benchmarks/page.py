@@ -39,11 +39,11 @@ same budget and the same calibration data; nothing is retrained unless it says s
   `gptq_mode` does not.
 - *SBC as published*: greedy OBS in steps of columns / 256 and GPTQ on the membrane's Hessian, one shot, scale by the
   largest weight, LAMP with exponent 2. Hessians and order are made once a network; each budget is charged with them.
-- *SBC*: this package with its default settings.
-- *SBC, tuned*: in two rounds and weights of silent neurons first, then 200 gradient steps on the kept weights (100 on
-  the scales, where nothing is pruned) towards the dense network's own spikes and class probabilities:
-  `Prune(..., silent_first=True, rounds=2)`, `Calibration(tuning=200)`. The same calibration data, no labels; more than
-  one shot.
+- *SBC, one shot*: this package's solvers alone, `Calibration(tuning=0)`.
+- *SBC, tuned*: the default of `compress`: in two rounds and weights of silent neurons first, then 200 gradient steps on
+  the kept weights (100 on the scales, where nothing is pruned) towards the dense network's own spikes and class
+  probabilities. The same calibration data, no labels; more than one shot. At 4 bits and more the default tunes only
+  where weights are pruned, for there the row gains nothing.
 
 *Spike distance*: of Van Rossum, relative to silence, mean over neuron modules. *Rate distance*: change of each neuron's
 rate, summed, relative to the rates. *Operations*: products of a weight and an input that are both not zero, a sequence.

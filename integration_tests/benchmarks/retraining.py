@@ -21,7 +21,6 @@ from integration_tests.benchmarks.methods import METHODS, Bench
 from integration_tests.benchmarks.records import Line, commit
 from integration_tests.benchmarks.subjects import SUBJECTS, Parts
 from integration_tests.benchmarks.train import fit
-from sbc_plugin import compress
 from sbc_plugin.demo.run import Budget
 from sbc_plugin.settings import Prune
 
@@ -31,6 +30,7 @@ SEEDS = (0, 1, 2)
 ROUNDS, SHARE = 6, 2 / 3  # how many; of the training's epochs, in each
 FINE_TUNING = (1, 5)  # epochs
 SBC, TUNED = "SBC", "SBC, tuned"
+SHOWN = {SBC: METHODS["sbc"].title}
 ITERATIVE = f"iterative magnitude, {ROUNDS} rounds"
 
 
@@ -55,27 +55,21 @@ def trained_further(case: Case, model: nn.Module, parts: Parts, seed: int, epoch
     return model
 
 
-def one_shot(case: Case, model: nn.Module, parts: Parts, sparsity: float, method: str = "sbc") -> nn.Module:
-    """A pruned copy."""
-    batches = parts.calibration.batches(100) if method == "sbc" else parts.calibration.batches(10)[:1]
-    return compress(model, batches, method=method, prune=Prune(sparsity), forward=case.forward, progress=False)[0]
-
-
-def tuned(case: Case, model: nn.Module, parts: Parts, sparsity: float) -> nn.Module:
-    """A pruned copy, the benchmark's row of that name."""
-    bench = Bench(model, parts.calibration.batches(100), case.forward)
-    return METHODS["tuned"].make(bench, Budget("", "", Prune(sparsity)))[0]
+def pruned(case: Case, model: nn.Module, parts: Parts, sparsity: float, method: str = "sbc") -> nn.Module:
+    """A pruned copy, by the benchmark's row of that name."""
+    batches = parts.calibration.batches(10)[:1] if method == "magnitude" else parts.calibration.batches(100)
+    return METHODS[method].make(Bench(model, batches, case.forward), Budget("", "", Prune(sparsity)))[0]
 
 
 def fine_tuned(case: Case, model: nn.Module, parts: Parts, seed: int, sparsity: float, epochs: int) -> nn.Module:
     """One shot, then some epochs with labels."""
-    return trained_further(case, one_shot(case, model, parts, sparsity), parts, seed, epochs)
+    return trained_further(case, pruned(case, model, parts, sparsity), parts, seed, epochs)
 
 
 def iterative(case: Case, model: nn.Module, parts: Parts, seed: int, sparsity: float) -> nn.Module:
     """Pruned by magnitude in rounds, trained after each."""
     for number in range(1, ROUNDS + 1):
-        model = one_shot(case, model, parts, 1 - (1 - sparsity) ** (number / ROUNDS), "magnitude")
+        model = pruned(case, model, parts, 1 - (1 - sparsity) ** (number / ROUNDS), "magnitude")
         model = trained_further(case, model, parts, seed + number, round(SHARE * case.training.epochs))
     return model
 
@@ -84,8 +78,8 @@ def ways(case: Case, model: nn.Module, parts: Parts, seed: int, sparsity: float)
     """What is compared, by title."""
     ground = (case, model, parts)
     return {
-        SBC: partial(one_shot, *ground, sparsity),
-        TUNED: partial(tuned, *ground, sparsity),
+        SBC: partial(pruned, *ground, sparsity),
+        TUNED: partial(pruned, *ground, sparsity, "tuned"),
         **{
             f"SBC, then {epochs} epoch{'s' * (epochs > 1)}": partial(fine_tuned, *ground, seed, sparsity, epochs)
             for epochs in FINE_TUNING
@@ -135,7 +129,7 @@ def table(found: list[Line]) -> str:
             rows.append(
                 [
                     f"{network}, {budget}",
-                    method,
+                    SHOWN.get(method, method),
                     tables.spread([100 * line["accuracy"] for line in mine]),
                     tables.spread([100 * (line["dense"] - line["accuracy"]) for line in mine]),
                     tables.spread(gains) if gains and method != SBC else "",
@@ -143,5 +137,5 @@ def table(found: list[Line]) -> str:
                     f"{tables.mean(times):.0f}" if times else "",
                 ]
             )
-    heads = ["network", "way", "accuracy, %", "below dense", "above SBC", "processor s", "times SBC's"]
+    heads = ["network", "way", "accuracy, %", "below dense", "above one shot", "processor s", "times one shot"]
     return tables.markdown(heads, rows)

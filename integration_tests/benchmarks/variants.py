@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from integration_tests.benchmarks import surrogate
+from integration_tests.benchmarks.methods import ONE_SHOT
 from integration_tests.benchmarks.published import SETTINGS, Published
 from integration_tests.benchmarks.subjects import Few, Parts, Subject
 from sbc_plugin import compress
@@ -48,7 +49,7 @@ class Ground:
     @property
     def prune(self) -> Prune:
         """The budget of every variant."""
-        return Prune(SPARSITY[self.subject.name])
+        return Prune(SPARSITY[self.subject.name], silent_first=False, rounds=1)
 
     def compressed(
         self,
@@ -64,7 +65,7 @@ class Ground:
             batches,
             method=method,
             prune=replace(self.prune, **pruning),
-            calibration=calibration or Calibration(),
+            calibration=calibration or ONE_SHOT,
             forward=self.subject.case.forward,
             progress=False,
         )

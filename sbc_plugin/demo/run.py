@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from torch import nn
 from tqdm import tqdm
 
+from sbc_plugin.calibration import DEFAULT
 from sbc_plugin.comparison import compare, record_spikes
 from sbc_plugin.compression import compress
 from sbc_plugin.demo import digits, network
 from sbc_plugin.report import table
-from sbc_plugin.settings import Prune, Quantize
+from sbc_plugin.settings import Calibration, Prune, Quantize
 from sbc_plugin.watching import Cost
 
 BATCH = 100  # sequences
@@ -40,7 +41,7 @@ class Row:
 
     Attributes:
         budget: as titled.
-        method: "none", "magnitude", "rtn", "obc" or "sbc".
+        method: a key of ``TITLES``.
         accuracy: fraction of digits recognised.
         distance: spike distance to the dense network: 0 = the same spikes, 1 = no better than silence.
         operations: synaptic operations a sequence.
@@ -70,23 +71,26 @@ TITLES = {
     "magnitude": "magnitude",
     "rtn": "rounding",
     "obc": "M = I (OBC, GPTQ)",
+    "one shot": "SBC, one shot",
     "sbc": "SBC",
 }
+ONE_SHOT = Calibration(tuning=0)
 
 
 def measure(dense: nn.Module, data: digits.Digits, budgets: Sequence[Budget] = BUDGETS) -> Iterator[Row]:
-    """The dense network's row, then for each budget those of its baseline, of M = I and of SBC."""
+    """The dense network's row, then for each budget those of its baseline, M = I, SBC in one shot, and SBC."""
     test = data.test.batches(BATCH)
     recording = record_spikes(dense, test)
     yield _row("-", "none", dense, data, 0.0, recording.cost, 0.0)
     for budget in budgets:
-        for method in (budget.baseline, "obc", "sbc"):
+        for method in (budget.baseline, "obc", "one shot", "sbc"):
             compressed, report = compress(
                 dense,
                 data.calibration.batches(BATCH),
-                method=method,
+                method="sbc" if method == "one shot" else method,
                 prune=budget.prune,
                 quantize=budget.quantize,
+                calibration=DEFAULT if method == "sbc" else ONE_SHOT,
                 progress=False,
             )
             comparison = compare(recording, compressed, test)
@@ -129,7 +133,7 @@ def run(seed: int = 0, as_json: bool = False) -> None:
     """
     dense = network.pretrained(seed)
     data = digits.load()
-    total = 1 + 3 * len(BUDGETS)
+    total = 1 + 4 * len(BUDGETS)
     rows = list(tqdm(measure(dense, data), total=total, desc="demo", unit="row", leave=False, disable=None))
     if as_json:
         for row in rows:
