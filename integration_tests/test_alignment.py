@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from integration_tests.models import BOX
 from integration_tests.one_shot import compress
 from integration_tests.test_bad_input import Unchanged
-from sbc_plugin import Calibration, Prune, Quantize, job
+from sbc_plugin import Calibration, Prune, Quantize, pipeline
 from sbc_plugin.norse import default_forward
 
 ALIGNED = Calibration(align=True)
@@ -97,7 +97,7 @@ def test_a_failure_after_it_puts_everything_back(monkeypatch: pytest.MonkeyPatch
     def fail(*arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(job, "tune", fail)
+    monkeypatch.setattr(pipeline, "tune", fail)
     model = network()
     picture = Unchanged(model)
     with pytest.raises(MemoryError):

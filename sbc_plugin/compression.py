@@ -13,6 +13,7 @@ from sbc_plugin.defaults import filled, obstacle, steps_for
 from sbc_plugin.errors import CalibrationError, SettingsError
 from sbc_plugin.job import Job
 from sbc_plugin.layers import Forward, backend_called, library_of
+from sbc_plugin.pipeline import Pipeline
 from sbc_plugin.report import Report
 from sbc_plugin.settings import METHODS, Calibration, Prune, Quantize
 from sbc_plugin.solving import SECOND_ORDER, Recipe
@@ -47,8 +48,9 @@ def compress(
         prune: how many weights go; None keeps all.
         quantize: the grid; None keeps floating point. With both, one pass does both.
         calibration: how Hessians are gathered, and how the result is tuned. What settings leave open (None) is filled
-            in as measured best: "sbc" prunes in two rounds, weights of silent neurons first, and takes label-free
-            gradient steps after; ``Calibration(tuning=0)`` is the solvers alone. The report holds what was used.
+            in as measured best: "sbc" prunes weights of silent neurons first, in one or two rounds, and takes
+            label-free gradient steps after; ``Calibration(tuning=0)`` is the solvers alone. The report holds what was
+            used.
         forward: ``forward(model, batch)`` runs one whole sequence. The default calls a sequence model once and drives a
             step model over the first axis.
         inplace: change ``model`` itself, all layers or none; otherwise it is not touched.
@@ -106,10 +108,13 @@ def compress(
         progress,
         Recipe(method, prune, quantize, calibration.damping),
     )
-    rows = job.run(dense, skipped)
+    pipeline = Pipeline(job, skipped)
+    rows = pipeline.run(dense)
     if adapter is not None and quantize is not None:
         target, left = adapter.into_backend(target, layers, quantize, job.grids)
         skipped |= {name: "; ".join(filter(None, [skipped.get(name), reason])) for name, reason in left.items()}
+    if prune is not None and prune.rounds is None:
+        prune = replace(prune, rounds=pipeline.rounds)
     settings = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
     return target, Report(rows, skipped, settings, time.perf_counter() - started)
 

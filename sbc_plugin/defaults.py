@@ -1,6 +1,7 @@
 """What settings leave open (``None``), filled in: the combination that kept most accuracy, where it can run.
 
-Measured in docs/results.md: two rounds of pruning, weights of silent neurons first, then label-free tuning.
+Measured in docs/results.md: weights of silent neurons first, one or two rounds of pruning as the calibration data say,
+then label-free tuning.
 """
 
 from dataclasses import replace
@@ -16,7 +17,6 @@ from sbc_plugin.settings import Prune, Quantize
 from sbc_plugin.tuning import gradients, no_gradient
 
 STEPS, SCALE_STEPS = 200, 100  # of tuning: where weights move; where only scales can
-ROUNDS = 2  # of pruning
 FINE = 4  # bits from which on tuned scales bring nothing
 
 
@@ -37,14 +37,15 @@ def steps_for(method: str, prune: Prune | None, quantize: Quantize | None) -> in
 
 
 def filled(prune: Prune, steps: int, order: str) -> Prune:
-    """``prune`` with all settings that it leaves open, given the steps of tuning that follow and the order of layers.
+    """``prune`` with what it leaves open, given the steps of tuning that follow and the order of layers.
 
-    In sequential order there is one round: a layer that the first has silenced could not be solved in the second.
+    Rounds stay open where both one and two are to be tried. In sequential order there is one: a layer that the first
+    has silenced could not be solved in the second.
     """
     single = steps > 0 and prune.pattern == "unstructured"
     return replace(
         prune,
-        rounds=prune.rounds or (ROUNDS if single and order == "one-shot" else 1),
+        rounds=prune.rounds if single and order == "one-shot" else prune.rounds or 1,
         silent_first=single if prune.silent_first is None else prune.silent_first,
     )
 

@@ -1,15 +1,13 @@
-"""All layers of a model, calibrated, solved, written and improved: what ``compress`` does once it knows them."""
+"""All layers of a model, calibrated, solved and written: one stage of what ``compress`` does once it knows them."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sbc_plugin.aims import Aims, targets
-from sbc_plugin.alignment import align, expected, movable
 from sbc_plugin.calibration import Statistics, gather
 from sbc_plugin.core.allocation import allocate_zeros
 from sbc_plugin.core.grids import Grid
@@ -28,11 +26,9 @@ from sbc_plugin.solving import (
     saliency,
     sequential_target,
     solve,
-    stages,
     unfit_pattern,
     without_pruning,
 )
-from sbc_plugin.tuning import tune
 from sbc_plugin.unheard import unheard_neurons
 
 
@@ -43,7 +39,7 @@ def zero_fraction(weight: Tensor) -> float:
 
 @dataclass
 class Job:
-    """One call of :func:`sbc_plugin.compress`, once layers are found: what to solve, and how.
+    """One stage of a compression, once layers are found: what to solve, and how.
 
     Attributes:
         library: of the model.
@@ -69,56 +65,29 @@ class Job:
     grids: dict[str, Grid] = field(default_factory=dict)
     heard: dict[str, Statistics] = field(default_factory=dict)
 
-    def run(self, dense: dict[str, Tensor], skipped: dict[str, str]) -> list[LayerReport]:
-        """Solve, write and tune all layers; if anything fails, put the dense weights back."""
-        second_order = self.recipe.method in SECOND_ORDER
-        sequential = second_order and self.calibration.order == "sequential"
-        steps = (self.calibration.tuning or 0) if second_order else 0
-        aligning = second_order and self.calibration.align
-        todo = stages(self.recipe, steps > 0)
-        again = len(todo) > 1 or sequential or steps or aligning or self._silent_first
-        if isinstance(self.data, Iterator) and again:
-            self.data = list(self.data)
-        forward = self.forward or self.library.default_forward(self.model)
-        others = [(tensor, tensor.clone()) for tensor in (movable(self.model, self.layers) if aligning else [])]
-        try:
-            classes = self.calibration.outputs == "classes"
-            found = self._gather(self.layers) if steps else None  # first, for it tells of bad data by layer and batch
-            aims = targets(self.library, self.model, self.data, self.forward, classes) if steps else None
-            wanted = expected(self.model, self.layers, self.data, forward) if aligning else None
-            rows: list[LayerReport] = []
-            weights = dense
-            for recipe, tuned in todo:
-                self.recipe = recipe
-                solve_all = self._sequential if sequential else self._one_shot
-                solved, found = solve_all(weights, skipped, found), None
-                if wanted is not None:
-                    align(self.model, wanted, forward)
-                if tuned and aims is not None:
-                    self._tune(aims, steps, skipped)
-                weights = {layer.name: layer.weight() for layer in self.layers}
-                rows = [later.after(row) for later, row in zip(solved, rows, strict=True)] if rows else solved
-        except BaseException:
-            for layer in self.layers:
-                layer.write(dense[layer.name])
-            for tensor, before in others:
-                tensor.copy_(before)
-            raise
-        return rows
+    def solved(
+        self, weights: dict[str, Tensor], skipped: dict[str, str], found: dict[str, Statistics] | None = None
+    ) -> list[LayerReport]:
+        """Solve all layers and write them.
 
-    def _tune(self, aims: Aims, steps: int, skipped: dict[str, str]) -> None:
-        before, after = tune(
-            self.library, self.model, self.layers, self.grids, aims, steps, self.forward, self.progress
-        )
-        if before > 0 and not after < before:
-            told = f"{steps} steps brought the spikes no closer ({before:.3f} before, {after:.3f} after)"
-            skipped["tuning"] = "; ".join(filter(None, [skipped.get("tuning"), told]))
+        Args:
+            weights: of all layers, that the model has now.
+            skipped: reasons are added.
+            found: statistics of the network as it is, if they are known already.
+        """
+        sequential = self.recipe.method in SECOND_ORDER and self.calibration.order == "sequential"
+        return (self._sequential if sequential else self._one_shot)(weights, skipped, found)
+
+    def gather(self) -> dict[str, Statistics]:
+        """The statistics of all layers, of the network as it is."""
+        data, calibration = self.data, self.calibration
+        return gather(self.library, self.model, self.layers, data, calibration, self.forward, self.progress)
 
     def _one_shot(
         self, dense: dict[str, Tensor], skipped: dict[str, str], found: dict[str, Statistics] | None
     ) -> list[LayerReport]:
         """All Hessians from one pass over the dense network; all layers solved before the first is written."""
-        found = found or self._gather(self.layers)
+        found = found or self.gather()
         self.heard |= {name: told for name, told in found.items() if told.accumulator.sum_xx.any()}
         found |= self.heard  # what an earlier stage silenced is solved on what reached it before
         for layer in self.layers if self.recipe.method in SECOND_ORDER else []:
@@ -140,7 +109,7 @@ class Job:
     ) -> list[LayerReport]:
         """Layer by layer, each on what the already compressed ones before it send."""
         needs_losses = self.recipe.prune is not None and self.recipe.prune.allocation == "loss"
-        found = (found or self._gather(self.layers)) if needs_losses or self._silent_first else {}
+        found = (found or self.gather()) if needs_losses or self.silent_first else {}
         start = self._without_silent(dense, found)
         zeros = self._budget(start, skipped, found)
         done: dict[str, Tensor] = {}
@@ -163,13 +132,14 @@ class Job:
         return rows
 
     @property
-    def _silent_first(self) -> bool:
+    def silent_first(self) -> bool:
+        """Whether weights of silent neurons go before solvers choose."""
         prune = self.recipe.prune
         return prune is not None and bool(prune.silent_first) and self.recipe.method in SECOND_ORDER
 
     def _without_silent(self, dense: dict[str, Tensor], found: dict[str, Statistics]) -> dict[str, Tensor]:
         """The dense weights, those of silent neurons 0 as far as the budget goes; such zeros stay and are counted."""
-        if not self._silent_first:
+        if not self.silent_first:
             return dense
         assert self.recipe.prune is not None
         dead = {
@@ -179,9 +149,6 @@ class Job:
         unheard = unheard_neurons(self.library, self.model, self.layers, dead, self.data, self.forward)
         zeros = round(self.recipe.prune.sparsity * sum(weight.numel() for weight in dense.values()))
         return give_silent(dense, dead, unheard, zeros) or dense
-
-    def _gather(self, layers: list[SpikingLayer]) -> dict[str, Statistics]:
-        return gather(self.library, self.model, layers, self.data, self.calibration, self.forward, self.progress)
 
     def _solve(self, layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: dict[str, int]) -> Solution:
         recipe = self.recipe if layer.name in zeros else without_pruning(self.recipe)

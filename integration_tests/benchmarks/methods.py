@@ -17,6 +17,7 @@ from sbc_plugin.demo.run import Budget
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward
 from sbc_plugin.norse import default_forward
+from sbc_plugin.pipeline import ROUNDS
 from sbc_plugin.settings import Calibration
 
 
@@ -171,6 +172,8 @@ def tuned_settings(budget: Budget) -> str:
 def _set(budget: Budget, calibration: Calibration) -> str:
     prune = budget.prune and filled(budget.prune, calibration.tuning or 0, calibration.order)
     chosen = [asdict(part) for part in (prune, budget.quantize, calibration) if part is not None]
+    if prune is not None and prune.rounds is None:
+        chosen[0]["rounds"] = ROUNDS
     if not calibration.tuning:
         del chosen[-1]["outputs"]  # of tuning alone
     off = (("rounds", 1), *((name, value) for part in chosen for name, value in part.items() if not value))

@@ -143,28 +143,29 @@ SAYS = {  # by people, without a number that is not in the figure
         "the network will see. SBC stays ahead of M = I on each."
     ),
     "surrogate": (
-        "The constant derivative of the paper does best: the more a surrogate looks only at membranes near the "
-        "threshold, the more it costs."
+        "The constant derivative of the paper does as well as one that is as wide as the threshold is high: the more "
+        "a surrogate looks only at membranes near the threshold, the more it costs."
     ),
     "kernel": (
         "Against us: the exact kernel is not what counts. Too long a memory, or no leak at all, does as well as "
         "the membrane's own; only too short a one costs, most of all none (M = I)."
     ),
     "order": (
-        "Sequential order gains a point or two at most where the target mixes in the dense network's membrane, "
-        "and costs where it does not (alpha = 0). One shot is the default, for it is simpler and nearly as good."
+        "Sequential order gains on conv-events where the target mixes in a little of the dense network's membrane, and "
+        "not on digits; it costs on both where the target does not (alpha = 0). One shot is the default, for it is "
+        "simpler and loses nowhere much."
     ),
     "damping": (
-        "Anything up to the default does about equally well; a tenth of the mean diagonal costs already, all of "
-        "it much."
+        "Anything up to the default does about equally well; a tenth of the mean diagonal costs SBC on digits and "
+        "M = I on conv-events, all of it much on both."
     ),
     "allocation": (
-        "LAMP's exponent hardly matters here, nor do losses in place of squared weights. The same sparsity in every "
-        "layer ruins the network."
+        "LAMP's exponent of 2 does best, if not by much, and losses in place of squared weights do as well. The same "
+        "sparsity in every layer ruins the network."
     ),
     "tuning": (
-        "Against us: tuning makes up for what a worse Hessian lost, and after 100 steps M = I is where SBC is. "
-        "SBC gets there in fewer steps, and a mask by magnitude does not get there."
+        "Against us: tuning makes up for what a worse Hessian lost: after 100 steps M = I is where SBC is on "
+        "conv-events, and not far behind on digits. SBC gets there in fewer steps, and a mask by magnitude does not."
     ),
     "rounds": (
         "Against us: a second round alone brings SBC nothing and may cost, for its errors add up. Before tuning it "
@@ -175,7 +176,7 @@ SAYS = {  # by people, without a number that is not in the figure
         "neither that nor biases). Rescaled rows gain, most with M = I. Tuning gains most, and needs no alignment "
         "first."
     ),
-    "steps": ("Calibrate at the length at which the network will run: shorter sequences cost, and so do longer ones."),
+    "steps": "Calibrate at the length at which the network will run: shorter sequences cost, longer ones gain nothing.",
 }
 
 
