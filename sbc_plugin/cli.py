@@ -181,7 +181,7 @@ def _budget(parser: argparse.ArgumentParser) -> None:
         help="weights from and into neurons that never spike go first (default where tuning follows)",
     )
     group.add_argument(
-        "--rounds", type=int, help="prune in so many, each on what the one before left (default: 2 before tuning)"
+        "--rounds", type=int, help="prune in so many, each on what the one before left (default: 1, or 2 where better)"
     )
     group.add_argument("--bits", type=int, help="of each weight, 2 to 8")
     group.add_argument("--granularity", help="of scales: channel (default), tensor, group:K")

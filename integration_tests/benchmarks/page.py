@@ -40,10 +40,10 @@ same budget and the same calibration data; nothing is retrained unless it says s
 - *SBC as published*: greedy OBS in steps of columns / 256 and GPTQ on the membrane's Hessian, one shot, scale by the
   largest weight, LAMP with exponent 2. Hessians and order are made once a network; each budget is charged with them.
 - *SBC, one shot*: this package's solvers alone, `Calibration(tuning=0)`.
-- *SBC, tuned*: the default of `compress`: in two rounds and weights of silent neurons first, then 200 gradient steps on
-  the kept weights (100 on the scales, where nothing is pruned) towards the dense network's own spikes and class
-  probabilities. The same calibration data, no labels; more than one shot. At 4 bits and more the default tunes only
-  where weights are pruned, for there the row gains nothing.
+- *SBC, tuned*: the default of `compress`: weights of silent neurons first, in one or two rounds as the calibration data
+  say, then 200 gradient steps on the kept weights (100 on the scales, where nothing is pruned) towards the dense
+  network's own spikes and class probabilities. The same calibration data, no labels; more than one shot. At 4 bits and
+  more the default tunes only where weights are pruned, for there the row gains nothing.
 
 *Spike distance*: of Van Rossum, relative to silence, mean over neuron modules. *Rate distance*: change of each neuron's
 rate, summed, relative to the rates. *Operations*: products of a weight and an input that are both not zero, a sequence.
@@ -168,8 +168,9 @@ SAYS = {  # by people, without a number that is not in the figure
         "conv-events, and not far behind on digits. SBC gets there in fewer steps, and a mask by magnitude does not."
     ),
     "rounds": (
-        "Against us: a second round alone brings SBC nothing and may cost, for its errors add up. Before tuning it "
-        "gains on conv-events, and makes no difference on digits; a third brings nothing more."
+        "Against us: a second round alone brings SBC nothing and may cost, for its errors add up, and before tuning it "
+        "makes no difference on these two. It gains on 2fc-events; so the default tries both and asks the calibration "
+        "data."
     ),
     "corrections": (
         "Alignment, by forward passes alone, gains where there is BatchNorm (conv-events; the digits' network has "
