@@ -1,5 +1,6 @@
 """The benchmark itself: what it measures, that it goes on where it stopped, and a run of seconds from end to end."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -197,3 +198,27 @@ def test_quick_run_keeps_nothing(capsys: pytest.CaptureFixture[str], monkeypatch
     assert command.main(["digits", "--quick", "--methods", "magnitude", "--threads", "1"]) == 0
     assert "| 95 % sparse | magnitude |" in capsys.readouterr().out
     assert kept.stat().st_mtime_ns == before
+
+
+def test_cases_run_side_by_side_and_long_ones_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    from integration_tests.benchmarks import run as command
+
+    called: list[list[str]] = []
+
+    def called_with(arguments: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        called.append(arguments[1:])
+        return subprocess.CompletedProcess(arguments, int("digits" in arguments))
+
+    monkeypatch.setattr(command.subprocess, "run", called_with)
+    monkeypatch.setattr(command.page, "write", lambda: called.append(["pages"]))
+    for name in ("set_num_threads", "set_flush_denormal"):  # of this whole process
+        monkeypatch.setattr(torch, name, lambda value: None)
+    arguments = ["recurrent", "digits", "2fc-events", "--seeds", "0", "1", "--threads", "4"]
+    assert command.main([*arguments, "--processes", "1", "--tables"]) == 0 and called == [["pages"]]
+    called.clear()
+    assert command.main([*arguments, "--processes", "2"]) == 1  # one of them failed
+    *cases, pages = called
+    assert pages == ["pages"] and {case[2] for case in cases} == {"recurrent", "digits", "2fc-events"}
+    assert command.long_first(arguments[:3]) == ["2fc-events", "digits", "recurrent"]
+    rest = ["--seeds", "0", "1", "--threads", "4", "--processes", "2", "--no-pages", "--threads", "2"]
+    assert all(case[:2] == ["-m", "integration_tests.benchmarks.run"] and case[3:] == rest for case in cases)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from sbc_plugin.evaluation import version_of
 
@@ -92,9 +93,11 @@ def _place(line: Line) -> tuple[Any, ...]:
 
 
 def _note_environment(case: str, folder: Path) -> None:
-    environments = folder / "environment.json"
-    known = json.loads(environments.read_text()) if environments.exists() else {}
-    environments.write_text(json.dumps(dict(sorted((known | {case: environment()}).items())), indent=1) + "\n")
+    environments, partial = folder / "environment.json", folder / "environment.partial.json"
+    with FileLock(folder / "environment.lock"):  # cases may run side by side
+        known = json.loads(environments.read_text()) if environments.exists() else {}
+        partial.write_text(json.dumps(dict(sorted((known | {case: environment()}).items())), indent=1) + "\n")
+        partial.replace(environments)
 
 
 def read(case: str, folder: Path = RESULTS) -> list[Line]:

@@ -1,6 +1,6 @@
 """Run the benchmark's cases; then make ``docs/results.md``, its figures and the README's table from their lines.
 
-make bench                       # all cases: what has no line yet
+make bench                       # all cases, two at a time: what has no line yet
 make bench CASE=digits           # one
 make bench QUICK=1               # one seed, few budgets, less test data; prints a table, writes nothing
 python -m integration_tests.benchmarks.run --tables           # only write the pages again
@@ -8,9 +8,11 @@ python -m integration_tests.benchmarks.run digits --seeds 0 --methods sbc obc --
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from integration_tests.benchmarks.subjects import SUBJECTS, Few, Subject
 from sbc_plugin.errors import CheckpointError
 
 RESUMED = {"ablations": ablations.lines, "retraining": retraining.lines}
+LONG = ("2fc-events", "retraining", "digits", "ablations", "braille")  # to be begun first
 QUICK = ("95 % sparse", "2 bits", "90 % sparse, 4 bits")
 
 
@@ -38,18 +41,41 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="measure anew what has a line already")
     parser.add_argument("--quick", action="store_true", help="one seed, few budgets; prints, and writes nothing")
     parser.add_argument("--tables", action="store_true", help="only write the pages from the lines that are there")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-pages", action="store_true", help="measure only")
+    parser.add_argument("--processes", type=int, default=2, help="cases at a time (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of all processes together (default: %(default)s)")
     options = parser.parse_args(arguments)
     if unknown := [case for case in options.cases if case not in names]:
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(names)}")
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
-    if not options.tables:
-        for case in options.cases or (SUBJECTS if options.quick else names):
+    cases, failed = [] if options.tables else options.cases or list(SUBJECTS if options.quick else names), 0
+    if len(cases) > 1 and options.processes > 1 and not options.quick:
+        failed = _apart(cases, options, sys.argv[1:] if arguments is None else arguments)
+    else:
+        for case in cases:
             _run(case, options)
-    if not options.quick:
+    if not (options.quick or options.no_pages):
         page.write()
-    return 0
+    return failed
+
+
+def _apart(cases: list[str], options: argparse.Namespace, arguments: list[str]) -> int:
+    """Each case in a process of its own, some at a time; how many failed."""
+    program = [sys.executable, "-m", "integration_tests.benchmarks.run"]
+    others = [argument for argument in arguments if argument not in cases]
+    others += ["--no-pages", "--threads", str(max(1, options.threads // options.processes))]
+
+    def run(case: str) -> bool:
+        return subprocess.run([*program, case, *others], check=False).returncode != 0
+
+    with ThreadPoolExecutor(options.processes) as pool:
+        return sum(pool.map(run, long_first(cases)))
+
+
+def long_first(cases: list[str]) -> list[str]:
+    """In the order in which they are begun."""
+    return sorted(cases, key=lambda case: LONG.index(case) if case in LONG else len(LONG))
 
 
 def _run(case: str, options: argparse.Namespace) -> None:
