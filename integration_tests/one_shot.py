@@ -9,11 +9,11 @@ from torch import nn
 import sbc_plugin
 from sbc_plugin import Calibration, Report
 
-DEFAULT = Calibration(tuning=0)
+ONE_SHOT = Calibration(tuning=0)
 
 
 def compress(
-    model: nn.Module, data: Iterable[Any], *, calibration: Calibration = DEFAULT, **settings: Any
+    model: nn.Module, data: Iterable[Any], *, calibration: Calibration = ONE_SHOT, **settings: Any
 ) -> tuple[nn.Module, Report]:
     """As :func:`sbc_plugin.compress`, not tuned unless ``calibration`` says how much."""
     calibration = replace(calibration, tuning=calibration.tuning or 0)

@@ -13,13 +13,13 @@ import torch
 
 from integration_tests.benchmarks import braille
 from integration_tests.nir_graphs import DT, GRAPHS, dense, graph, lif, run, spikes
-from sbc_plugin import Calibration, Prune, Quantize
+from integration_tests.one_shot import ONE_SHOT
+from sbc_plugin import Prune, Quantize
 from sbc_plugin.demo import digits, network
 from sbc_plugin.errors import CheckpointError, SettingsError, UnsupportedModelError
 from sbc_plugin.nir import compress_file, integers, read, write
 
 DATA = Path(os.environ.get("SBC_DATA", Path(__file__).parents[2] / "shared" / "data"))
-ALONE = Calibration(tuning=0)
 SHIPPED = Path(norse.__file__).parent / "torch" / "utils" / "test" / "braille.nir"
 
 
@@ -29,7 +29,7 @@ def test_the_file_gives_the_spikes_of_the_compressed_model(kind: str, tmp_path: 
     nir.write(source, GRAPHS[kind]())
     shape = read(source).input_shape
     small, report = compress_file(
-        source, target, [spikes(shape, seed=1)], prune=Prune(0.3), quantize=Quantize(4), calibration=ALONE, dt=2 * DT
+        source, target, [spikes(shape, seed=1)], prune=Prune(0.3), quantize=Quantize(4), calibration=ONE_SHOT, dt=2 * DT
     )
     again = read(target)
     x = spikes(shape, steps=60, batch=8, seed=2)

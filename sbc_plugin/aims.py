@@ -126,12 +126,16 @@ def distance(seen: Observation, target: Observation, sharpness: float | None = N
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
+def distance_on(
+    library: SNNLibrary, model: nn.Module, aims: Aims, run: Forward, aim: tuple[Any, Observation]
+) -> Tensor:
+    """The :func:`distance` of the model from its target on one piece, a scalar; with gradients where enabled."""
+    piece, target = aim
+    return distance(observe(library, model, piece, run, aims.sharpness is not None), target, aims.sharpness)
+
+
 def mean_distance(library: SNNLibrary, model: nn.Module, aims: Aims, run: Forward) -> float:
     """The mean :func:`distance` of the model from its targets over the judged pieces."""
-    classes = aims.sharpness is not None
     with torch.no_grad():
-        found = [
-            float(distance(observe(library, model, piece, run, classes), aim, aims.sharpness))
-            for piece, aim in aims.judged
-        ]
+        found = [float(distance_on(library, model, aims, run, aim)) for aim in aims.judged]
     return sum(found) / len(found)

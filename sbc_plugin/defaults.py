@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sbc_plugin.aims import distance, observe, pieces, targets
+from sbc_plugin.aims import distance_on, pieces, targets
 from sbc_plugin.errors import CompressionError
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
 from sbc_plugin.settings import Prune, Quantize
+from sbc_plugin.solving import scales_move
 from sbc_plugin.tuning import gradients, no_gradient
 
 STEPS, SCALE_STEPS = 200, 100  # of tuning: where weights move; where only scales can
@@ -32,8 +33,7 @@ def steps_for(method: str, prune: Prune | None, quantize: Quantize | None) -> in
         return 0
     if prune is not None and prune.sparsity > 0:
         return STEPS
-    coarse = quantize is not None and quantize.bits < FINE and quantize.scale != "power_of_two"
-    return SCALE_STEPS if coarse else 0
+    return SCALE_STEPS if quantize is not None and quantize.bits < FINE and scales_move(quantize) else 0
 
 
 def filled(prune: Prune, steps: int, order: str) -> Prune:
@@ -72,9 +72,8 @@ def obstacle(
     run = forward or library.default_forward(model)
     try:
         aims = targets(library, model, [piece], forward, classes)
-        with torch.inference_mode(False), torch.enable_grad(), gradients(model, layers):
-            seen = observe(library, model, piece, run, aims.sharpness is not None)
-            loss = distance(seen, aims.fitted[0][1], aims.sharpness)
+        with torch.enable_grad(), gradients(model, layers):
+            loss = distance_on(library, model, aims, run, aims.fitted[0])
             if not loss.requires_grad:
                 return no_gradient(model)
             loss.backward()

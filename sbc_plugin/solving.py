@@ -188,8 +188,12 @@ def stages(recipe: Recipe, tuning: bool) -> list[tuple[Recipe, bool]]:
         kept *= 2
     if not tuning or recipe.quantize is None:
         return [*rounds, (recipe, tuning)]
-    scales_move = recipe.quantize.scale != "power_of_two"
-    return [*rounds, (replace(recipe, quantize=None), True), (without_pruning(recipe), scales_move)]
+    return [*rounds, (replace(recipe, quantize=None), True), (without_pruning(recipe), scales_move(recipe.quantize))]
+
+
+def scales_move(quantize: Quantize) -> bool:
+    """Whether tuning can move the grid's scales; powers of two have to stay."""
+    return quantize.scale != "power_of_two"
 
 
 def without_pruning(recipe: Recipe) -> Recipe:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sbc_plugin.aims import Aims, distance, mean_distance, observe
+from sbc_plugin.aims import Aims, distance_on, mean_distance
 from sbc_plugin.core.grids import Grid
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
@@ -65,15 +65,13 @@ def tune(
     if before == 0:
         return before, before
     order = _shuffled(len(aims.fitted), steps)
-    with torch.inference_mode(False), torch.enable_grad(), gradients(model, layers):
+    with torch.enable_grad(), gradients(model, layers):
         movable = [_movable(layer, grids.get(layer.name)) for layer in layers]
         optimizer = torch.optim.Adam([{"params": [each.moved], "lr": each.step} for each in movable])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         disable = None if progress is None else not progress
         for step in tqdm(range(steps), desc="tuning", unit="step", leave=False, disable=disable):
-            piece, target = aims.fitted[order[step]]
-            seen = observe(library, model, piece, run, aims.sharpness is not None)
-            loss = distance(seen, target, aims.sharpness)
+            loss = distance_on(library, model, aims, run, aims.fitted[order[step]])
             if not loss.requires_grad:
                 raise UnsupportedModelError(f"{no_gradient(model)}, or use Calibration(tuning=0)")
             loss.backward()

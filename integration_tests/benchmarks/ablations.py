@@ -5,7 +5,7 @@ Each variant is the package with one setting changed, or, where that is no setti
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,8 +33,7 @@ from integration_tests.benchmarks.variants import (
 )
 from sbc_plugin.core.kernels import delta, iaf
 from sbc_plugin.demo.digits import Events
-from sbc_plugin.demo.run import Budget
-from sbc_plugin.settings import Calibration
+from sbc_plugin.demo.run import ONE_SHOT, Budget
 
 SEEDS = (0, 1, 2)
 
@@ -59,7 +58,7 @@ class Variant:
 
 
 def _calibration(chosen: dict[str, Any] | None = None, **settings: Any) -> Callable[[Ground], nn.Module]:
-    return partial(Ground.compressed, calibration=Calibration(**{"tuning": 0} | settings), **(chosen or {}))
+    return partial(Ground.compressed, calibration=replace(ONE_SHOT, **settings), **(chosen or {}))
 
 
 BOTH = {"sbc": "SBC", "obc": "M = I"}

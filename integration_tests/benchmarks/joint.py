@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from integration_tests.benchmarks import tables
-from integration_tests.benchmarks.methods import ONE_SHOT
-from sbc_plugin import Prune, Quantize, compress
+from sbc_plugin import Calibration, Prune, Quantize, compress
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.demo import digits, network
+from sbc_plugin.demo.run import ONE_SHOT
 from sbc_plugin.norse import default_forward
 
 SEEDS = range(5)
@@ -121,8 +121,8 @@ def quantised(model: nn.Module) -> list[Any]:
 def pipelines(dense: nn.Module, batches: list[Tensor]) -> Iterator[tuple[str, nn.Module]]:
     """Each way to a sparse network of few bits, by name."""
 
-    def small(**settings: Any) -> nn.Module:
-        return compress(dense, batches, progress=False, **{"calibration": ONE_SHOT} | settings)[0]
+    def small(calibration: Calibration = ONE_SHOT, **settings: Any) -> nn.Module:
+        return compress(dense, batches, calibration=calibration, progress=False, **settings)[0]
 
     for name, method in (("magnitude", "magnitude"), ("SBC pruning", "sbc")):
         sparse = small(method=method, prune=PRUNE)

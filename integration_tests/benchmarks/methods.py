@@ -13,7 +13,7 @@ from integration_tests.benchmarks.published import Published
 from sbc_plugin import compress
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
 from sbc_plugin.defaults import SCALE_STEPS, filled, steps_for
-from sbc_plugin.demo.run import Budget
+from sbc_plugin.demo.run import ONE_SHOT, Budget
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward
 from sbc_plugin.norse import default_forward
@@ -67,9 +67,6 @@ class Method:
     make: Callable[[Bench, Budget], Made]
     takes: Callable[[Budget], bool]
     settings: Callable[[Budget], str]
-
-
-ONE_SHOT = Calibration(tuning=0)
 
 
 def by_package(bench: Bench, budget: Budget, method: str, calibration: Calibration = ONE_SHOT) -> Made:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from integration_tests.benchmarks import tables
-from integration_tests.benchmarks.methods import ONE_SHOT
 from integration_tests.benchmarks.tables import Line
 from integration_tests.onnx_running import run_qonnx, run_steps, run_whole
 from sbc_plugin import Quantize, compress
 from sbc_plugin.brevitas import export_onnx
 from sbc_plugin.demo import digits, network
+from sbc_plugin.demo.run import ONE_SHOT
 
 SEQUENCES, CALIBRATED, SHOWN = 1000, 100, 4
 KEYS = ("network", "neuron", "bits", "scale")

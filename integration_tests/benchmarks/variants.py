@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from integration_tests.benchmarks import surrogate
-from integration_tests.benchmarks.methods import ONE_SHOT
 from integration_tests.benchmarks.published import SETTINGS, Published
 from integration_tests.benchmarks.subjects import Few, Parts, Subject
 from sbc_plugin import compress
 from sbc_plugin.core.allocation import allocate_zeros
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.demo.digits import Events
+from sbc_plugin.demo.run import ONE_SHOT
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Calibration, Prune
 from sbc_plugin.solving import saliency
