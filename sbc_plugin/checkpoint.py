@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 import sbc_plugin
 from sbc_plugin.attributes import DTYPES, NAMES, describe, setters
+from sbc_plugin.core.packing import TRIT
 from sbc_plugin.core.storage import Form, pack, unpack
 from sbc_plugin.errors import CheckpointError, in_layer
 from sbc_plugin.files import replacing
 from sbc_plugin.fitting import fill
 from sbc_plugin.report import Report
 
-FORMAT = 1
+FORMAT = 2
 KEY = "sbc_plugin"  # in the metadata of safetensors
 HEADER, PACKED = "::header", "::packed"  # tensors of bytes; no module or parameter is called so
 UNSIGNED = "0" * 64  # stands for the checksum while it is computed
@@ -159,7 +160,7 @@ def _told(form: Form) -> dict[str, Any]:
         told |= {"places": form.width or "mask", "kept": form.kept}
     if form.bits:
         told["bits"] = form.bits
-        if form.zero != 2 ** (form.bits - 1) - 1:
+        if form.zero != _middle(form.bits):
             told["zero"] = form.zero
         if form.scales != form.shape[0]:
             told["scales"] = form.scales
@@ -185,9 +186,14 @@ def _form(told: Mapping[str, Any]) -> Form:
     return Form(
         shape=shape, dtype=DTYPES[told.get("dtype", "F32")], places=places, width=width if places == "gaps" else 0,
         kept=told["kept"] if "kept" in told else torch.Size(shape).numel(), bits=bits,
-        zero=told.get("zero", 2 ** (bits - 1) - 1 if bits else 0), scales=told.get("scales", shape[0]) if bits else 0,
+        zero=told.get("zero", _middle(bits) if bits else 0), scales=told.get("scales", shape[0]) if bits else 0,
         scale_dtype=DTYPES[told.get("scale", "F32")], size=told["bytes"],
     )  # fmt: skip
+
+
+def _middle(bits: float) -> int:
+    """The usual code of 0.0."""
+    return 1 if bits == TRIT else 2 ** (int(bits) - 1) - 1
 
 
 def _named(groups: list[Any]) -> set[str]:

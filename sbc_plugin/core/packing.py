@@ -1,10 +1,12 @@
-"""Whole numbers in as few bits as they need: fixed widths side by side, and positions told by their gaps."""
+"""Whole numbers in as few bits as they need: fixed widths side by side, five of base 3 a byte, positions by gaps."""
 
 import torch
 from torch import Tensor
 
 CHUNK = 2**20  # numbers expanded to bits at once; a multiple of 8, so that every chunk ends at a byte
 WIDTHS = range(1, 17)  # of a gap, bits
+TRITS = 5  # numbers of base 3 in a byte: 3^5 = 243
+TRIT = 8 / TRITS  # bits that one of them takes
 
 
 def pack_bits(numbers: Tensor, bits: int) -> Tensor:
@@ -38,6 +40,29 @@ def unpack_bits(data: Tensor, bits: int, count: int) -> Tensor:
         whole = len(stream) // bits * bits
         numbers.append((stream[:whole].view(-1, bits) * powers).sum(1))
     return torch.cat(numbers)[:count]
+
+
+def pack_trits(numbers: Tensor) -> Tensor:
+    """Numbers (n,) from 0 to 2 as bytes (ceil(n / 5),), uint8: five a byte, the first as its lowest digit in base 3.
+
+    What is left of the last byte is 0.
+
+    >>> pack_trits(torch.tensor([1, 2, 0, 0, 0, 2])).tolist()  # 1 + 2 * 3, 2
+    [7, 2]
+    """
+    powers = 3 ** torch.arange(TRITS, device=numbers.device)
+    digits = torch.nn.functional.pad(numbers.long(), (0, -len(numbers) % TRITS))
+    return (digits.view(-1, TRITS) * powers).sum(1).to(torch.uint8)
+
+
+def unpack_trits(data: Tensor, count: int) -> Tensor:
+    """The first ``count`` numbers in bytes made by :func:`pack_trits`, int64 (count,).
+
+    >>> unpack_trits(torch.tensor([7, 2], dtype=torch.uint8), 6).tolist()
+    [1, 2, 0, 0, 0, 2]
+    """
+    powers = 3 ** torch.arange(TRITS, device=data.device)
+    return (data.long()[:, None] // powers % 3).flatten()[:count]
 
 
 def gaps_between(positions: Tensor) -> Tensor:

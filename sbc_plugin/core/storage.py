@@ -10,7 +10,18 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.packing import best_width, gaps_between, pack_bits, pack_gaps, unpack_bits, unpack_gaps
+from sbc_plugin.core.packing import (
+    TRIT,
+    TRITS,
+    best_width,
+    gaps_between,
+    pack_bits,
+    pack_gaps,
+    pack_trits,
+    unpack_bits,
+    unpack_gaps,
+    unpack_trits,
+)
 from sbc_plugin.errors import CheckpointError
 
 MULTIPLES = 255  # of a scale, the largest that 8 bits hold on one side of 0
@@ -31,7 +42,8 @@ class Form:
         kept: how many values are stored.
         places: "all"; "mask", a bit for each weight; or "gaps".
         width: of a gap, bits; 0 without gaps.
-        bits: of a code; 0 where the values themselves are stored.
+        bits: of a code: 1 to 8, or ``TRIT`` for codes 0 to 2, five of them a byte; 0 where the values themselves are
+            stored.
         zero: the code of 0.0; None where each scale has its own, a byte each.
         scales: how many equal blocks of consecutive weights have a scale of their own; 0 without codes.
         scale_dtype: of the scales.
@@ -43,7 +55,7 @@ class Form:
     kept: int
     places: str
     width: int
-    bits: int
+    bits: float
     zero: int | None
     scales: int
     scale_dtype: torch.dtype
@@ -84,7 +96,8 @@ def pack(weight: Tensor) -> tuple[Form, Tensor] | None:
         parts.append(_bytes_of(flat[stored]))
     else:
         zeros = _zeros_of(grid.multiples)[0] if form.zero is None else torch.full_like(grid.multiples[:, 0], form.zero)
-        parts.append(pack_bits((grid.multiples + zeros[:, None]).flatten()[stored], form.bits))
+        codes = (grid.multiples + zeros[:, None]).flatten()[stored]
+        parts.append(pack_trits(codes) if form.bits == TRIT else pack_bits(codes, int(form.bits)))
         parts.append(_bytes_of(grid.scale))
         if form.zero is None:
             parts.append(zeros.to(torch.uint8))
@@ -101,7 +114,7 @@ def unpack(form: Form, data: Tensor) -> Tensor:
     if len(data) != form.size or (form.bits and (not blocks or count % blocks)) or form.kept > count:
         raise CheckpointError(f"{len(data)} bytes are no weight of {form}; the file is damaged")
     ends = [
-        -(-form.kept * (form.bits or form.dtype.itemsize * 8) // 8),
+        _bytes_for(form.kept, form.bits or form.dtype.itemsize * 8),
         blocks * form.scale_dtype.itemsize if form.bits else 0,
         blocks if form.bits and form.zero is None else 0,
     ]
@@ -119,7 +132,9 @@ def unpack(form: Form, data: Tensor) -> Tensor:
         return flat.reshape(form.shape)
     zero = zeros.long()[:, None] if form.zero is None else torch.tensor(form.zero)
     codes = zero.expand(blocks, count // blocks).flatten().clone()
-    codes[where] = unpack_bits(values, form.bits, form.kept)
+    codes[where] = (
+        unpack_trits(values, form.kept) if form.bits == TRIT else unpack_bits(values, int(form.bits), form.kept)
+    )
     multiples = codes.view(blocks, -1) - zero
     scale = _from_bytes(scales, form.scale_dtype)
     return _products(multiples, scale, form.dtype).reshape(form.shape)
@@ -133,16 +148,16 @@ def _plan(weight: Tensor) -> tuple[Form | None, _Grid | None]:
     width, gap_bytes = best_width(gaps_between(kept))
     places = {"all": (0, weight.numel()), "mask": (-(-weight.numel() // 8), len(kept)), "gaps": (gap_bytes, len(kept))}
     grids = _grids_of(weight)
-    coded: list[tuple[int, int | None, int, int]] = []  # bits, zero, bytes beside, which grid
+    coded: list[tuple[float, int | None, int, int]] = []  # bits, zero, bytes beside, which grid
     for number, one in enumerate(grids):
         zeros, spread = _zeros_of(one.multiples)
         zero = int(zeros.max())
         beside = len(one.scale) * one.scale.element_size()
-        both = int((one.multiples.amax() + zero).clamp_min(1)).bit_length()
-        coded += [(both, zero, beside, number), (max(1, spread.bit_length()), None, beside + len(one.scale), number)]
+        both = _bits_for(int(one.multiples.amax()) + zero)
+        coded += [(both, zero, beside, number), (_bits_for(spread), None, beside + len(one.scale), number)]
     coded = [choice for choice in coded if choice[0] <= 8 and (choice[1] or 0) <= MULTIPLES]
     sizes = {
-        (where, choice): first + -(-count * choice[0] // 8) + choice[2]
+        (where, choice): first + _bytes_for(count, choice[0]) + choice[2]
         for choice in [*coded, (weight.element_size() * 8, 0, 0, -1)]
         for where, (first, count) in places.items()
     }
@@ -157,6 +172,16 @@ def _plan(weight: Tensor) -> tuple[Form | None, _Grid | None]:
         weight.dtype if grid is None else grid.scale.dtype, size,
     )  # fmt: skip
     return form, grid
+
+
+def _bits_for(largest: int) -> float:
+    """Of a code from 0 to ``largest``."""
+    return TRIT if largest == 2 else max(1, largest.bit_length())
+
+
+def _bytes_for(count: int, bits: float) -> int:
+    """Of ``count`` codes or values."""
+    return -(-count // TRITS) if bits == TRIT else -(-count * int(bits) // 8)
 
 
 def _zeros_of(multiples: Tensor) -> tuple[Tensor, int]:

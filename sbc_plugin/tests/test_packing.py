@@ -1,11 +1,20 @@
-"""Bits side by side, against numpy's packbits; gaps, against a plain loop."""
+"""Bits side by side, against numpy's packbits; base 3, against Python's int; gaps, against a plain loop."""
 
 import numpy
 import pytest
 import torch
 
 from sbc_plugin.core import packing
-from sbc_plugin.core.packing import best_width, gaps_between, pack_bits, pack_gaps, unpack_bits, unpack_gaps
+from sbc_plugin.core.packing import (
+    best_width,
+    gaps_between,
+    pack_bits,
+    pack_gaps,
+    pack_trits,
+    unpack_bits,
+    unpack_gaps,
+    unpack_trits,
+)
 
 
 def numbers(count: int, bits: int, seed: int = 0) -> torch.Tensor:
@@ -30,6 +39,16 @@ def test_chunks_leave_no_seam(bits: int, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(packing, "CHUNK", 64)
     assert torch.equal(pack_bits(drawn, bits), whole)
     assert torch.equal(unpack_bits(whole, bits, 1001), drawn)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 6, 1001])
+def test_a_byte_read_in_base_3_is_five_numbers(count: int) -> None:
+    drawn = torch.randint(3, (count,), generator=torch.Generator().manual_seed(count))
+    digits = "".join(map(str, drawn.tolist()))
+    data = pack_trits(drawn)
+    assert data.dtype == torch.uint8
+    assert data.tolist() == [int(digits[start : start + 5][::-1], 3) for start in range(0, count, 5)]
+    assert unpack_trits(data, count).tolist() == drawn.tolist()
 
 
 def fields_by_loop(positions: list[int], width: int) -> list[int]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.core.grids import make_grid, round_to_nearest
+from sbc_plugin.core.packing import TRIT
 from sbc_plugin.core.storage import Form, pack, packed_bytes, unpack
 from sbc_plugin.errors import CheckpointError
 
@@ -63,7 +64,7 @@ def test_every_grid_of_ours_is_found(
 def test_short_floats_hold_products_of_float32_scales(dtype: torch.dtype, bits: int) -> None:
     weight = quantised(drawn(12, 256), bits).to(dtype)
     form = packed(weight)
-    assert form.bits == bits and form.scale_dtype == torch.float32
+    assert form.bits == {2: TRIT}.get(bits, bits) and form.scale_dtype == torch.float32
 
 
 def test_scales_of_double_precision_behind_single_precision_weights() -> None:
@@ -88,6 +89,14 @@ def test_zeros_are_left_out_where_that_is_shorter(density: float, bits: int | No
     entropy = float(-(p.log2() + (1 - p) / p * (1 - p).log2()))
     spent = (form.size * 8 - (32 * 50 if bits else 0)) / count - code
     assert density == 0.5 or entropy - 0.2 < spent < entropy + 0.8
+
+
+@pytest.mark.parametrize("columns", [5, 7, 300])
+@pytest.mark.parametrize("values", [(-1, 0, 1), (0, 1, 2), (-2, -1, 0)])
+def test_three_values_take_a_fifth_of_a_byte(values: tuple[int, ...], columns: int) -> None:
+    codes = torch.tensor(values)[torch.randint(3, (20, columns), generator=torch.Generator().manual_seed(columns))]
+    form = packed(codes * (1 + drawn(20, 1).abs()))
+    assert form.bits == TRIT and form.size <= -(-20 * columns // 5) + 20 * 5
 
 
 def test_convolutions_are_packed_by_output_channel() -> None:
