@@ -39,6 +39,24 @@ def test_a_converted_model_is_the_model_with_rounded_weights(case: Case) -> None
     assert [name for name, module in new.named_modules() if isinstance(module, QUANTISED)] == replaced
 
 
+def test_layers_get_quantizers_of_their_own() -> None:
+    model = CASES["nested"].model()
+    chosen = {"0.0": INT3, "1.2.0": weight_quantizer("int5")}
+    new, skipped = quantize_layers(model, chosen)
+    widths = {
+        name: int(each.quant_weight().bit_width) for name, each in new.named_modules() if isinstance(each, QUANTISED)
+    }
+    assert widths == {"0.0": 3, "1.2.0": 5} and not skipped
+    one, _ = quantize_layers(model, chosen, names=["0.0"])
+    assert [name for name, each in one.named_modules() if isinstance(each, QUANTISED)] == ["0.0"]
+    with pytest.raises(SettingsError, match="no layer 'typo'"):
+        quantize_layers(model, {"typo": INT3})
+    with pytest.raises(SettingsError, match="'int4' is no quantizer class"):
+        quantize_layers(model, {"0.0": "int4"})  # type: ignore[dict-item]
+    with pytest.raises(UnsupportedModelError, match="no layer that can be quantised"):
+        quantize_layers(model, {})
+
+
 def test_recurrent_weights_of_cells_are_named() -> None:
     _, skipped = quantize_layers(CASES["LIFRecurrentCell"].model(), INT3)
     assert set(skipped) == {"0.input_weights", "0.recurrent_weights"}

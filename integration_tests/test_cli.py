@@ -155,6 +155,15 @@ def test_compress_packs_what_load_gives_back(folder: Path, capsys: pytest.Captur
     assert status == 1 and "--model" in err
 
 
+def test_layers_share_bits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("compress", "model.nir", "--data", "spikes.npz", "-o", "small.nir", "--bit-allocation", "loss")
+    status, out, _ = told(capsys, *command, "--bits", "3", "--json")
+    settings = json.loads(out)["report"]["settings"]["quantize"]
+    assert status == 0 and (settings["bits"], settings["allocation"]) == (3, "loss")
+    status, _, err = told(capsys, *command, "--sparsity", "0.5")
+    assert status == 1 and "--bit-allocation belongs to quantisation; give --bits too" in err
+
+
 def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = told(capsys, "compare", "model.nir", "model.nir", "--data", "test.npz", "--limit", "5")
     assert status == 0 and "spike distance" in out and "0.0000" in out

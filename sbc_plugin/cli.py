@@ -12,7 +12,7 @@ import torch
 
 from sbc_plugin import __version__, commands
 from sbc_plugin.errors import CompressionError
-from sbc_plugin.settings import ALLOCATIONS, METHODS, ORDERS, OUTPUTS, SCALES
+from sbc_plugin.settings import ALLOCATIONS, BIT_ALLOCATIONS, METHODS, ORDERS, OUTPUTS, SCALES
 
 MODEL = "model.nir, model.safetensors (made by sbc), or package.module:factory, a function that returns the model"
 DATA = "spikes.npz, spikes.npy (time first: (T, N, ...), see docs/spike-files.md), or package.module:loader"
@@ -184,6 +184,9 @@ def _budget(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=int, help="prune in so many, each on what the one before left (default: 1, or 2 where better)"
     )
     group.add_argument("--bits", type=int, help="of each weight, 2 to 8")
+    group.add_argument(
+        "--bit-allocation", choices=BIT_ALLOCATIONS, help="how layers share the bits: uniform (default), or by loss"
+    )
     group.add_argument("--granularity", help="of scales: channel (default), tensor, group:K")
     group.add_argument("--scale", choices=SCALES, help="how scales are chosen")
     group.add_argument("--method", choices=METHODS, default="sbc", help="or a baseline (default: %(default)s)")

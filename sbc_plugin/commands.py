@@ -186,8 +186,11 @@ def _settings(options: argparse.Namespace) -> tuple[Prune | None, Quantize | Non
             sparsity = 1 - int(kept) / int(size)
     if sparsity is None and pruning:
         raise SettingsError(f"--{next(iter(pruning)).replace('_', '-')} belongs to pruning; give --sparsity too")
+    if options.bit_allocation is not None:
+        grid["allocation"] = options.bit_allocation
     if options.bits is None and grid:
-        raise SettingsError(f"--{next(iter(grid))} belongs to quantisation; give --bits too")
+        name = next(iter(grid)).replace("allocation", "bit-allocation")
+        raise SettingsError(f"--{name} belongs to quantisation; give --bits too")
     if sparsity is None and options.bits is None:
         raise SettingsError("nothing to do: give --sparsity, --pattern N:M, --bits, or several of them")
     prune = None if sparsity is None else Prune(sparsity, **pruning)

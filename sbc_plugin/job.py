@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sbc_plugin.bits import dealt
 from sbc_plugin.calibration import Statistics, gather
 from sbc_plugin.core.allocation import allocate_zeros
 from sbc_plugin.core.grids import Grid
@@ -18,7 +19,7 @@ from sbc_plugin.errors import SettingsError, in_layer
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
 from sbc_plugin.report import LayerReport
 from sbc_plugin.sequential import gather_drift
-from sbc_plugin.settings import Calibration
+from sbc_plugin.settings import Calibration, Quantize
 from sbc_plugin.solving import (
     SECOND_ORDER,
     Recipe,
@@ -94,11 +95,11 @@ class Job:
             with in_layer(layer.name):  # before time goes into the layers in front of it
                 check_heard(found[layer.name].accumulator.sum_xx)
         dense = self._without_silent(dense, found)
-        zeros = self._budget(dense, skipped, found)
+        zeros, grids = self._budget(dense, skipped, found), self._dealt(dense, found)
         solved = []
         for layer in self._bar(self.layers):
             started = time.perf_counter()
-            solution = self._solve(layer, dense[layer.name], found[layer.name].accumulator.hessian(), zeros)
+            solution = self._solve(layer, dense[layer.name], found[layer.name].accumulator.hessian(), zeros, grids)
             solved.append((layer, solution, self._row(layer, solution, found[layer.name], started)))
         for layer, solution, _ in solved:
             layer.write(solution.weight)
@@ -108,10 +109,11 @@ class Job:
         self, dense: dict[str, Tensor], skipped: dict[str, str], found: dict[str, Statistics] | None
     ) -> list[LayerReport]:
         """Layer by layer, each on what the already compressed ones before it send."""
-        needs_losses = self.recipe.prune is not None and self.recipe.prune.allocation == "loss"
+        prune, quantize = self.recipe.prune, self.recipe.quantize
+        needs_losses = any(part is not None and part.allocation == "loss" for part in (prune, quantize))
         found = (found or self.gather()) if needs_losses or self.silent_first else {}
         start = self._without_silent(dense, found)
-        zeros = self._budget(start, skipped, found)
+        zeros, grids = self._budget(start, skipped, found), self._dealt(start, found)
         done: dict[str, Tensor] = {}
         rows = []
         for layer in self._bar(self.layers):
@@ -125,7 +127,7 @@ class Job:
                     groups = layer.groups if hessian.dim() == 3 else None
                     alpha, damping = self.calibration.alpha, self.calibration.damping
                     target = sequential_target(target, hessian, drift, alpha, damping, groups)
-            solution = self._solve(layer, target, hessian, zeros)
+            solution = self._solve(layer, target, hessian, zeros, grids)
             done[layer.name] = solution.weight
             layer.write(solution.weight)
             rows.append(self._row(layer, solution, statistics, started))
@@ -150,8 +152,24 @@ class Job:
         zeros = round(self.recipe.prune.sparsity * sum(weight.numel() for weight in dense.values()))
         return give_silent(dense, dead, unheard, zeros) or dense
 
-    def _solve(self, layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: dict[str, int]) -> Solution:
+    def _dealt(self, weights: dict[str, Tensor], found: dict[str, Statistics]) -> dict[str, Quantize]:
+        """The grids of layers that share a budget of bits; {} where all have the same, or none."""
+        quantize = self.recipe.quantize
+        if quantize is None or quantize.allocation != "loss":
+            return {}
+        hessians = {layer.name: found[layer.name].accumulator.hessian() for layer in self.layers}
+        return dealt(self.layers, weights, hessians, self.recipe)
+
+    def _solve(
+        self,
+        layer: SpikingLayer,
+        weight: Tensor,
+        hessian: Tensor,
+        zeros: dict[str, int],
+        grids: dict[str, Quantize],
+    ) -> Solution:
         recipe = self.recipe if layer.name in zeros else without_pruning(self.recipe)
+        recipe = replace(recipe, quantize=grids.get(layer.name, recipe.quantize))
         with in_layer(layer.name):
             solution = solve(layer, weight, hessian, zeros.get(layer.name), recipe)
         if solution.grid is not None:
@@ -200,7 +218,7 @@ class Job:
             sequences=statistics.sequences,
             samples=statistics.accumulator.count,
             sparsity=zero_fraction(solution.weight),
-            bits=self.recipe.quantize.bits if self.recipe.quantize else layer.parts[0].tensor.dtype.itemsize * 8,
+            bits=solution.grid.bits if solution.grid else layer.parts[0].tensor.dtype.itemsize * 8,
             loss=solution.loss,
             seconds=time.perf_counter() - started,
         )

@@ -11,6 +11,7 @@ from sbc_plugin.errors import SettingsError
 
 SOLVERS = ("auto", "magnitude", "obs", "admm", "hybrid")
 ALLOCATIONS = ("lamp", "uniform", "loss")
+BIT_ALLOCATIONS = ("uniform", "loss")
 SCALES = ("mse", "absmax", "power_of_two")
 ORDERS = ("one-shot", "sequential")
 OUTPUTS = ("classes", "values")
@@ -76,12 +77,15 @@ class Quantize:
     """The grid that weights are rounded to.
 
     Attributes:
-        bits: 2 to 8, of each weight.
+        bits: 2 to 8, of each weight; with ``allocation="loss"``, of a weight on average.
         granularity: one scale a "channel" (row), a "tensor", or "group:K" (K consecutive columns of a row); input and
             recurrent weights never share one.
         scale: "mse" (least squared error: of the layer's output for "sbc" and "obc", of the weights for "rtn" and
             "magnitude"), "absmax" (nothing clips) or "power_of_two".
         symmetric: codes around 0; else an integer zero point, 0.0 still being on the grid.
+        allocation: how layers share the bits: "uniform", or "loss": 2 to 8 each, so that the layers' relative losses
+            together are least and the packed codes of all take no more than ``bits`` for each weight that is kept. A
+            code of three values, which is all that 2 bits hold symmetrically, takes 1.6 bits.
 
     Raises:
         SettingsError: a value out of range.
@@ -91,6 +95,7 @@ class Quantize:
     granularity: str = "channel"
     scale: str = "mse"
     symmetric: bool = True
+    allocation: str = "uniform"
 
     def __post_init__(self) -> None:
         if not (_is_whole(self.bits) and 2 <= self.bits <= 8):
@@ -100,6 +105,7 @@ class Quantize:
         ):
             raise SettingsError(f"granularity={self.granularity!r} is unknown; use 'channel', 'tensor' or 'group:32'")
         _choice("scale", self.scale, SCALES)
+        _choice("allocation", self.allocation, BIT_ALLOCATIONS)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ def _quantised(
 ) -> tuple[Tensor, Grid | None]:
     assert recipe.quantize is not None
     settings = asdict(recipe.quantize) | {"mask": mask, "parts": [part.form.columns for part in layer.parts]}
+    del settings["allocation"]
     if recipe.method not in SECOND_ORDER:
         grid = make_grid(weight, **settings)
         return round_to_nearest(weight, grid, mask), grid
@@ -176,7 +177,8 @@ def stages(recipe: Recipe, tuning: bool) -> list[tuple[Recipe, bool]]:
     """What to do one after the other, each with whether weights are tuned after it.
 
     Rounds of pruning come first: each leaves half of the weights that the one before it left; rounds that would keep
-    all are left out. With tuning, pruned weights are tuned before they are quantised, in a stage of its own.
+    all are left out. With tuning, pruned weights are tuned before they are quantised, in a stage of its own; and so it
+    is where bits are dealt, for what a grid costs a layer is known once it is pruned.
     """
     prune = recipe.prune
     if prune is None or recipe.method not in SECOND_ORDER:
@@ -186,9 +188,14 @@ def stages(recipe: Recipe, tuning: bool) -> list[tuple[Recipe, bool]]:
     while kept < 1 and len(rounds) < (prune.rounds or 1) - 1:
         rounds.insert(0, (replace(recipe, prune=replace(prune, sparsity=1 - kept), quantize=None), False))
         kept *= 2
-    if not tuning or recipe.quantize is None:
+    quantize = recipe.quantize
+    if quantize is None or not (tuning or quantize.allocation == "loss"):
         return [*rounds, (recipe, tuning)]
-    return [*rounds, (replace(recipe, quantize=None), True), (without_pruning(recipe), scales_move(recipe.quantize))]
+    return [
+        *rounds,
+        (replace(recipe, quantize=None), tuning),
+        (without_pruning(recipe), tuning and scales_move(quantize)),
+    ]
 
 
 def scales_move(quantize: Quantize) -> bool:

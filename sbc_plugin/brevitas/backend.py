@@ -51,16 +51,19 @@ def into_backend(
     Raises:
         GridMovedError: Brevitas sees other integers than core.
     """
-    quantizer = weight_quantizer(f"int{quantize.bits}", quantize.granularity, quantize.scale)
-    parts = [part for layer in layers for part in layer.parts]
-    names = {part.name for part in parts if _is_module(part)}
-    model, left = quantize_layers(model, quantizer, inplace=True, names=names)
-    left |= {part.name: "on the grid, but a parameter of a cell" for part in parts if part.name not in names}
+    parts = [(part, grids[layer.name].bits) for layer in layers for part in layer.parts]
+    quantizers = {
+        part.name: weight_quantizer(f"int{bits}", quantize.granularity, quantize.scale)
+        for part, bits in parts
+        if _is_module(part)
+    }
+    model, left = quantize_layers(model, quantizers, inplace=True)
+    left |= {part.name: "on the grid, but a parameter of a cell" for part, _ in parts if part.name not in quantizers}
     for layer in layers:
         scale, _ = grids[layer.name].of_columns(layer.columns)
         blocks = scale.expand(layer.rows, layer.columns).split([part.form.columns for part in layer.parts], 1)
         for part, block in zip(layer.parts, blocks, strict=True):
-            if part.name in names and part.name not in left:
+            if part.name in quantizers and part.name not in left:
                 module: Any = model.get_submodule(part.name)
                 with in_layer(part.name):
                     weight = module.weight.detach().flatten(1).clone()  # on the grid already

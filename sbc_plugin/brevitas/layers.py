@@ -24,7 +24,7 @@ _PLAIN = tuple(_QUANTISED)
 
 def quantize_layers(
     model: nn.Module,
-    quantizer: type[ExtendedInjector],
+    quantizer: type[ExtendedInjector] | Mapping[str, type[ExtendedInjector]],
     *,
     inplace: bool = False,
     names: Collection[str] | None = None,
@@ -38,9 +38,10 @@ def quantize_layers(
 
     Args:
         model: any module: ``SequentialState``, ``Lift``, NIR graphs, modules with a loop of their own, a single layer.
-        quantizer: of :func:`~sbc_plugin.brevitas.quantizers.weight_quantizer`, or Brevitas' own.
+        quantizer: of :func:`~sbc_plugin.brevitas.quantizers.weight_quantizer`, or Brevitas' own; or name -> quantizer,
+            of the layers to quantise, where they get different ones.
         inplace: change ``model`` itself, unless it is a single layer, which cannot turn into another.
-        names: of the layers to quantise; None = all.
+        names: of the layers to quantise; None = all, or those that ``quantizer`` names.
         input_quant: Brevitas' quantizer of activations, such as ``Int8ActPerTensorFloat``, for the inputs of layers
             that get numbers other than 0 and 1 on the calibration data. None: weights only.
         calibration_data: iterable of batches, as for ``compress``, that tells these layers and sets their scales.
@@ -56,7 +57,11 @@ def quantize_layers(
         CalibrationError: the calibration data is empty, or holds NaN or infinity.
         UnsupportedModelError: no layer can be quantised.
     """
-    _check_quantizer("quantizer", quantizer, "weight_quantizer('int4')")
+    several = quantizer if isinstance(quantizer, Mapping) else None
+    for each in [quantizer] if several is None else several.values():
+        _check_quantizer("quantizer", each, "weight_quantizer('int4')")
+    if several is not None:
+        names = several.keys() if names is None else names & several.keys()
     if input_quant is not None:
         _check_quantizer("input_quant", input_quant, "brevitas.quant.Int8ActPerTensorFloat")
         if calibration_data is None:
@@ -85,8 +90,10 @@ def quantize_layers(
     if input_quant is not None and calibration_data is not None:
         inputs, binary = analogue_inputs(target, chosen, calibration_data, forward)
         reasons |= binary
+    quantizers = quantizer if isinstance(quantizer, Mapping) else dict.fromkeys(chosen, quantizer)
     layers = {
-        name: _quantised(module, quantizer, input_quant if name in inputs else None) for name, module in chosen.items()
+        name: _quantised(module, quantizers[name], input_quant if name in inputs else None)
+        for name, module in chosen.items()
     }
     for name, given in inputs.items():
         calibrate_input(layers[name], given)

@@ -132,3 +132,10 @@ def test_settings_cannot_change(settings: Any) -> None:
     field = dataclasses.fields(settings)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(settings, field, 0.1)
+
+
+@pytest.mark.parametrize("allocation", ["lamp", "mixed", None])
+def test_bits_are_dealt_alike_or_by_loss(allocation: Any) -> None:
+    assert Quantize(2, allocation="loss").allocation == "loss" and Quantize(2).allocation == "uniform"
+    with pytest.raises(SettingsError, match=rf"allocation={allocation!r} is unknown; use one of 'uniform', 'loss'"):
+        Quantize(2, allocation=allocation)
