@@ -95,6 +95,15 @@ JOINT = Budget("90 % sparse, 4 bits", "magnitude", prune=Prune(0.9), quantize=Qu
 BY_TENSOR = Budget("2 bits a tensor", "rtn", quantize=Quantize(2, granularity="tensor"))
 # Two bits are three values around 0, or, with a zero point, four.
 FOUR_VALUES = Budget("2 bits, zero point", "rtn", quantize=Quantize(2, symmetric=False))
+# In the memory of two bits for each weight, finer grids where they save most.
+MIXED = Budget("2 bits on average", "rtn", quantize=Quantize(2, allocation="loss"))
+FOUR_MIXED = Budget("2 bits on average, zero point", "rtn", quantize=Quantize(2, symmetric=False, allocation="loss"))
+TENSOR_MIXED = Budget(
+    "2 bits on average a tensor, zero point",
+    "rtn",
+    quantize=Quantize(2, granularity="tensor", symmetric=False, allocation="loss"),
+)
+ON_AVERAGE = (MIXED, FOUR_MIXED, TENSOR_MIXED)
 
 
 def budgets(sparsities: tuple[int, ...], bits: tuple[int, ...] = (4, 2)) -> tuple[Budget, ...]:
@@ -114,7 +123,7 @@ def _on_images(name: str, title: str, build: Callable[[], nn.Module]) -> Case:
         data=partial(fashion.load, fashion.still),
         shape=(1, 28, 28),
         seeds=(0, 1, 2),
-        budgets=(*budgets((80, 90, 95)), JOINT),
+        budgets=(*budgets((80, 90, 95)), MIXED, JOINT),
         training=Training(epochs=4, learning_rate=5e-3, scale=0.5),
     )
 
@@ -127,7 +136,7 @@ CASES = (
         data=partial(fashion.load, fashion.events),
         shape=(2, events.SIDE, events.SIDE),
         seeds=(0, 1, 2, 3, 4),
-        budgets=(*budgets((95, 97, 98)), FOUR_VALUES, BY_TENSOR, JOINT),
+        budgets=(*budgets((95, 97, 98)), FOUR_VALUES, BY_TENSOR, *ON_AVERAGE, JOINT),
         training=Training(epochs=6, learning_rate=5e-3, scale=0.5),
     ),
     Case(
@@ -137,7 +146,7 @@ CASES = (
         data=partial(fashion.load, fashion.events),
         shape=(2, events.SIDE, events.SIDE),
         seeds=(0, 1, 2),
-        budgets=(*budgets((70, 80, 90, 95)), FOUR_VALUES, BY_TENSOR, JOINT),
+        budgets=(*budgets((70, 80, 90, 95)), FOUR_VALUES, BY_TENSOR, *ON_AVERAGE, JOINT),
         training=Training(epochs=6, learning_rate=5e-3, scale=0.3),
     ),
     _on_images("vgg-static", "VGG of nine layers, direct coding", static.vgg),
@@ -151,7 +160,7 @@ CASES = (
         data=vowels.load,
         shape=(vowels.CHANNELS,),
         seeds=(0, 1, 2, 3, 4),
-        budgets=(*budgets((70, 80, 90, 95)), JOINT),
+        budgets=(*budgets((70, 80, 90, 95)), MIXED, JOINT),
         training=Training(epochs=40, batch=20, learning_rate=5e-3, scale=0.2),
     ),
 )

@@ -130,8 +130,9 @@ def only_quantises(budget: Budget) -> bool:
 
 
 def brevitas_has(budget: Budget) -> bool:
-    """Whether Brevitas' quantizers that keep their scale have such a grid: they are symmetric."""
-    return only_quantises(budget) and budget.quantize is not None and budget.quantize.symmetric
+    """Whether Brevitas' quantizers that keep their scale have such grids: symmetric ones, the same in every layer."""
+    quantize = budget.quantize
+    return only_quantises(budget) and quantize is not None and quantize.symmetric and quantize.allocation == "uniform"
 
 
 def everything(budget: Budget) -> bool:
@@ -173,7 +174,11 @@ def _set(budget: Budget, calibration: Calibration) -> str:
         chosen[0]["rounds"] = ROUNDS
     if not calibration.tuning:
         del chosen[-1]["outputs"]  # of tuning alone
-    off = (("rounds", 1), *((name, value) for part in chosen for name, value in part.items() if not value))
+    off = (
+        ("rounds", 1),
+        ("allocation", "uniform"),
+        *((name, value) for part in chosen for name, value in part.items() if not value),
+    )
     return str([{name: value for name, value in part.items() if (name, value) not in off} for part in chosen])
 
 

@@ -44,6 +44,8 @@ same budget and the same calibration data; nothing is retrained unless it says s
   say, then 200 gradient steps on the kept weights (100 on the scales, where nothing is pruned) towards the dense
   network's own spikes and class probabilities. The same calibration data, no labels; more than one shot. At 4 bits and
   more the default tunes only where weights are pruned, for there the row gains nothing.
+- Budgets *on average*: layers share the bits by loss, `Quantize(2, allocation="loss")`, so that all codes take no more
+  memory than so many bits for each weight. *SBC as published* has the same bits everywhere.
 
 *Spike distance*: of Van Rossum, relative to silence, mean over neuron modules. *Rate distance*: change of each neuron's
 rate, summed, relative to the rates. *Operations*: products of a weight and an input that are both not zero, a sequence.

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from integration_tests.benchmarks import braille
-from integration_tests.benchmarks.cases import BY_TENSOR, CASES, JOINT, Case, Training, budgets
+from integration_tests.benchmarks.cases import BY_TENSOR, CASES, JOINT, MIXED, Case, Training, budgets
 from sbc_plugin.demo import digits, network
 from sbc_plugin.demo.digits import Events
 from sbc_plugin.demo.run import Budget
@@ -80,10 +80,12 @@ EVERYTHING = (
     Budget("2:4", "magnitude", prune=Prune(0.5, pattern="2:4")),
     Budget("4 bits a tensor", "rtn", quantize=Quantize(4, granularity="tensor")),
     BY_TENSOR,
+    MIXED,
     JOINT,
 )
 # For a recurrent net: its largest weights are those that come back most often, so none is clipped.
 FINE = Budget("3 bits, zero point", "rtn", quantize=Quantize(3, scale="absmax", symmetric=False))
+THREE_MIXED = Budget("3 bits on average", "rtn", quantize=Quantize(3, allocation="loss"))
 
 
 def of_case(case: Case) -> Subject:
@@ -117,7 +119,7 @@ def of_braille() -> Subject:
         data=partial(braille.halves, 0),
         shape=(braille.TAXELS,),
         seeds=tuple(range(6)),
-        budgets=(*budgets((70, 80, 90), (4, 3)), FINE, JOINT),
+        budgets=(*budgets((70, 80, 90), (4, 3)), FINE, THREE_MIXED, JOINT),
         training=Training(epochs=0),
     )
     return Subject(case, lambda seed: case.build(), cache(braille.halves), compared=100)
