@@ -103,7 +103,6 @@ TENSOR_MIXED = Budget(
     "rtn",
     quantize=Quantize(2, granularity="tensor", symmetric=False, allocation="loss"),
 )
-ON_AVERAGE = (MIXED, FOUR_MIXED, TENSOR_MIXED)
 
 
 def budgets(sparsities: tuple[int, ...], bits: tuple[int, ...] = (4, 2)) -> tuple[Budget, ...]:
@@ -136,7 +135,7 @@ CASES = (
         data=partial(fashion.load, fashion.events),
         shape=(2, events.SIDE, events.SIDE),
         seeds=(0, 1, 2, 3, 4),
-        budgets=(*budgets((95, 97, 98)), FOUR_VALUES, BY_TENSOR, *ON_AVERAGE, JOINT),
+        budgets=(*budgets((95, 97, 98)), FOUR_VALUES, BY_TENSOR, MIXED, JOINT),
         training=Training(epochs=6, learning_rate=5e-3, scale=0.5),
     ),
     Case(
@@ -146,7 +145,7 @@ CASES = (
         data=partial(fashion.load, fashion.events),
         shape=(2, events.SIDE, events.SIDE),
         seeds=(0, 1, 2),
-        budgets=(*budgets((70, 80, 90, 95)), FOUR_VALUES, BY_TENSOR, *ON_AVERAGE, JOINT),
+        budgets=(*budgets((70, 80, 90, 95)), FOUR_VALUES, BY_TENSOR, MIXED, FOUR_MIXED, TENSOR_MIXED, JOINT),
         training=Training(epochs=6, learning_rate=5e-3, scale=0.3),
     ),
     _on_images("vgg-static", "VGG of nine layers, direct coding", static.vgg),
