@@ -88,6 +88,16 @@ def test_pruned_weights_take_no_bits(name: str, calibration: Calibration) -> Non
     assert report.sparsity >= 0.5 - 0.5 / sum(row.rows * row.columns for row in report.layers)
 
 
+def test_baselines_share_the_bits_of_what_they_keep() -> None:
+    _, report = made("conv", mixed(3), prune=Prune(0.5), method="magnitude")
+    pruned = made("conv", None, prune=Prune(0.5), method="magnitude")[1].layers
+    kept = {row.name: round(row.rows * row.columns * (1 - row.sparsity)) for row in pruned}
+    assert spent(report, mixed(3), kept) <= 3 * sum(kept.values())
+    assert report.sparsity >= sum(row.sparsity * row.rows * row.columns for row in pruned) / sum(
+        row.rows * row.columns for row in pruned
+    )
+
+
 def test_codes_in_a_file_take_no_more_than_the_budget(tmp_path: Any) -> None:
     """Scales come on top, as they do where all layers have the same bits."""
     model, report = made("SEW", mixed(2, granularity="tensor"))

@@ -1,9 +1,10 @@
 """Which grid each layer gets where all together have a budget of bits: loss curves, and the best choice on them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
+from tqdm import tqdm
 
 from sbc_plugin.core.choices import choose
 from sbc_plugin.core.packing import TRIT, TRITS
@@ -30,7 +31,11 @@ def options(quantize: Quantize) -> list[tuple[Quantize, float]]:
 
 
 def dealt(
-    layers: list[SpikingLayer], weights: Mapping[str, Tensor], hessians: Mapping[str, Tensor], recipe: Recipe
+    layers: list[SpikingLayer],
+    weights: Mapping[str, Tensor],
+    hessian_of: Callable[[str], Tensor],
+    recipe: Recipe,
+    progress: bool | None = False,
 ) -> dict[str, Quantize]:
     """The grid of each layer, so that their relative losses together are least, and codes take the budget at most.
 
@@ -41,8 +46,9 @@ def dealt(
     Args:
         layers: all of the model.
         weights: name -> (rows, columns), to be quantised; zeros stay and take no code.
-        hessians: name -> of the layer, undamped.
+        hessian_of: name -> Hessian of the layer, undamped; asked for one after the other.
         recipe: how layers are solved; nothing is pruned here.
+        progress: show a progress bar; None = on a terminal.
 
     Raises:
         CalibrationError: nothing but silence reached a layer.
@@ -56,13 +62,12 @@ def dealt(
     least = grids[0][1]
     spare = budget - least * sum(sizes.values())
     losses, costs = {}, {}
-    for layer in layers:
-        name, size = layer.name, sizes[layer.name]
+    disable = None if progress is None else not progress
+    for layer in tqdm(layers, desc="sharing bits", unit="layer", leave=False, disable=disable):
+        name, size, hessian = layer.name, sizes[layer.name], hessian_of(layer.name)
         tried = [(grid, size * fifths) for grid, fifths in grids if size * (fifths - least) <= spare]
+        recipes = [replace(without_pruning(recipe), quantize=grid) for grid, _ in tried]
         with in_layer(name):
-            losses[name] = [
-                solve(layer, weights[name], hessians[name], None, replace(without_pruning(recipe), quantize=grid)).loss
-                for grid, _ in tried
-            ]
+            losses[name] = [solve(layer, weights[name], hessian, None, each).loss for each in recipes]
         costs[name] = [cost for _, cost in tried]
     return {name: grids[option][0] for name, option in choose(losses, costs, budget).items()}

@@ -157,8 +157,11 @@ class Job:
         quantize = self.recipe.quantize
         if quantize is None or quantize.allocation != "loss":
             return {}
-        hessians = {layer.name: found[layer.name].accumulator.hessian() for layer in self.layers}
-        return dealt(self.layers, weights, hessians, self.recipe)
+
+        def hessian_of(name: str) -> Tensor:
+            return found[name].accumulator.hessian()
+
+        return dealt(self.layers, weights, hessian_of, self.recipe, self.progress)
 
     def _solve(
         self,

@@ -180,15 +180,14 @@ def stages(recipe: Recipe, tuning: bool) -> list[tuple[Recipe, bool]]:
     all are left out. With tuning, pruned weights are tuned before they are quantised, in a stage of its own; and so it
     is where bits are dealt, for what a grid costs a layer is known once it is pruned.
     """
-    prune = recipe.prune
-    if prune is None or recipe.method not in SECOND_ORDER:
+    prune, quantize = recipe.prune, recipe.quantize
+    if prune is None:
         return [(recipe, tuning)]
     rounds: list[tuple[Recipe, bool]] = []
     kept = 2 * (1 - prune.sparsity)
-    while kept < 1 and len(rounds) < (prune.rounds or 1) - 1:
+    while recipe.method in SECOND_ORDER and kept < 1 and len(rounds) < (prune.rounds or 1) - 1:
         rounds.insert(0, (replace(recipe, prune=replace(prune, sparsity=1 - kept), quantize=None), False))
         kept *= 2
-    quantize = recipe.quantize
     if quantize is None or not (tuning or quantize.allocation == "loss"):
         return [*rounds, (recipe, tuning)]
     return [
