@@ -95,8 +95,9 @@ JOINT = Budget("90 % sparse, 4 bits", "magnitude", prune=Prune(0.9), quantize=Qu
 BY_TENSOR = Budget("2 bits a tensor", "rtn", quantize=Quantize(2, granularity="tensor"))
 # Two bits are three values around 0, or, with a zero point, four.
 FOUR_VALUES = Budget("2 bits, zero point", "rtn", quantize=Quantize(2, symmetric=False))
-# In the memory of two bits for each weight, finer grids where they save most.
+# In the memory of so many bits for each weight, finer grids where they save most.
 MIXED = Budget("2 bits on average", "rtn", quantize=Quantize(2, allocation="loss"))
+FINE_MIXED = Budget("4 bits on average", "rtn", quantize=Quantize(4, allocation="loss"))
 FOUR_MIXED = Budget("2 bits on average, zero point", "rtn", quantize=Quantize(2, symmetric=False, allocation="loss"))
 TENSOR_MIXED = Budget(
     "2 bits on average a tensor, zero point",
@@ -122,7 +123,7 @@ def _on_images(name: str, title: str, build: Callable[[], nn.Module]) -> Case:
         data=partial(fashion.load, fashion.still),
         shape=(1, 28, 28),
         seeds=(0, 1, 2),
-        budgets=(*budgets((80, 90, 95)), MIXED, JOINT),
+        budgets=(*budgets((80, 90, 95)), FINE_MIXED, MIXED, JOINT),
         training=Training(epochs=4, learning_rate=5e-3, scale=0.5),
     )
 
