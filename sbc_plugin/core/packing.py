@@ -9,16 +9,19 @@ TRITS = 5  # numbers of base 3 in a byte: 3^5 = 243
 TRIT = 8 / TRITS  # bits that one of them takes
 
 
-def pack_bits(numbers: Tensor, bits: int) -> Tensor:
+def pack_bits(numbers: Tensor, bits: float) -> Tensor:
     """Numbers (n,) from 0 to ``2^bits - 1`` as bytes (ceil(n * bits / 8),), uint8.
 
     Number k takes the bits ``k * bits`` to ``k * bits + bits - 1`` of the stream, its lowest bit first; a byte holds
-    eight bits of the stream, the first as its lowest. What is left of the last byte is 0.
+    eight bits of the stream, the first as its lowest. What is left of the last byte is 0. With ``TRIT`` bits numbers
+    are from 0 to 2, and lie as :func:`pack_trits` puts them.
 
     >>> pack_bits(torch.tensor([1, 2, 3, 0, 1]), 2).tolist()  # 0b00_11_10_01, 0b01
     [57, 1]
     """
-    places, powers = torch.arange(bits, device=numbers.device), 2 ** torch.arange(8, device=numbers.device)
+    if bits == TRIT:
+        return pack_trits(numbers)
+    places, powers = torch.arange(int(bits), device=numbers.device), 2 ** torch.arange(8, device=numbers.device)
     packed = []
     for part in numbers.long().split(CHUNK):
         stream = ((part[:, None] >> places) & 1).flatten()
@@ -27,18 +30,21 @@ def pack_bits(numbers: Tensor, bits: int) -> Tensor:
     return torch.cat(packed)
 
 
-def unpack_bits(data: Tensor, bits: int, count: int) -> Tensor:
+def unpack_bits(data: Tensor, bits: float, count: int) -> Tensor:
     """The first ``count`` numbers of ``bits`` each in bytes made by :func:`pack_bits`, int64 (count,).
 
     >>> unpack_bits(torch.tensor([57, 1], dtype=torch.uint8), 2, 5).tolist()
     [1, 2, 3, 0, 1]
     """
-    places, powers = torch.arange(8, device=data.device), 2 ** torch.arange(bits, device=data.device)
+    if bits == TRIT:
+        return unpack_trits(data, count)
+    width = int(bits)
+    places, powers = torch.arange(8, device=data.device), 2 ** torch.arange(width, device=data.device)
     numbers = [torch.zeros(0, dtype=torch.int64, device=data.device)]
-    for part in data.split(CHUNK // 8 * bits):  # bytes of CHUNK numbers
+    for part in data.split(CHUNK // 8 * width):  # bytes of CHUNK numbers
         stream = ((part.long()[:, None] >> places) & 1).flatten()
-        whole = len(stream) // bits * bits
-        numbers.append((stream[:whole].view(-1, bits) * powers).sum(1))
+        whole = len(stream) // width * width
+        numbers.append((stream[:whole].view(-1, width) * powers).sum(1))
     return torch.cat(numbers)[:count]
 
 
@@ -65,6 +71,11 @@ def unpack_trits(data: Tensor, count: int) -> Tensor:
     return (data.long()[:, None] // powers % 3).flatten()[:count]
 
 
+def bytes_for(count: int, bits: float) -> int:
+    """How many bytes :func:`pack_bits` needs for ``count`` numbers."""
+    return -(-count // TRITS) if bits == TRIT else -(-count * int(bits) // 8)
+
+
 def gaps_between(positions: Tensor) -> Tensor:
     """How many places lie between each position (n,), ascending, and the one before it; before the first, all."""
     return positions.diff(prepend=positions.new_full((1,), -1)) - 1
@@ -74,7 +85,7 @@ def best_width(gaps: Tensor) -> tuple[int, int]:
     """The width, in bits, in which :func:`pack_gaps` needs the fewest bytes, and that number of bytes."""
     fields = {width: len(gaps) + int((gaps // (2**width - 1)).sum()) for width in WIDTHS}
     width = min(fields, key=lambda width: (fields[width] * width, width))
-    return width, -(-fields[width] * width // 8)
+    return width, bytes_for(fields[width], width)
 
 
 def pack_gaps(gaps: Tensor, width: int) -> Tensor:

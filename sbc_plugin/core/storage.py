@@ -12,15 +12,13 @@ from torch import Tensor
 
 from sbc_plugin.core.packing import (
     TRIT,
-    TRITS,
     best_width,
+    bytes_for,
     gaps_between,
     pack_bits,
     pack_gaps,
-    pack_trits,
     unpack_bits,
     unpack_gaps,
-    unpack_trits,
 )
 from sbc_plugin.errors import CheckpointError
 
@@ -96,8 +94,7 @@ def pack(weight: Tensor) -> tuple[Form, Tensor] | None:
         parts.append(_bytes_of(flat[stored]))
     else:
         zeros = _zeros_of(grid.multiples)[0] if form.zero is None else torch.full_like(grid.multiples[:, 0], form.zero)
-        codes = (grid.multiples + zeros[:, None]).flatten()[stored]
-        parts.append(pack_trits(codes) if form.bits == TRIT else pack_bits(codes, int(form.bits)))
+        parts.append(pack_bits((grid.multiples + zeros[:, None]).flatten()[stored], form.bits))
         parts.append(_bytes_of(grid.scale))
         if form.zero is None:
             parts.append(zeros.to(torch.uint8))
@@ -114,7 +111,7 @@ def unpack(form: Form, data: Tensor) -> Tensor:
     if len(data) != form.size or (form.bits and (not blocks or count % blocks)) or form.kept > count:
         raise CheckpointError(f"{len(data)} bytes are no weight of {form}; the file is damaged")
     ends = [
-        _bytes_for(form.kept, form.bits or form.dtype.itemsize * 8),
+        bytes_for(form.kept, form.bits or form.dtype.itemsize * 8),
         blocks * form.scale_dtype.itemsize if form.bits else 0,
         blocks if form.bits and form.zero is None else 0,
     ]
@@ -132,9 +129,7 @@ def unpack(form: Form, data: Tensor) -> Tensor:
         return flat.reshape(form.shape)
     zero = zeros.long()[:, None] if form.zero is None else torch.tensor(form.zero)
     codes = zero.expand(blocks, count // blocks).flatten().clone()
-    codes[where] = (
-        unpack_trits(values, form.kept) if form.bits == TRIT else unpack_bits(values, int(form.bits), form.kept)
-    )
+    codes[where] = unpack_bits(values, form.bits, form.kept)
     multiples = codes.view(blocks, -1) - zero
     scale = _from_bytes(scales, form.scale_dtype)
     return _products(multiples, scale, form.dtype).reshape(form.shape)
@@ -157,7 +152,7 @@ def _plan(weight: Tensor) -> tuple[Form | None, _Grid | None]:
         coded += [(both, zero, beside, number), (_bits_for(spread), None, beside + len(one.scale), number)]
     coded = [choice for choice in coded if choice[0] <= 8 and (choice[1] or 0) <= MULTIPLES]
     sizes = {
-        (where, choice): first + _bytes_for(count, choice[0]) + choice[2]
+        (where, choice): first + bytes_for(count, choice[0]) + choice[2]
         for choice in [*coded, (weight.element_size() * 8, 0, 0, -1)]
         for where, (first, count) in places.items()
     }
@@ -177,11 +172,6 @@ def _plan(weight: Tensor) -> tuple[Form | None, _Grid | None]:
 def _bits_for(largest: int) -> float:
     """Of a code from 0 to ``largest``."""
     return TRIT if largest == 2 else max(1, largest.bit_length())
-
-
-def _bytes_for(count: int, bits: float) -> int:
-    """Of ``count`` codes or values."""
-    return -(-count // TRITS) if bits == TRIT else -(-count * int(bits) // 8)
 
 
 def _zeros_of(multiples: Tensor) -> tuple[Tensor, int]:
