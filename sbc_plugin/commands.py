@@ -178,7 +178,10 @@ def _settings(options: argparse.Namespace) -> tuple[Prune | None, Quantize | Non
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
-    pruning, grid = given("pattern", "allocation", "silent_first", "rounds"), given("granularity", "scale")
+    pruning, grid = (
+        given("pattern", "allocation", "silent_first", "rounds"),
+        given("granularity", "scale", "bit_allocation"),
+    )
     sparsity = options.sparsity
     if sparsity is None and options.pattern is not None and ":" in options.pattern:
         kept, _, size = options.pattern.partition(":")
@@ -186,11 +189,10 @@ def _settings(options: argparse.Namespace) -> tuple[Prune | None, Quantize | Non
             sparsity = 1 - int(kept) / int(size)
     if sparsity is None and pruning:
         raise SettingsError(f"--{next(iter(pruning)).replace('_', '-')} belongs to pruning; give --sparsity too")
-    if options.bit_allocation is not None:
-        grid["allocation"] = options.bit_allocation
     if options.bits is None and grid:
-        name = next(iter(grid)).replace("allocation", "bit-allocation")
-        raise SettingsError(f"--{name} belongs to quantisation; give --bits too")
+        raise SettingsError(f"--{next(iter(grid)).replace('_', '-')} belongs to quantisation; give --bits too")
+    if "bit_allocation" in grid:
+        grid["allocation"] = grid.pop("bit_allocation")
     if sparsity is None and options.bits is None:
         raise SettingsError("nothing to do: give --sparsity, --pattern N:M, --bits, or several of them")
     prune = None if sparsity is None else Prune(sparsity, **pruning)

@@ -57,24 +57,23 @@ def quantize_layers(
         CalibrationError: the calibration data is empty, or holds NaN or infinity.
         UnsupportedModelError: no layer can be quantised.
     """
-    several = quantizer if isinstance(quantizer, Mapping) else None
-    for each in [quantizer] if several is None else several.values():
+    modules = dict(model.named_modules())
+    quantizers = quantizer if isinstance(quantizer, Mapping) else dict.fromkeys(modules, quantizer)
+    for each in quantizers.values():
         _check_quantizer("quantizer", each, "weight_quantizer('int4')")
-    if several is not None:
-        names = several.keys() if names is None else names & several.keys()
     if input_quant is not None:
         _check_quantizer("input_quant", input_quant, "brevitas.quant.Int8ActPerTensorFloat")
         if calibration_data is None:
             raise SettingsError("input_quant needs data to set its scales by; give calibration_data")
-    if unknown := sorted(set(names or ()) - dict(model.named_modules()).keys()):
-        known = ", ".join(repr(name) for name, module in model.named_modules() if isinstance(module, _PLAIN))
+    if unknown := sorted({*quantizers, *(names or ())} - modules.keys()):
+        known = ", ".join(repr(name) for name, module in modules.items() if isinstance(module, _PLAIN))
         raise SettingsError(f"{type(model).__name__} has no layer {unknown[0]!r}; its layers are {known}")
     target = model if inplace else copy_model(model)
     reasons = {}
     chosen: dict[str, nn.Module] = {}
     owners = _owners_of_weights(target)
     for name, module in target.named_modules():
-        if names is not None and name not in names:
+        if name not in quantizers or (names is not None and name not in names):
             continue
         reason = _unfit(module, owners)
         if reason is None:
@@ -90,7 +89,6 @@ def quantize_layers(
     if input_quant is not None and calibration_data is not None:
         inputs, binary = analogue_inputs(target, chosen, calibration_data, forward)
         reasons |= binary
-    quantizers = quantizer if isinstance(quantizer, Mapping) else dict.fromkeys(chosen, quantizer)
     layers = {
         name: _quantised(module, quantizers[name], input_quant if name in inputs else None)
         for name, module in chosen.items()
