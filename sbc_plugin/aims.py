@@ -123,7 +123,7 @@ def distance(seen: Observation, target: Observation, sharpness: float | None = N
         terms.append((seen.readout - target.readout).square().sum() / target.readout.square().sum())
     if sharpness is not None and target.scores is not None and seen.scores is not None:
         terms.append(divergence(target.scores, seen.scores, sharpness))
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+    return torch.stack(terms).sum() if terms else torch.zeros((), device="cpu")
 
 
 def distance_on(

@@ -116,7 +116,7 @@ def _moments(
 
     def add(name: str, x: Tensor, axis: int) -> None:
         rows = x.detach().movedim(axis, -1).flatten(0, -2).double()
-        new = [rows.sum(0), rows.square().sum(0), torch.tensor(float(len(rows)))]
+        new = [rows.sum(0), rows.square().sum(0), rows.new_tensor(len(rows))]
         sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else new
 
     def listen(name: str, module: Norm | Biased) -> Any:

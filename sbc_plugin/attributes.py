@@ -133,7 +133,7 @@ def _value(told: Any, held: Any, where: str, prefix: str, tensors: Mapping[str, 
     if kind == "tensor":
         return like(tensors[prefix + content], held)
     if kind in DTYPES:
-        return like(torch.tensor(content, dtype=DTYPES[kind]), held)
+        return like(torch.tensor(content, dtype=DTYPES[kind], device="cpu"), held)
     raise CheckpointError(f"{where!r} is of kind {kind!r}, which this version does not know; the file is damaged")
 
 

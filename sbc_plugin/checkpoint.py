@@ -70,7 +70,7 @@ def save(path: str | PathLike[str], model: nn.Module, report: Report | None = No
     if clash := sorted((state.keys() & attributes.keys()) | ({HEADER, PACKED} & (state.keys() | attributes.keys()))):
         raise CheckpointError(f"two tensors are called {clash[0]!r}; rename the module that holds one of them")
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in (state | attributes).items()}
-    forms, blocks = {}, [torch.zeros(0, dtype=torch.uint8)]
+    forms, blocks = {}, [torch.zeros(0, dtype=torch.uint8, device="cpu")]
     for name in state:
         found = pack(tensors[name])
         if found is not None:
@@ -114,7 +114,9 @@ def load(path: str | PathLike[str], model: nn.Module | None = None) -> Checkpoin
     header, stored = _read(Path(path))
     try:
         attributes = {name: stored.pop(name) for name in _named(header["modules"])}
-        state = stored | _unpacked(header["packed"], stored.pop(PACKED, torch.zeros(0, dtype=torch.uint8)))
+        state = stored | _unpacked(
+            header["packed"], stored.pop(PACKED, torch.zeros(0, dtype=torch.uint8, device="cpu"))
+        )
         state |= {name: state[source] for name, source in header["same"].items()}
         report = None if header["report"] is None else Report.from_dict(header["report"])
     except CheckpointError:

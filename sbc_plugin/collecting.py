@@ -140,8 +140,8 @@ class Reservoir:
         self.sink, self.limit = sink, limit
         self.ready: list[Tensor] = []
         self.batch: list[Tensor] = []
-        self.keys = torch.empty(0)
-        self.generator = torch.Generator().manual_seed(SEED)
+        self.keys = torch.empty(0, device="cpu")
+        self.generator = torch.Generator("cpu").manual_seed(SEED)
 
     def add(self, samples: Tensor) -> None:
         """Take a block."""
@@ -150,7 +150,8 @@ class Reservoir:
             self._pass_on(CHUNK // 4)
             return
         self.batch.append(samples)
-        self.keys = torch.cat([self.keys, torch.rand(samples.shape[1], generator=self.generator)])
+        drawn = torch.rand(samples.shape[1], generator=self.generator, device="cpu")
+        self.keys = torch.cat([self.keys, drawn])
         if len(self.keys) > self.limit:
             best = self.keys.topk(self.limit).indices.sort().values
             self.batch = [torch.cat(self.batch, dim=1)[:, best.to(samples.device)]]
@@ -159,7 +160,7 @@ class Reservoir:
     def end_batch(self, number: int) -> None:
         """The batch is complete; the next one draws from a seed of its own."""
         self.ready += self.batch
-        self.batch, self.keys = [], torch.empty(0)
+        self.batch, self.keys = [], torch.empty(0, device="cpu")
         self.generator.manual_seed(SEED + number + 1)
         self._pass_on(CHUNK // 4)
 

@@ -43,7 +43,7 @@ def inspect(options: argparse.Namespace) -> None:
     if options.data:
         found = inspection.inspect(model, _data(options, options.data))
     elif isinstance(shape := getattr(model, "input_shape", None), tuple):
-        spikes = torch.rand(LOOK_STEPS, 2, *shape, generator=torch.Generator().manual_seed(0)) < LOOK_RATE
+        spikes = torch.rand(LOOK_STEPS, 2, *shape, generator=torch.Generator().manual_seed(0), device="cpu") < LOOK_RATE
         found = inspection.inspect(model, [spikes.float()], whole=False)
     else:
         raise SettingsError(f"{options.source} does not say what its input looks like; give some with --data")

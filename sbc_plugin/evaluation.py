@@ -206,8 +206,8 @@ def _row(name: str, before: Any, after: Any, v_th: Tensor) -> Activity:
 def _chosen(spikes: Tensor, count: int) -> list[int]:
     """At most ``count`` neurons, spread evenly over those that spike in the dense network's first sequence."""
     active = spikes[:, 0].any(0).nonzero().flatten()
-    pool = active if len(active) else torch.arange(spikes.shape[2])
-    picks = torch.linspace(0, len(pool) - 1, min(count, len(pool))).round().long().unique()
+    pool = active if len(active) else torch.arange(spikes.shape[2], device=spikes.device)
+    picks = torch.linspace(0, len(pool) - 1, min(count, len(pool)), device=pool.device).round().long().unique()
     return [int(neuron) for neuron in pool[picks]]
 
 

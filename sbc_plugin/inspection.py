@@ -116,7 +116,7 @@ def inspect(
     first, data = peek(calibration_data)
     layers, skipped = library.find_layers(model, first, forward)
     skipped |= {layer.name: layer.note for layer in layers if layer.note}
-    speed = _products_per_second()
+    speed = _products_per_second(layers[0].parts[0].tensor.device)
     plans = [_plan(layer, speed) for layer in layers]
     memory = sum(plan.memory for plan in plans) + max((COPIES * p.memory // p.hessians for p in plans), default=0)
     seconds = None
@@ -167,12 +167,12 @@ def described(kernel: Kernel) -> str:
     return kernel.name + (f", tau {' and '.join(stages)} steps" if stages else "")
 
 
-def _products_per_second() -> float:
+def _products_per_second(device: torch.device) -> float:
     """Multiplications and additions of a matrix product in float64, of which solvers are made."""
-    matrix = torch.ones(PROBE, PROBE, dtype=torch.float64)
+    matrix = torch.ones(PROBE, PROBE, dtype=torch.float64, device=device)
     best = float("inf")
     for _ in range(3):
         started = time.perf_counter()
-        matrix @ matrix
+        float((matrix @ matrix)[0, 0])  # waits until the product is there
         best = min(best, time.perf_counter() - started)
     return PROBE**3 / best

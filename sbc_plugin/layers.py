@@ -105,7 +105,8 @@ class SpikingLayer:
     def groups(self) -> Tensor:
         """(rows,), the Hessian of each row: ``variant * conv groups + conv group``."""
         convolution = self.parts[0].form.groups
-        return self.variant * convolution + torch.arange(convolution).repeat_interleave(self.rows // convolution)
+        own = torch.arange(convolution, device=self.variant.device)
+        return self.variant * convolution + own.repeat_interleave(self.rows // convolution)
 
     def weight(self) -> Tensor:
         """(rows, columns), a copy, detached."""

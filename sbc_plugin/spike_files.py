@@ -135,7 +135,7 @@ def _from_events(arrays: Mapping[str, Array], path: Path) -> Tensor:
     if len(shape) != len(index) or any(size < needed for size, needed in zip(shape, largest, strict=True)):
         axes = ", ".join(name for name in ("t", "n", "p", "y", "x") if name in arrays)
         raise CalibrationError(f"{path}, shape: {shape} does not hold events up to {tuple(largest)}; its axes: {axes}")
-    x = torch.zeros(shape, dtype=torch.uint8)
+    x = torch.zeros(shape, dtype=torch.uint8, device="cpu")
     x[tuple(torch.from_numpy(values) for values in index)] = 1
     return x
 

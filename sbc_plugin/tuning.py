@@ -148,7 +148,7 @@ def _movable(layer: SpikingLayer, grid: Grid | None) -> _Weights | _Scales:
 def _shuffled(pieces: int, steps: int) -> list[int]:
     """Which piece each step takes: all in a seeded random order, then all in another."""
     generator = torch.Generator().manual_seed(SEED)
-    rounds = [torch.randperm(pieces, generator=generator) for _ in range(-(-steps // pieces))]
+    rounds = [torch.randperm(pieces, generator=generator, device="cpu") for _ in range(-(-steps // pieces))]
     chosen: list[int] = torch.cat(rounds)[:steps].tolist()
     return chosen
 

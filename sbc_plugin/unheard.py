@@ -42,7 +42,7 @@ def unheard_neurons(
         name -> (rows,), bool.
     """
     run = forward or library.default_forward(model)
-    silent = {layer.name: torch.ones(layer.rows, dtype=torch.bool) for layer in layers}
+    silent = {layer.name: torch.ones(layer.rows, dtype=torch.bool, device="cpu") for layer in layers}
     first: Any = None
     for number, batch in enumerate(data):
         first = batch if number == 0 else first
@@ -109,7 +109,7 @@ def _rows_last(spikes: Tensor, layer: SpikingLayer) -> Tensor:
 
 def _silent_rows(layer: SpikingLayer, spikes: dict[str, Tensor]) -> Tensor:
     """(rows,), True where no neuron that the layer feeds spiked; none where one is a readout, or of another shape."""
-    fired = torch.zeros(layer.rows, dtype=torch.bool)
+    fired = torch.zeros(layer.rows, dtype=torch.bool, device="cpu")
     for site in layer.sites:
         seen = None if site.neuron is None else spikes.get(site.neuron)
         seen = None if seen is None else _rows_last(seen, layer)

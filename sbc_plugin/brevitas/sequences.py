@@ -156,5 +156,8 @@ def _plain_layers(model: nn.Module, modules: dict[str, nn.Module], run: Callable
 def _plain_layer(name: str, module: nn.Module) -> SpikingLayer:
     part = Part(name, module, "weight", matrix_form(module))
     rows, site = part.form.rows, Site(None, "step")
-    variant, gain = torch.zeros(rows, dtype=torch.long), torch.ones(rows, dtype=torch.float64)
+    variant, gain = (
+        torch.zeros(rows, dtype=torch.long, device="cpu"),
+        torch.ones(rows, dtype=torch.float64, device="cpu"),
+    )
     return SpikingLayer(name, type(module).__name__, (part,), kernels.delta(), variant, gain, sites=(site,))

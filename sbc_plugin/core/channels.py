@@ -50,8 +50,8 @@ def channel_losses(readers: Sequence[Reader], channels: int) -> Tensor:
         SingularHessianError: a Hessian is not positive definite.
     """
     states = [_State(reader, channels) for reader in readers]
-    alive = torch.arange(channels)
-    return sum((state.losses(alive) for state in states), torch.zeros(channels, dtype=torch.float64))
+    alive = torch.arange(channels, device="cpu")
+    return sum((state.losses(alive) for state in states), alive.new_zeros(channels, dtype=torch.float64))
 
 
 def elimination_scores(readers: Sequence[Reader], channels: int, limit: int | None = None) -> Tensor:
@@ -77,20 +77,20 @@ def elimination_scores(readers: Sequence[Reader], channels: int, limit: int | No
         SingularHessianError: a Hessian is not positive definite.
     """
     states = [_State(reader, channels) for reader in readers]
-    alive = torch.arange(channels)
-    scores = torch.zeros(channels, dtype=torch.float64)
+    alive = torch.arange(channels, device="cpu")
+    scores = alive.new_zeros(channels, dtype=torch.float64)
     stop = channels if limit is None else min(limit, channels)
     at_once = -(-channels // STEPS)
     floor, removed = 0.0, 0
     while len(alive):
-        losses = sum((state.losses(alive) for state in states), torch.zeros(len(alive), dtype=torch.float64))
+        losses = sum((state.losses(alive) for state in states), alive.new_zeros(len(alive), dtype=torch.float64))
         done = removed >= stop
         order = losses.argsort(stable=True)[: len(alive) if done else at_once]
         for loss, channel in zip(losses[order].tolist(), alive[order].tolist(), strict=True):
             scores[channel] = floor = max(loss, floor + max(GAP, 1e-12 * floor))
         if done:
             break
-        chosen, left = alive[order], torch.ones(len(alive), dtype=torch.bool)
+        chosen, left = alive[order], alive.new_ones(len(alive), dtype=torch.bool)
         left[order] = False
         for state in states:
             state.remove(chosen)
@@ -145,7 +145,7 @@ class _State:
     def losses(self, alive: Tensor) -> Tensor:
         """Equation 4 for each channel of ``alive``, by one batched Cholesky factorisation."""
         if not self.columns.shape[1]:
-            return torch.zeros(len(alive), dtype=torch.float64)
+            return alive.new_zeros(len(alive), dtype=torch.float64)
         columns, filled = self.columns[alive.to(self.columns.device)], self.filled[alive.to(self.columns.device)]
         block = self.inverse[columns[:, :, None], columns[:, None, :]] * (filled[:, :, None] & filled[:, None, :])
         block.diagonal(dim1=1, dim2=2).add_((~filled).to(block))  # the identity on padding

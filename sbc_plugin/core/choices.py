@@ -55,11 +55,11 @@ def _by_units(losses: Mapping[str, Sequence[float]], above: Mapping[str, Sequenc
     """Layer after layer, the least loss for each number of units spent."""
     unit = max(math.gcd(*chain(*above.values())), -(-spare // UNITS), 1)
     units = spare // unit
-    best = torch.zeros(units + 1, dtype=torch.float64)  # of the layers so far, by units spent at most
+    best = torch.zeros(units + 1, dtype=torch.float64, device="cpu")  # of the layers so far, by units spent at most
     taken: list[tuple[str, list[int], torch.Tensor]] = []
     for name, options in losses.items():
         steps = [-(-cost // unit) for cost in above[name]]
-        table = torch.full((len(options), units + 1), torch.inf, dtype=torch.float64)
+        table = torch.full((len(options), units + 1), torch.inf, dtype=torch.float64, device="cpu")
         for option, (loss, step) in enumerate(zip(options, steps, strict=True)):
             if step <= units:
                 table[option, step:] = best[: units + 1 - step] + loss

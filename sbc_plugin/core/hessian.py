@@ -177,6 +177,6 @@ def layer_loss(weight: Tensor, new: Tensor, hessian: Tensor, groups: Tensor | No
     >>> layer_loss(torch.ones(1, 2), torch.tensor([[1.0, 0.0]]), torch.eye(2))
     0.5
     """
-    weight, new = weight.to(hessian.dtype), new.to(hessian.dtype)
+    weight, new = weight.to(hessian), new.to(hessian)
     total = quadratic(weight, hessian, groups).sum()
     return float(quadratic(weight - new, hessian, groups).sum() / total) if total > 0 else 0.0

@@ -53,7 +53,11 @@ class Kernel:
 
 
 def _stage(decay: Parameter, gain: Parameter) -> tuple[Tensor, Tensor]:
-    return torch.as_tensor(decay, dtype=torch.float64), torch.as_tensor(gain, dtype=torch.float64)
+    return _float64(decay), _float64(gain)
+
+
+def _float64(value: Parameter) -> Tensor:
+    return value.double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _cascade(name: str, *stages: tuple[Parameter, Parameter], delay: int = 0) -> Kernel:
@@ -86,7 +90,7 @@ def lif_box(alpha: Parameter) -> Kernel:
     >>> impulse_response(lif_box(0.5), 3).tolist()
     [0.5, 0.25, 0.125]
     """
-    alpha = torch.as_tensor(alpha, dtype=torch.float64)
+    alpha = _float64(alpha)
     return _cascade("lif_box", (1 - alpha, alpha))
 
 
@@ -106,7 +110,7 @@ def lif(alpha: Parameter, beta: Parameter, delay: int = 0) -> Kernel:
     >>> impulse_response(lif(0.5, 0.5), 3).tolist()
     [0.5, 0.5, 0.375]
     """
-    alpha, beta = torch.as_tensor(alpha, dtype=torch.float64), torch.as_tensor(beta, dtype=torch.float64)
+    alpha, beta = _float64(alpha), _float64(beta)
     return _cascade("lif", (1 - beta, 1.0), (1 - alpha, alpha), delay=delay)
 
 
@@ -166,7 +170,7 @@ def filter_causal(x: Tensor, kernel: Kernel) -> Tensor:
 
 def impulse_response(kernel: Kernel, steps: int) -> Tensor:
     """``h`` in float64, (steps,) or (variants, steps)."""
-    impulse = torch.zeros(steps, dtype=torch.float64)
+    impulse = torch.zeros(steps, dtype=torch.float64, device="cpu")
     impulse[:1] = 1.0
     return filter_causal(impulse, kernel)
 
@@ -194,7 +198,7 @@ def distinct(kernel: Kernel, neurons: int, limit: int) -> tuple[Kernel, Tensor]:
     """
     if kernel.variants in (None, 1):
         decays, gains = (tuple(p.reshape(()) for p in part) for part in (kernel.decays, kernel.gains))
-        return Kernel(kernel.name, decays, gains, kernel.delay), torch.zeros(neurons, dtype=torch.long)
+        return Kernel(kernel.name, decays, gains, kernel.delay), torch.zeros(neurons, dtype=torch.long, device="cpu")
     if kernel.variants != neurons:
         raise SettingsError(
             f"kernel {kernel.name!r} has parameters for {kernel.variants} neurons, the layer has {neurons}"
@@ -203,7 +207,7 @@ def distinct(kernel: Kernel, neurons: int, limit: int) -> tuple[Kernel, Tensor]:
     unique, variant = parameters.unique(dim=0, return_inverse=True)
     if len(unique) > limit:
         memory = (1 - parameters[:, : len(kernel.decays)]).clamp_min(1e-12).log().mean(1)
-        variant = torch.empty(neurons, dtype=torch.long)
+        variant = torch.empty(neurons, dtype=torch.long, device="cpu")
         for part, members in enumerate(memory.argsort(stable=True).tensor_split(limit)):
             variant[members] = part
         unique = torch.stack([parameters[variant == part].mean(0) for part in range(limit)])

@@ -76,7 +76,7 @@ def prune(
         raise SettingsError(f"solver {solver!r} is not known; expected one of {', '.join(SOLVERS)}")
     if row_scale is not None and (row_scale.shape != (rows,) or not row_scale.isfinite().all()):
         raise SettingsError(f"row_scale of shape {tuple(row_scale.shape)}, expected {rows} finite gains, one a row")
-    gain = torch.ones(rows, 1).to(hessian) if row_scale is None else row_scale.to(hessian)[:, None]
+    gain = hessian.new_ones(rows, 1) if row_scale is None else row_scale.to(hessian)[:, None]
     scaled = weight.to(hessian) * gain
     if solver == "auto":
         greedy = rows * columns**3 <= SMALL and parse_pattern(pattern).kind != "n:m"  # ADMM finds better N:M masks

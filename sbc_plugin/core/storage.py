@@ -116,7 +116,7 @@ def unpack(form: Form, data: Tensor) -> Tensor:
         blocks if form.bits and form.zero is None else 0,
     ]
     places, values, scales, zeros = data.split([form.size - sum(ends), *ends])
-    where: Tensor = torch.arange(count)
+    where: Tensor = torch.arange(count, device=data.device)
     if form.places == "mask":
         where = unpack_bits(places, 1, count).nonzero()[:, 0]
     elif form.places == "gaps":
@@ -124,10 +124,10 @@ def unpack(form: Form, data: Tensor) -> Tensor:
     if len(where) != form.kept or (form.kept and int(where[-1]) >= count):
         raise CheckpointError(f"the positions of {form.kept} weights do not fit {form}; the file is damaged")
     if not form.bits:
-        flat = torch.zeros(count, dtype=form.dtype)
+        flat = torch.zeros(count, dtype=form.dtype, device=data.device)
         flat[where] = _from_bytes(values, form.dtype)
         return flat.reshape(form.shape)
-    zero = zeros.long()[:, None] if form.zero is None else torch.tensor(form.zero)
+    zero = zeros.long()[:, None] if form.zero is None else torch.tensor(form.zero, device=data.device)
     codes = zero.expand(blocks, count // blocks).flatten().clone()
     codes[where] = unpack_bits(values, form.bits, form.kept)
     multiples = codes.view(blocks, -1) - zero

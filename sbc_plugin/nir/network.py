@@ -148,6 +148,6 @@ def shape_after(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
         RuntimeError: the module does not take this shape.
     """
-    like = next(chain(module.parameters(), module.buffers()), torch.zeros(()))
+    like = next(chain(module.parameters(), module.buffers()), torch.zeros((), device="cpu"))
     output = module(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
     return tuple((output[0] if isinstance(output, tuple) else output).shape[1:])

@@ -126,7 +126,7 @@ def neuron_of(node: Any, dt: float, reset: Reset) -> nn.Module:
             th, to = _tensor(node.v_threshold), _tensor(node.v_reset)
             whole = norse.LIFCell(norse.LIFParameters(synapse, membrane, leak, th, to), dt=dt)
         return whole
-    current = _li_box(synapse, torch.tensor(0.0), dt)
+    current = _li_box(synapse, torch.tensor(0.0, device="cpu"), dt)
     last = _lif_box(node, membrane, leak, dt, reset) if spiking else _li_box(membrane, leak, dt)
     return Cascade(_tensor(node.w_in), current, _tensor(node.r), last)
 
@@ -137,7 +137,7 @@ def node_of(neuron: nn.Module, shape: tuple[int, ...]) -> Any:
     Raises:
         UnsupportedModelError: NIR has no node for this neuron.
     """
-    r = torch.tensor(1.0)
+    r = torch.tensor(1.0, device="cpu")
     if isinstance(neuron, Scaled):
         r, neuron = neuron.r, neuron.cell
 
@@ -244,7 +244,7 @@ def _tensor(value: Any) -> Tensor:
     array = _array(value)
     if array.size and (array == array.flat[0]).all():
         array = array.flat[0]
-    return torch.as_tensor(array, dtype=torch.float64).float()
+    return torch.as_tensor(array, dtype=torch.float64, device="cpu").float()
 
 
 def _rate(tau: Any, dt: float) -> Tensor:

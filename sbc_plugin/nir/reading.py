@@ -222,7 +222,7 @@ def _filled(module: Any, weight: torch.Tensor, bias: Any) -> nn.Module:
 
 
 def _values(array: Any) -> torch.Tensor:
-    return torch.as_tensor(numpy.asarray(array, numpy.float32))
+    return torch.as_tensor(numpy.asarray(array, numpy.float32), device="cpu")
 
 
 def _whole(value: Any, axes: int) -> tuple[int, ...]:

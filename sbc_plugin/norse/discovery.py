@@ -100,7 +100,7 @@ def _cell_layer(name: str, cell: nn.Module, temporal: bool) -> SpikingLayer:
         parts.append(Part(f"{name}.{attribute}", cell, attribute, MatrixForm(1, *weight.shape)))
     rows, notes = parts[0].form.rows, [note] if note else []
     kernel, variant = distinct(_by_row(kernel, rows, notes), rows, MOST_VARIANTS)
-    gain = torch.ones(rows, dtype=torch.float64)
+    gain = torch.ones(rows, dtype=torch.float64, device="cpu")
     site = (Site(name, "step"),)
     return SpikingLayer(name, type(cell).__name__, tuple(parts), kernel, variant, gain, None, site, "; ".join(notes))
 

@@ -248,7 +248,7 @@ def _reaches_origin(function: Any) -> bool:
 
 def constant_gain(gains: tuple[Tensor, ...], rows: int) -> tuple[Tensor, bool]:
     """The product of the gains for each row, (rows,) float64, and whether every gain could be dealt to rows."""
-    product, exact = torch.ones(rows, dtype=torch.float64), True
+    product, exact = torch.ones(rows, dtype=torch.float64, device="cpu"), True
     for gain in gains:
         values = gain.detach().double().cpu()
         if values.numel() == 1:

@@ -30,7 +30,12 @@ KernelRule = Callable[[nn.Module], Kernel]
 def _rate(neuron: nn.Module, name: str) -> Tensor:
     # In the host's own precision, as its step computes it; only then float64.
     parameters, dt = getattr(neuron.p, "lif", neuron.p), float(neuron.dt)  # type: ignore[arg-type]
-    return (dt * torch.as_tensor(getattr(parameters, name)).detach()).double()
+    return (dt * tensor_of(getattr(parameters, name)).detach()).double()
+
+
+def tensor_of(value: Any) -> Tensor:
+    """A neuron's parameter as a tensor; a number becomes one on the CPU, where it goes with tensors of any device."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
 
 
 def _lif_box(neuron: nn.Module) -> Kernel:
@@ -133,7 +138,7 @@ def threshold_of(neuron: nn.Module) -> Tensor | None:
     """The threshold of a neuron that spikes, scalar or a value a neuron; None where it has none of that name."""
     parameters = getattr(neuron, "p", None)
     value = getattr(getattr(parameters, "lif", parameters), "v_th", None) if is_spiking(neuron) else None
-    return None if value is None else torch.as_tensor(value)
+    return None if value is None else tensor_of(value)
 
 
 def below_threshold(neuron: nn.Module, state: Any) -> tuple[Any, Any] | None:
@@ -154,4 +159,4 @@ def _unreachable(parameters: Any) -> Any:
         return parameters._replace(lif=_unreachable(parameters.lif))
     if not hasattr(parameters, "v_th") or not hasattr(parameters, "_replace"):
         return None
-    return parameters._replace(v_th=torch.full_like(torch.as_tensor(parameters.v_th), UNREACHABLE))
+    return parameters._replace(v_th=torch.full_like(tensor_of(parameters.v_th), UNREACHABLE))

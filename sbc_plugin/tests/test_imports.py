@@ -30,6 +30,21 @@ HOSTS = {
     "sklearn": {"demo"},
     "matplotlib": {"plots.py"},
 }
+# torch puts these on its default device, which a user may have set to another than the model's.
+MAKERS = {
+    "arange",
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+}
 CORE_MAY_IMPORT = ("torch", "sbc_plugin.errors", "sbc_plugin.core")
 
 
@@ -76,6 +91,19 @@ def test_imports_stay_in_their_folder(path: Path) -> None:
             assert stdlib or within(module, CORE_MAY_IMPORT), f"core is free of everything but torch, not {module}"
         allowed = HOSTS.get(top(module))
         assert allowed is None or folder in allowed, f"{module} may be imported in {sorted(allowed or ())} only"
+
+
+def homeless(tree: ast.AST) -> Iterator[int]:
+    """Lines of ``torch.zeros(...)`` and the like without a device."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{maker}" for maker in MAKERS}:
+            yield from [] if any(keyword.arg == "device" for keyword in node.keywords) else [node.lineno]
+
+
+def test_every_new_tensor_names_its_device(path: Path) -> None:
+    if {"tests", "demo"}.isdisjoint(path.relative_to(PACKAGE).parts):
+        lines = list(homeless(ast.parse(path.read_text())))
+        assert not lines, f"lines {lines}: give device=, or use new_zeros and the like"
 
 
 def test_file_is_short_enough_to_read(path: Path) -> None:

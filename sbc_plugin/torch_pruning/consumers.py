@@ -83,7 +83,7 @@ class Consumer:
         positions = self.parts[part].form.positions
         local = widths[part] // positions
         first = sum(widths[:part]) + (channels % local) * positions
-        return channels // local, first[:, None] + torch.arange(positions)
+        return channels // local, first[:, None] + torch.arange(positions, device=channels.device)
 
     def readers(self, fed: Sequence[tuple[int, Tensor, Tensor]], row_channel: Tensor) -> list[Reader]:
         """The layer as :func:`sbc_plugin.core.channels.elimination_scores` sees it.
@@ -96,7 +96,7 @@ class Consumer:
             One reader for each Hessian that some channel feeds.
         """
         weight = self.weight() * self.scale[:, None]
-        channel = torch.full((self.groups, self.hessian.shape[-1]), -1)
+        channel = torch.full((self.groups, self.hessian.shape[-1]), -1, device="cpu")
         for part, inputs, owners in fed:
             group, columns = self.columns(part, inputs)
             channel[group[:, None], columns] = owners[:, None].expand_as(columns)
@@ -125,7 +125,7 @@ class Consumer:
             UnsupportedModelError: a grouped convolution would lose other inputs in one group than in another.
             SingularHessianError: the Hessian of the kept columns is not positive definite.
         """
-        removed = torch.zeros(self.groups, self.hessian.shape[-1], dtype=torch.bool)
+        removed = torch.zeros(self.groups, self.hessian.shape[-1], dtype=torch.bool, device="cpu")
         for part, channels in inputs:
             group, columns = self.columns(part, channels)
             removed[group[:, None], columns] = True

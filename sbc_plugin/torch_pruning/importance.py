@@ -49,7 +49,7 @@ def edges(group: Any) -> Iterator[Edge]:
         if not indices or not isinstance(module, nn.Module):
             continue
         roots = indices if roots is None or any(root is None for root in roots) else roots
-        found = torch.as_tensor([int(i) for i in indices]), torch.as_tensor([int(r) for r in roots])
+        found = [torch.tensor([int(i) for i in each], device="cpu") for each in (indices, roots)]
         reads = item.dep.handler.__name__ == "prune_in_channels"
         if isinstance(module, Weighted):
             if not is_depthwise(module):
@@ -76,7 +76,7 @@ class Coupling:
     rows: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows = torch.full((len(self.consumer.owner),), -1)
+        self.rows = torch.full((len(self.consumer.owner),), -1, device="cpu")
 
 
 class SBCImportance(tp.importance.Importance):  # type: ignore[misc]
@@ -244,4 +244,6 @@ class SBCImportance(tp.importance.Importance):  # type: ignore[misc]
 
 def _placed(roots: Tensor, place: dict[int, int], units: int) -> Tensor:
     """The unit of each root channel; -1 stays -1."""
-    return torch.as_tensor([place[root] % units if root >= 0 else -1 for root in roots.tolist()], dtype=torch.long)
+    return torch.tensor(
+        [place[root] % units if root >= 0 else -1 for root in roots.tolist()], dtype=torch.long, device="cpu"
+    )

@@ -60,7 +60,7 @@ class NeuronPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
     def _axis(self, layer: nn.Module) -> int:
         if layer in self.axes:
             return self.axes[layer]
-        largest = max(_tensors(layer), key=Tensor.numel, default=torch.ones(1))
+        largest = max(_tensors(layer), key=Tensor.numel, default=torch.ones(1, device="cpu"))
         return next((d - largest.dim() for d, size in enumerate(largest.shape) if size > 1), -1)
 
 

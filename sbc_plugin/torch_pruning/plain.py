@@ -148,11 +148,11 @@ class PlainNetworks:
 def plain_layer(name: str, module: nn.Module, norm: _BatchNorm | None = None) -> SpikingLayer:
     """One weight with M = I, its rows scaled by the gain of the BatchNorm behind it."""
     form = form_of(module)
-    gain = torch.ones(form.rows, dtype=torch.float64)
+    gain = torch.ones(form.rows, dtype=torch.float64, device="cpu")
     if norm is not None and norm.running_var is not None:
         gain = gain / (norm.running_var.detach().double().cpu() + norm.eps).sqrt()
         gain = gain if norm.weight is None else gain * norm.weight.detach().double().cpu().abs()
-    variant = torch.zeros(form.rows, dtype=torch.long)
+    variant = torch.zeros(form.rows, dtype=torch.long, device="cpu")
     part = Part(name, module, "weight", form)
     site = (Site(None, "step"),)
     return SpikingLayer(name, type(module).__name__, (part,), kernels.delta(), variant, gain, None, site)

@@ -47,7 +47,7 @@ def random_inputs(model: nn.Module, example_inputs: Any) -> Any:
     def drawn(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        return (0.5 + torch.rand(value.shape, generator=generator)).to(value)
+        return (0.5 + torch.rand(value.shape, generator=generator, device="cpu")).to(value)
 
     inputs = trace_inputs(model, example_inputs)
     if isinstance(inputs, dict):
@@ -112,12 +112,14 @@ class Replay:
         bits = next(n for n in range(2, count + 2) if comb(n, n // 2) >= count)
         codes = list(islice(combinations(range(bits), bits // 2), count))
         channel_of = {code: channel for channel, code in enumerate(codes)}
-        passes = [self._changed(name, torch.tensor([bit in code for code in codes]), change) for bit in range(bits)]
+        tested = [torch.tensor([bit in code for code in codes], device="cpu") for bit in range(bits)]
+        passes = [self._changed(name, channels, change) for channels in tested]
         found = {}
         for reader in passes[0]:
             hits = torch.stack([changed[reader] for changed in passes]).T.tolist()
             seen = [tuple(bit for bit in range(bits) if row[bit]) for row in hits]
-            found[reader] = torch.tensor([channel_of.get(code, MIXED) if code else UNRELATED for code in seen])
+            told = [channel_of.get(code, MIXED) if code else UNRELATED for code in seen]
+            found[reader] = torch.tensor(told, device="cpu")
         return found
 
     def _changed(self, name: str, channels: Tensor, change: float) -> dict[str, Tensor]:
@@ -132,7 +134,7 @@ class Replay:
             held = self._outputs[reader][call].clone()
             if reader == name:
                 size = change * (1 + held.abs().max())
-                noise = 1 + torch.rand(held.shape, generator=generator).to(held)
+                noise = 1 + torch.rand(held.shape, generator=generator, device="cpu").to(held)
                 held += size * noise * _along(channels, channel_axis(self.layers[name], held), held)
             return held
 

@@ -112,7 +112,7 @@ class WithConstant(Collector):
         super()._whole(x)
 
     def _emit(self, filtered: list[Tensor]) -> None:
-        constant = self.clock.step(torch.ones(1, dtype=torch.float64)).reshape(-1, 1, 1)
+        constant = self.clock.step(torch.ones(1, dtype=torch.float64, device="cpu")).reshape(-1, 1, 1)
         constant = constant.repeat_interleave(self.layer.parts[0].form.groups, dim=0)
         for samples in as_samples(self.layer, filtered):
             self.sink(torch.cat([samples, constant.to(samples).expand(-1, samples.shape[1], 1)], dim=-1))
