@@ -4,6 +4,8 @@ GPTQ never looks back: a column is rounded before the errors of later columns ar
 again, given all the others, until none changes. Source: docs/theory.md, equation 8.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -59,41 +61,66 @@ def descend(
     scale, zero_point = (part.to(hessian).expand(rows, columns) for part in grid.of_columns(columns))
     owner = row_groups(rows, hessian, groups)
     for group, undamped in enumerate(hessian if hessian.dim() == 3 else hessian[None]):
-        matrix = damped(undamped, damping)
+        matrix, free = damped(undamped, damping), kept.to(codes.device) & (undamped.diagonal() != 0)
         moving = (owner == group).nonzero()[:, 0]
+        before, *part = (tensor[moving] for tensor in (codes, target, scale, zero_point, free))
         for _ in range(sweeps):
-            if not len(moving):
+            after = _sweep(before, part, matrix, grid.code_range, block)
+            codes[moving] = after
+            moved = (after != before).any(1)
+            if not moved.any():
                 break
-            # Transposed, for a column of the weight is then contiguous.
-            part = tuple(tensor[moving].T.contiguous() for tensor in (target, scale, zero_point, kept.to(codes.device)))
-            before = codes[moving].T
-            after = _sweep(part, before.contiguous(), matrix, undamped.diagonal() != 0, grid.code_range, block)
-            codes[moving] = after.T
-            moving = moving[(after != before).any(0)]
+            if not moved.all():
+                moving, after, *part = (tensor[moved] for tensor in (moving, after, *part))
+            before = after
     new = grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
     return Solution(weight=new, mask=kept, loss=layer_loss(target, new.to(hessian), hessian, groups), grid=grid)
 
 
-def _sweep(
-    part: tuple[Tensor, ...], codes: Tensor, hessian: Tensor, live: Tensor, code_range: tuple[int, int], block: int
-) -> Tensor:
-    """New codes (columns, rows) after one visit to each live column; ``part`` is weight, scale, zero point, kept."""
-    weight, scale, zero_point, kept = part
-    codes = codes.clone()
-    values = (codes - zero_point) * scale
+def _sweep(codes: Tensor, part: Sequence[Tensor], hessian: Tensor, code_range: tuple[int, int], block: int) -> Tensor:
+    """New codes (rows, columns) after one visit to each column; ``part`` is weight, scale, zero point, free to move."""
+    weight, scale, zero_point, free = part
+    values, new = (codes - zero_point) * scale, codes.clone()
     # Afresh in each sweep, so that rounding errors of the updates do not pile up.
-    gradient = hessian @ (weight - values)
-    for first in range(0, len(codes), block):
-        last = min(first + block, len(codes))
-        inside = hessian[first:last, first:last]
-        near = gradient[first:last].clone()
-        moves = torch.zeros_like(near)
-        for column in live[first:last].nonzero()[:, 0].tolist():
-            at = first + column
-            wanted = values[at] + near[column] / hessian[at, at]
-            code = ((wanted / scale[at]).round() + zero_point[at]).clamp(*code_range).where(kept[at], codes[at])
-            moves[column] = (code - codes[at]) * scale[at]
-            near.addr_(inside[column], moves[column], alpha=-1.0)
-            codes[at] = code
-        gradient[last:].addmm_(hessian[last:, first:last], moves, alpha=-1.0)
-    return codes
+    gradient = (weight - values) @ hessian
+    for first in range(0, codes.shape[1], block):
+        last = min(first + block, codes.shape[1])
+        seen = [tensor[:, first:last] for tensor in (codes, values, gradient, scale, zero_point, free)]
+        new[:, first:last] = _visit(seen, hessian[first:last, first:last], code_range)
+        moves = (new[:, first:last] - codes[:, first:last]) * scale[:, first:last]
+        gradient[:, last:].addmm_(moves, hessian[first:last, last:], alpha=-1.0)
+    return new
+
+
+def _visit(block: Sequence[Tensor], hessian: Tensor, code_range: tuple[int, int]) -> Tensor:
+    """New codes (rows, columns) of a block of columns, each visited once, in order.
+
+    A code that stays changes nothing for those behind it: each row goes straight to the next one that moves.
+
+    Args:
+        block: codes, values, gradient, scale, zero point and which codes are free to move, each (rows, columns).
+        hessian: of these columns.
+        code_range: smallest and largest code.
+    """
+    codes, values, gradient, scale, zero_point, free = block
+    new, rows = codes.clone(), torch.arange(len(codes), device=codes.device)
+    place = torch.arange(codes.shape[1], device=codes.device)
+    while True:
+        best = (values + gradient / hessian.diagonal()).div_(scale).round_().add_(zero_point).clamp_(*code_range)
+        moves, at = ((best != codes) & free).max(1)  # the first of each row
+        count = int(moves.sum())
+        if count <= len(rows) // 2:  # the others are done
+            new[rows] = codes
+            if not count:
+                return new
+            rows, at, best, codes, values, gradient, scale, zero_point, free = (
+                tensor[moves] for tensor in (rows, at, best, codes, values, gradient, scale, zero_point, free)
+            )
+            moves = moves[moves]
+        at = at[:, None]
+        old = codes.gather(1, at)
+        code = best.gather(1, at).where(moves[:, None], old)
+        codes = codes.scatter(1, at, code)
+        step = (code - old) * scale.gather(1, at)
+        gradient = torch.addcmul(gradient, hessian[at[:, 0]], step, value=-1.0)
+        free = free & (place > at)
