@@ -200,6 +200,7 @@ def page() -> str:
         "",
     ]
     text += ["## What was run", "", tables.costs({name: found for name, found in lines.items() if found}), ""]
+    text += ["What budgets share, such as the published method's order of all weights, counts in each of them.", ""]
     if missing := [name for name, found in lines.items() if not found]:
         text += [f"Not run yet: {', '.join(missing)}.", ""]
     for name, subject in SUBJECTS.items():
