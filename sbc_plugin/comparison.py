@@ -186,7 +186,7 @@ def compare_outputs(
 
 
 def _tally(tally: _Tally, before: Tensor, after: Tensor) -> None:
-    before, after = before.to(after.device).float(), after.float()  # a recording may have been read from a file
+    before, after = before.to(after.device).float(), after.float()  # a recording may lie elsewhere
     tally.difference += float(van_rossum_distance(before, after, tau=TAU_STEPS, dt=1.0).sum())
     tally.silence += float(van_rossum_distance(before, torch.zeros_like(before), tau=TAU_STEPS, dt=1.0).sum())
     tally.spikes_dense = tally.spikes_dense + before.sum((0, 1), dtype=torch.float64)
