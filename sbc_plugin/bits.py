@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
-from tqdm import tqdm
 
 from sbc_plugin.core.choices import choose
 from sbc_plugin.core.packing import TRIT, TRITS
 from sbc_plugin.errors import in_layer
 from sbc_plugin.layers import SpikingLayer
+from sbc_plugin.progress import progress_bar
 from sbc_plugin.settings import Quantize
 from sbc_plugin.solving import Recipe, solve, without_pruning
 
@@ -62,8 +62,7 @@ def dealt(
     least = grids[0][1]
     spare = budget - least * sum(sizes.values())
     losses, costs = {}, {}
-    disable = None if progress is None else not progress
-    for layer in tqdm(layers, desc="sharing bits", unit="layer", leave=False, disable=disable):
+    for layer in progress_bar(layers, "sharing bits", "layer", progress):
         name, size, hessian = layer.name, sizes[layer.name], hessian_of(layer.name)
         tried = [(grid, size * fifths) for grid, fifths in grids if size * (fifths - least) <= spare]
         recipes = [replace(without_pruning(recipe), quantize=grid) for grid, _ in tried]

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sbc_plugin.collecting import Collector, Reservoir, as_samples
 from sbc_plugin.core.hessian import HessianAccumulator
 from sbc_plugin.errors import CalibrationError, in_layer
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, input_of, library_of, neutral
+from sbc_plugin.progress import progress_bar
 from sbc_plugin.settings import Calibration
 
 DEFAULT = Calibration()
@@ -148,8 +148,7 @@ def run_batches(
 ) -> Iterator[int]:
     """Run every batch through the model while the collectors listen; yield the number of each batch when it is done."""
     run = forward or library.default_forward(model)
-    bar = tqdm(data, desc="calibrating", unit="batch", leave=False, disable=None if progress is None else not progress)
-    for number, batch in enumerate(bar):
+    for number, batch in enumerate(progress_bar(data, "calibrating", "batch", progress)):
         run_batch(library, model, collectors, batch, number, calibration, run)
         yield number
 

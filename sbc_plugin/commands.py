@@ -178,10 +178,8 @@ def _settings(options: argparse.Namespace) -> tuple[Prune | None, Quantize | Non
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
-    pruning, grid = (
-        given("pattern", "allocation", "silent_first", "rounds"),
-        given("granularity", "scale", "bit_allocation"),
-    )
+    pruning = given("pattern", "allocation", "silent_first", "rounds")
+    grid = given("granularity", "scale", "bit_allocation")
     sparsity = options.sparsity
     if sparsity is None and options.pattern is not None and ":" in options.pattern:
         kept, _, size = options.pattern.partition(":")

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sbc_plugin.bits import dealt
 from sbc_plugin.calibration import Statistics, gather
@@ -17,6 +16,7 @@ from sbc_plugin.core.patterns import parse_pattern, pattern_zeros
 from sbc_plugin.core.silence import dead_columns, give_silent
 from sbc_plugin.errors import SettingsError, in_layer
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
+from sbc_plugin.progress import progress_bar
 from sbc_plugin.report import LayerReport
 from sbc_plugin.sequential import gather_drift
 from sbc_plugin.settings import Calibration, Quantize
@@ -97,7 +97,7 @@ class Job:
         dense = self._without_silent(dense, found)
         zeros, grids = self._budget(dense, skipped, found), self._dealt(dense, found)
         solved = []
-        for layer in self._bar(self.layers):
+        for layer in progress_bar(self.layers, "compressing", "layer", self.progress):
             started = time.perf_counter()
             solution = self._solve(layer, dense[layer.name], found[layer.name].accumulator.hessian(), zeros, grids)
             solved.append((layer, solution, self._row(layer, solution, found[layer.name], started)))
@@ -116,7 +116,7 @@ class Job:
         zeros, grids = self._budget(start, skipped, found), self._dealt(start, found)
         done: dict[str, Tensor] = {}
         rows = []
-        for layer in self._bar(self.layers):
+        for layer in progress_bar(self.layers, "compressing", "layer", self.progress):
             started = time.perf_counter()
             statistics, drift = gather_drift(
                 self.library, self.model, layer, self.data, self.calibration, self.forward, self.layers, dense, done
@@ -225,7 +225,3 @@ class Job:
             loss=solution.loss,
             seconds=time.perf_counter() - started,
         )
-
-    def _bar(self, layers: list[SpikingLayer]) -> Iterable[SpikingLayer]:
-        disable = None if self.progress is None else not self.progress
-        return tqdm(layers, desc="compressing", unit="layer", leave=False, disable=disable)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.core.grids import Grid
-from sbc_plugin.core.kernels import Kernel
+from sbc_plugin.core.kernels import Kernel, delta
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
 from sbc_plugin.settings import Quantize
@@ -84,6 +84,14 @@ class SpikingLayer:
     pooling: Pooling | None = None
     sites: tuple[Site, ...] = field(default=())
     note: str = ""
+
+    @classmethod
+    def plain(cls, name: str, module: nn.Module, form: MatrixForm) -> "SpikingLayer":
+        """One weight before no neuron: M = I, and nothing behind it."""
+        variant = torch.zeros(form.rows, dtype=torch.long, device="cpu")
+        gain = torch.ones(form.rows, dtype=torch.float64, device="cpu")
+        part, site = Part(name, module, "weight", form), Site(None, "step")
+        return cls(name, type(module).__name__, (part,), delta(), variant, gain, sites=(site,))
 
     @property
     def rows(self) -> int:

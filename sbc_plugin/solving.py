@@ -184,8 +184,9 @@ def stages(recipe: Recipe, tuning: bool) -> list[tuple[Recipe, bool]]:
     if prune is None:
         return [(recipe, tuning)]
     rounds: list[tuple[Recipe, bool]] = []
+    earlier = (prune.rounds or 1) - 1 if recipe.method in SECOND_ORDER else 0
     kept = 2 * (1 - prune.sparsity)
-    while recipe.method in SECOND_ORDER and kept < 1 and len(rounds) < (prune.rounds or 1) - 1:
+    while kept < 1 and len(rounds) < earlier:
         rounds.insert(0, (replace(recipe, prune=replace(prune, sparsity=1 - kept), quantize=None), False))
         kept *= 2
     if quantize is None or not (tuning or quantize.allocation == "loss"):

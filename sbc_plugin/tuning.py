@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sbc_plugin.aims import Aims, distance_on, mean_distance
 from sbc_plugin.core.grids import Grid
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
+from sbc_plugin.progress import progress_bar
 
 STEP = 0.05  # length of the first steps, as a fraction of the root mean square of the layer's kept weights
 SCALE_STEP = 0.003  # length of a scale's first steps, as a fraction of the scale
@@ -69,8 +69,7 @@ def tune(
         movable = [_movable(layer, grids.get(layer.name)) for layer in layers]
         optimizer = torch.optim.Adam([{"params": [each.moved], "lr": each.step} for each in movable])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        disable = None if progress is None else not progress
-        for step in tqdm(range(steps), desc="tuning", unit="step", leave=False, disable=disable):
+        for step in progress_bar(range(steps), "tuning", "step", progress):
             loss = distance_on(library, model, aims, run, aims.fitted[order[step]])
             if not loss.requires_grad:
                 raise UnsupportedModelError(f"{no_gradient(model)}, or use Calibration(tuning=0)")

@@ -214,9 +214,8 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
     def _quantise(self, layer: SpikingLayer, hessian: Tensor) -> Solution:
         parts = self._parts(layer)
         widths = [part.form.columns for part in layer.parts]
-        chosen = torch.cat(
-            [torch.full((n,), part in parts, device="cpu") for n, part in zip(widths, layer.parts, strict=True)]
-        )
+        ours = torch.tensor([part in parts for part in layer.parts], device="cpu")
+        chosen = ours.repeat_interleave(torch.tensor(widths, device="cpu"))
         if not chosen.all():
             columns = chosen.nonzero()[:, 0].to(hessian.device)
             hessian, layer = hessian[..., columns, :][..., columns], replace(layer, parts=tuple(parts))

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration import Statistics, check_batch, check_steps, listener, listening
-from sbc_plugin.core import kernels
 from sbc_plugin.core.matrix_form import matrix_form
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError
-from sbc_plugin.layers import Forward, Part, Site, SNNLibrary, SpikingLayer, library_of, neutral
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of, neutral
 from sbc_plugin.settings import Calibration
 
 TRACED_STEPS = 4
@@ -150,14 +149,4 @@ def _plain_layers(model: nn.Module, modules: dict[str, nn.Module], run: Callable
             handle = module.register_forward_pre_hook(lambda module, inputs, name=name: order.setdefault(name))
             stack.callback(handle.remove)
         run()
-    return [_plain_layer(name, modules[name]) for name in order]
-
-
-def _plain_layer(name: str, module: nn.Module) -> SpikingLayer:
-    part = Part(name, module, "weight", matrix_form(module))
-    rows, site = part.form.rows, Site(None, "step")
-    variant, gain = (
-        torch.zeros(rows, dtype=torch.long, device="cpu"),
-        torch.ones(rows, dtype=torch.float64, device="cpu"),
-    )
-    return SpikingLayer(name, type(module).__name__, (part,), kernels.delta(), variant, gain, sites=(site,))
+    return [SpikingLayer.plain(name, modules[name], matrix_form(modules[name])) for name in order]

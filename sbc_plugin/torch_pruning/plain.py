@@ -6,17 +6,16 @@ Brought to the same form as a spiking layer, so that one way of calibrating serv
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sbc_plugin.core import kernels
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, Part, Site, SpikingLayer, input_of, neutral
+from sbc_plugin.layers import Forward, SpikingLayer, input_of, neutral
 
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
@@ -147,12 +146,8 @@ class PlainNetworks:
 
 def plain_layer(name: str, module: nn.Module, norm: _BatchNorm | None = None) -> SpikingLayer:
     """One weight with M = I, its rows scaled by the gain of the BatchNorm behind it."""
-    form = form_of(module)
-    gain = torch.ones(form.rows, dtype=torch.float64, device="cpu")
-    if norm is not None and norm.running_var is not None:
-        gain = gain / (norm.running_var.detach().double().cpu() + norm.eps).sqrt()
-        gain = gain if norm.weight is None else gain * norm.weight.detach().double().cpu().abs()
-    variant = torch.zeros(form.rows, dtype=torch.long, device="cpu")
-    part = Part(name, module, "weight", form)
-    site = (Site(None, "step"),)
-    return SpikingLayer(name, type(module).__name__, (part,), kernels.delta(), variant, gain, None, site)
+    layer = SpikingLayer.plain(name, module, form_of(module))
+    if norm is None or norm.running_var is None:
+        return layer
+    gain = layer.gain / (norm.running_var.detach().double().cpu() + norm.eps).sqrt()
+    return replace(layer, gain=gain if norm.weight is None else gain * norm.weight.detach().double().cpu().abs())
