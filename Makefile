@@ -14,9 +14,8 @@ test: install
 
 # Each version lies in a folder of its own before the installed one on the path: torch is not installed again.
 MATRIX := torch-pruning==1.5.* torch-pruning==1.6.* brevitas==0.13.*
-TP_TESTS := $(wildcard integration_tests/test_tp_*.py integration_tests/test_channel_*.py) \
-	integration_tests/test_pruned_models.py integration_tests/test_pipeline.py integration_tests/test_weight_pruning.py
-BREVITAS_TESTS := $(wildcard integration_tests/test_brevitas_*.py integration_tests/test_onnx_*.py)
+TP_TESTS := integration_tests/torch_pruning
+BREVITAS_TESTS := integration_tests/brevitas
 
 # Brevitas 0.12 calls what newer torch no longer has: an environment of its own (7 GB where torch comes with CUDA).
 OLDER := build/matrix/venv-brevitas-0.12
@@ -40,8 +39,8 @@ test-matrix: install $(OLDER)/.installed
 test-neurobench: install
 	rm -rf build/neurobench
 	$(BIN)/python -m pip install -q --no-deps --target build/neurobench 'neurobench>=2.3,<3' snntorch
-	PYTHONPATH=build/neurobench $(BIN)/python -m pytest -q integration_tests/test_neurobench.py \
-		integration_tests/test_guides.py -k neurobench
+	PYTHONPATH=build/neurobench $(BIN)/python -m pytest -q integration_tests/neurobench \
+		integration_tests/docs/test_guides.py -k neurobench
 
 # In an environment of its own, outside of this folder so that nothing is imported from here, with the newest versions or
 # with the lowest that pyproject.toml allows: `make test-wheel LOWEST=1 PYTHON=python3.10`. Takes 7 GB while it runs.

@@ -1,28 +1,38 @@
 """Spiking Brain Compression: prune and quantise trained spiking networks in one shot, keeping their spike trains."""
 
-from sbc_plugin.calibration import calibrate
-from sbc_plugin.checkpoint import Checkpoint, load, save
-from sbc_plugin.comparison import Comparison, compare, record_spikes
-from sbc_plugin.compression import compress
-from sbc_plugin.report import LayerReport, Report
+from sbc_plugin.calibration.hessians import calibrate
+from sbc_plugin.checkpoint.file import Checkpoint, load, save
+from sbc_plugin.cli.spike_files import read_spikes
+from sbc_plugin.compression.compress import compress
+from sbc_plugin.evaluation.accuracy import accuracy
+from sbc_plugin.evaluation.comparison import Comparison, compare, record_spikes
+from sbc_plugin.evaluation.evaluate import Evaluation, evaluate
+from sbc_plugin.evaluation.inspection import Inspection, inspect
+from sbc_plugin.evaluation.operations import Recording
+from sbc_plugin.evaluation.report import LayerReport, Report
 from sbc_plugin.settings import Calibration, Prune, Quantize
-from sbc_plugin.watching import Recording
-
-__version__ = "0.1.0"
+from sbc_plugin.version import __version__
 
 __all__ = [
     "Calibration",
     "Checkpoint",
     "Comparison",
+    "Evaluation",
+    "Inspection",
     "LayerReport",
     "Prune",
     "Quantize",
     "Recording",
     "Report",
+    "__version__",
+    "accuracy",
     "calibrate",
     "compare",
     "compress",
+    "evaluate",
+    "inspect",
     "load",
+    "read_spikes",
     "record_spikes",
     "save",
 ]

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.core.grids import Grid
 from sbc_plugin.core.kernels import Kernel, delta
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling
+from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
 from sbc_plugin.settings import Quantize
 

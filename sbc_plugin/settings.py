@@ -6,7 +6,7 @@ from numbers import Real
 
 import torch
 
-from sbc_plugin.core.patterns import parse_pattern
+from sbc_plugin.core.pruning.patterns import parse_pattern
 from sbc_plugin.errors import SettingsError
 
 SOLVERS = ("auto", "magnitude", "obs", "admm", "hybrid")

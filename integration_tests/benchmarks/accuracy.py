@@ -14,10 +14,10 @@ from integration_tests.benchmarks.methods import METHODS, Bench
 from integration_tests.benchmarks.records import Line, commit
 from integration_tests.benchmarks.subjects import Subject
 from sbc_plugin import Recording, compare, record_spikes
-from sbc_plugin.comparison import Comparison
 from sbc_plugin.demo.digits import Events
 from sbc_plugin.demo.run import Budget
 from sbc_plugin.errors import CompressionError
+from sbc_plugin.evaluation.comparison import Comparison
 
 DENSE = "-"  # the budget of the dense network's line
 Known = Callable[[Line], bool]

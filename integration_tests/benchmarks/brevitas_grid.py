@@ -21,7 +21,7 @@ from sbc_plugin import Calibration, calibrate
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
 from sbc_plugin.brevitas.grids import read_grid, write
 from sbc_plugin.brevitas.layers import is_quantised
-from sbc_plugin.core.quantization import gptq_weight
+from sbc_plugin.core.quantization.gptq import gptq_weight
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.demo import digits, network
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from integration_tests.benchmarks import tables
 from integration_tests.benchmarks.tables import Line
-from integration_tests.onnx_running import run_qonnx, run_steps, run_whole
+from integration_tests.models.onnx_running import run_qonnx, run_steps, run_whole
 from sbc_plugin import Quantize, compress
 from sbc_plugin.brevitas import export_onnx
 from sbc_plugin.demo import digits, network

@@ -12,17 +12,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sbc_plugin.calibration import gather, peek
-from sbc_plugin.core.allocation import allocate_zeros
-from sbc_plugin.core.grids import make_grid
-from sbc_plugin.core.obs import elimination, obs_mask, pool
-from sbc_plugin.core.patterns import parse_pattern, pattern_zeros
-from sbc_plugin.core.problem import pose
-from sbc_plugin.core.quantization import gptq
-from sbc_plugin.core.refit import refit
+from sbc_plugin.calibration.hessians import gather, peek
+from sbc_plugin.compression.layer import positions_of, unfit_pattern
+from sbc_plugin.core.allocation.lamp import allocate_zeros
+from sbc_plugin.core.pruning.obs import elimination, obs_mask, pool
+from sbc_plugin.core.pruning.patterns import parse_pattern, pattern_zeros
+from sbc_plugin.core.pruning.problem import pose
+from sbc_plugin.core.pruning.refit import refit
+from sbc_plugin.core.quantization.gptq import gptq
+from sbc_plugin.core.quantization.grids import make_grid
 from sbc_plugin.layers import Forward, SpikingLayer, library_of
 from sbc_plugin.settings import Calibration, Prune, Quantize
-from sbc_plugin.solving import positions_of, unfit_pattern
 
 SETTINGS = Calibration(order="one-shot", temporal=True, damping=0.01)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from sbc_plugin.evaluation import version_of
+from sbc_plugin.evaluation.evaluate import version_of
 
 Line = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"

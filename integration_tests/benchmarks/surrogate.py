@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from integration_tests.benchmarks.published import SETTINGS, Published
-from sbc_plugin.calibration import run_batch
-from sbc_plugin.collecting import Collector, as_samples
+from sbc_plugin.calibration.collector import Collector, as_samples
+from sbc_plugin.calibration.hessians import run_batch
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.norse import record_states
 

@@ -12,13 +12,13 @@ from integration_tests.benchmarks import surrogate
 from integration_tests.benchmarks.published import SETTINGS, Published
 from integration_tests.benchmarks.subjects import Few, Parts, Subject
 from sbc_plugin import compress
-from sbc_plugin.core.allocation import allocate_zeros
+from sbc_plugin.compression.layer import saliency
+from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.demo.digits import Events
 from sbc_plugin.demo.run import ONE_SHOT
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Calibration, Prune
-from sbc_plugin.solving import saliency
 
 SPARSITY = {"digits": 0.95, "conv-events": 0.9}  # network -> a sparsity where methods differ
 TESTED = 1000  # sequences

@@ -48,7 +48,7 @@ from sbc_plugin.brevitas.quantizers import (
     SBCInt8WeightPerTensorPowerOfTwo,
     weight_quantizer,
 )
-from sbc_plugin.integers import Integers
+from sbc_plugin.core.quantization.integers import Integers
 
 __all__ = [
     "Exported",

@@ -8,7 +8,7 @@ from torch import nn
 from sbc_plugin.brevitas.grids import set_scale, write
 from sbc_plugin.brevitas.layers import quantize_layers
 from sbc_plugin.brevitas.quantizers import weight_quantizer
-from sbc_plugin.core.grids import Grid
+from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import SettingsError, UnsupportedModelError, in_layer
 from sbc_plugin.layers import Part, SpikingLayer
 from sbc_plugin.settings import Quantize

@@ -12,9 +12,9 @@ from sbc_plugin.brevitas.freezing import check_quantised
 from sbc_plugin.brevitas.integers import integers
 from sbc_plugin.brevitas.layers import copy_model, is_quantised, replace_modules
 from sbc_plugin.brevitas.tracing import TRACED_OPSET, Sequence, Summing, check_runs, free_axes, has_divisor, trace
+from sbc_plugin.checkpoint.atomic import replacing
+from sbc_plugin.core.quantization.integers import Integers
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
-from sbc_plugin.files import replacing
-from sbc_plugin.integers import Integers
 from sbc_plugin.layers import input_of, library_of, neutral
 
 KINDS = ("qcdq", "qonnx")

@@ -10,7 +10,7 @@ import onnx
 import onnxoptimizer
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from sbc_plugin.integers import Integers
+from sbc_plugin.core.quantization.integers import Integers
 
 # ONNX' small integers for DequantizeLinear: smallest opset, type if signed, type if not, bits. 2 bits since onnx 1.20.
 PACKED = (

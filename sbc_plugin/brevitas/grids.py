@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.brevitas.layers import Quantised
-from sbc_plugin.core.grids import Grid
 from sbc_plugin.core.hessian import Solution, layer_loss
-from sbc_plugin.core.quantization import gptq_weight
+from sbc_plugin.core.quantization.gptq import gptq_weight
+from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import GridMovedError, SettingsError, UnsupportedModelError
 from sbc_plugin.settings import Quantize
 
@@ -116,7 +116,7 @@ def solve(
     groups: Tensor | None,
     order: str,
 ) -> Solution:
-    """:func:`~sbc_plugin.core.quantization.gptq`, binary grids included. Raises as it does.
+    """:func:`~sbc_plugin.core.quantization.gptq.gptq`, binary grids included. Raises as it does.
 
     The loss is computed in float32, for it is only told, and in float64 would take a third of all the time.
 

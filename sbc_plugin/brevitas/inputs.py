@@ -8,7 +8,7 @@ import torch
 from brevitas.graph.calibrate import calibration_mode
 from torch import Tensor, nn
 
-from sbc_plugin.calibration import check_batch, peek
+from sbc_plugin.calibration.hessians import check_batch, peek
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward, input_of, library_of, neutral
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sbc_plugin.brevitas.freezing import check_quantised
 from sbc_plugin.brevitas.layers import copy_model, is_quantised
+from sbc_plugin.core.quantization.integers import Integers, in_units
 from sbc_plugin.errors import UnsupportedModelError, in_layer
-from sbc_plugin.integers import Integers, in_units
 from sbc_plugin.layers import UNEVEN_GAIN, Forward, library_of
 
 

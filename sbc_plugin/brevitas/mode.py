@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin import solving
 from sbc_plugin.brevitas.grids import BinaryGrid, check_fixed, read_grid, rule_of, set_scale, solve, write
 from sbc_plugin.brevitas.layers import is_quantised
 from sbc_plugin.brevitas.sequences import Recorder
-from sbc_plugin.core.grids import Grid
+from sbc_plugin.compression import layer as solving
 from sbc_plugin.core.hessian import Solution
-from sbc_plugin.core.refit import refit
+from sbc_plugin.core.pruning.refit import refit
+from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError, in_layer
 from sbc_plugin.layers import Forward, Part, SpikingLayer
 from sbc_plugin.settings import Calibration

@@ -1,8 +1,9 @@
 """Weight quantizers for Brevitas whose grid stays where it was set, so that a second-order method can lean on it.
 
 Brevitas' standard quantizers derive the scale from the weight at every call, so it moves while the weight is being
-changed. Here it is derived once, at the first call, by :func:`sbc_plugin.core.grids.make_grid`, and is a parameter from
-then on. The scale of the grid is the parameter's own value (2 to its power, for powers of two), not a fraction of it.
+changed. Here it is derived once, at the first call, by :func:`sbc_plugin.core.quantization.grids.make_grid`, and is a
+parameter from then on. The scale of the grid is the parameter's own value (2 to its power, for powers of two), not a
+fraction of it.
 """
 
 from functools import cache
@@ -27,7 +28,7 @@ from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantPro
 from brevitas.quant.solver.weight import WeightQuantSolver
 from torch import Tensor, nn
 
-from sbc_plugin.core.grids import make_grid
+from sbc_plugin.core.quantization.grids import make_grid
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.settings import SCALES
 

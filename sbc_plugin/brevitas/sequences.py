@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration import Statistics, check_batch, check_steps, listener, listening
+from sbc_plugin.calibration.hessians import Statistics, check_batch, check_steps, listener, listening
 from sbc_plugin.core.matrix_form import matrix_form
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of, neutral

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.grids import Grid
+from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import CalibrationError, SettingsError, SingularHessianError
 
 

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from torch import nn
 from tqdm import tqdm
 
-from sbc_plugin.calibration import DEFAULT
-from sbc_plugin.comparison import compare, record_spikes
-from sbc_plugin.compression import compress
+from sbc_plugin.calibration.hessians import DEFAULT
+from sbc_plugin.compression.compress import compress
 from sbc_plugin.demo import digits, network
-from sbc_plugin.report import table
+from sbc_plugin.evaluation.comparison import compare, record_spikes
+from sbc_plugin.evaluation.operations import Cost
+from sbc_plugin.evaluation.report import table
 from sbc_plugin.settings import Calibration, Prune, Quantize
-from sbc_plugin.watching import Cost
 
 BATCH = 100  # sequences
 

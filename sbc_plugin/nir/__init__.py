@@ -1,6 +1,6 @@
 """NIR files: read as Norse models, compressed, written again; and the integers that a chip wants."""
 
-from sbc_plugin.integers import Integers
+from sbc_plugin.core.quantization.integers import Integers
 from sbc_plugin.nir.files import compress_file
 from sbc_plugin.nir.integers import integers
 from sbc_plugin.nir.network import Network, NetworkState

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sbc_plugin.calibration import DEFAULT
-from sbc_plugin.compression import compress
-from sbc_plugin.files import check_target
+from sbc_plugin.calibration.hessians import DEFAULT
+from sbc_plugin.checkpoint.atomic import check_target
+from sbc_plugin.compression.compress import compress
+from sbc_plugin.evaluation.report import Report
 from sbc_plugin.nir.network import Network
 from sbc_plugin.nir.neurons import Reset
 from sbc_plugin.nir.reading import read
 from sbc_plugin.nir.writing import write
-from sbc_plugin.report import Report
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
 

@@ -6,8 +6,8 @@ import torch
 from norse.torch import LIFRecurrent, LIFRecurrentCell
 from torch import Tensor, nn
 
+from sbc_plugin.core.quantization.integers import Integers, in_units
 from sbc_plugin.errors import SettingsError
-from sbc_plugin.integers import Integers, in_units
 from sbc_plugin.nir.network import Edge
 from sbc_plugin.nir.neurons import NEURON_CLASSES, Gain
 from sbc_plugin.nir.wiring import wiring_of

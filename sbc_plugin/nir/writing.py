@@ -10,8 +10,8 @@ import numpy
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
+from sbc_plugin.checkpoint.atomic import replacing
 from sbc_plugin.errors import SettingsError, UnsupportedModelError, in_layer
-from sbc_plugin.files import replacing
 from sbc_plugin.nir.integers import integers
 from sbc_plugin.nir.network import running_order, shape_after
 from sbc_plugin.nir.neurons import Gain, Reset, node_of, reset_of

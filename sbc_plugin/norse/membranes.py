@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration import check_batch, peek
-from sbc_plugin.core.fixed_point import FixedPoint, check_bits, fixed_point
+from sbc_plugin.calibration.hessians import check_batch, peek
+from sbc_plugin.core.quantization.fixed_point import FixedPoint, check_bits, fixed_point
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
+from sbc_plugin.evaluation.report import table
 from sbc_plugin.layers import Forward, library_of, neutral
 from sbc_plugin.norse.driving import default_forward
 from sbc_plugin.norse.neurons import NEURONS, is_integrator, state_tensor
 from sbc_plugin.norse.recording import Step, intercept_steps
-from sbc_plugin.report import table
 
 STATES = ("v", "i")
 SCALES = ("mae", "absmax")

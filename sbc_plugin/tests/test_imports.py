@@ -28,7 +28,7 @@ HOSTS = {
     "qonnx": {"brevitas"},
     "neurobench": {"neurobench"},
     "sklearn": {"demo"},
-    "matplotlib": {"plots.py"},
+    "matplotlib": {"evaluation"},
 }
 # torch puts these on its default device, which a user may have set to another than the model's.
 MAKERS = {

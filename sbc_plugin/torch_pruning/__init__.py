@@ -8,6 +8,7 @@ from sbc_plugin.torch_pruning.history import load_pruned, save_pruned
 from sbc_plugin.torch_pruning.importance import SBCImportance
 from sbc_plugin.torch_pruning.normalization import reestimate_batchnorm
 from sbc_plugin.torch_pruning.pruner import SBCPruner, get_pruner, register
+from sbc_plugin.torch_pruning.tracing import exact_tracing
 from sbc_plugin.torch_pruning.weights import WeightPruner
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "SBCPruner",
     "WeightPruner",
     "audit",
+    "exact_tracing",
     "get_pruner",
     "load_pruned",
     "reestimate_batchnorm",

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.core.channels import Reader, without_columns
+from sbc_plugin.calibration.plain import Transposed, Weighted
+from sbc_plugin.core.pruning.channels import Reader, without_columns
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
 from sbc_plugin.layers import Part
-from sbc_plugin.torch_pruning.plain import Transposed, Weighted
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Consumer:
         return channels // local, first[:, None] + torch.arange(positions, device=channels.device)
 
     def readers(self, fed: Sequence[tuple[int, Tensor, Tensor]], row_channel: Tensor) -> list[Reader]:
-        """The layer as :func:`sbc_plugin.core.channels.elimination_scores` sees it.
+        """The layer as :func:`sbc_plugin.core.pruning.channels.elimination_scores` sees it.
 
         Args:
             fed: (part, its input channels (n,), the group's channel that each belongs to (n,)).

@@ -14,13 +14,13 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from sbc_plugin.calibration import DEFAULT
-from sbc_plugin.core.channels import channel_losses, elimination_scores
+from sbc_plugin.calibration.hessians import DEFAULT
+from sbc_plugin.calibration.plain import Weighted
+from sbc_plugin.core.pruning.channels import channel_losses, elimination_scores
 from sbc_plugin.errors import CalibrationError, SettingsError
 from sbc_plugin.layers import Forward
 from sbc_plugin.settings import Calibration
 from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise
-from sbc_plugin.torch_pruning.plain import Weighted
 from sbc_plugin.torch_pruning.statistics import gather_consumers
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sbc_plugin.calibration.plain import PlainNetworks
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward, SNNLibrary, library_of, neutral
-from sbc_plugin.torch_pruning.plain import PlainNetworks
 
 
 def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], forward: Forward | None = None) -> int:

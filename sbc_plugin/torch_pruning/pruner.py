@@ -6,7 +6,7 @@ from typing import Any
 import torch_pruning as tp
 from torch import nn
 
-from sbc_plugin.calibration import DEFAULT
+from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.errors import SettingsError, UnsupportedModelError
 from sbc_plugin.layers import Forward
 from sbc_plugin.settings import Calibration

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration import peek, run_batches
-from sbc_plugin.collecting import Collector, Reservoir, as_samples
+from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
+from sbc_plugin.calibration.hessians import peek, run_batches
+from sbc_plugin.calibration.plain import PlainNetworks
+from sbc_plugin.compression.layer import check_heard
 from sbc_plugin.core.hessian import HessianAccumulator, quadratic
 from sbc_plugin.core.kernels import CausalFilter
 from sbc_plugin.errors import UnsupportedModelError, in_layer
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
 from sbc_plugin.settings import Calibration
-from sbc_plugin.solving import check_heard
 from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise, matrix
-from sbc_plugin.torch_pruning.plain import PlainNetworks
 
 
 def gather_consumers(

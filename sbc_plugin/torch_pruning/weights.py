@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sbc_plugin.calibration import DEFAULT, gather, peek
-from sbc_plugin.core.allocation import allocate_zeros
-from sbc_plugin.core.patterns import Pattern, parse_pattern, pattern_zeros
+from sbc_plugin.calibration.hessians import DEFAULT, gather, peek
+from sbc_plugin.calibration.plain import TransposedForm
+from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern
+from sbc_plugin.core.allocation.lamp import allocate_zeros
+from sbc_plugin.core.pruning.patterns import Pattern, parse_pattern, pattern_zeros
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import Calibration, Prune
-from sbc_plugin.solving import Recipe, solve, unfit_pattern
-from sbc_plugin.torch_pruning.plain import TransposedForm
 from sbc_plugin.torch_pruning.statistics import find_readers
 
 METHODS = ("sbc", "obc", "magnitude")

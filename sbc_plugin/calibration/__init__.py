@@ -1,0 +1,1 @@
+"""Running a model on data and looking at it: batches, forward passes, and the Hessian of each layer."""

@@ -1,0 +1,218 @@
+"""What the commands of ``sbc`` do; each takes the parsed command line and prints."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sbc_plugin.checkpoint.atomic import check_target, replacing
+from sbc_plugin.checkpoint.file import save
+from sbc_plugin.cli.sources import load_data, load_model
+from sbc_plugin.cli.spike_files import Batches
+from sbc_plugin.compression.compress import compress as compress_model
+from sbc_plugin.errors import CheckpointError, SettingsError
+from sbc_plugin.evaluation.comparison import compare as compare_models
+from sbc_plugin.evaluation.evaluate import Evaluation, evaluate
+from sbc_plugin.evaluation.inspection import inspect as inspect_model
+from sbc_plugin.evaluation.report import Report
+from sbc_plugin.layers import input_of, library_of
+from sbc_plugin.settings import Calibration, Prune, Quantize
+
+OUTPUTS, PAGES = (".nir", ".safetensors", ".onnx"), (".html", ".json")
+LOOK_STEPS, LOOK_RATE = 10, 0.1  # of random spikes, to look at a .nir file without data
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Compress the shipped network."""
+    from sbc_plugin.demo.run import run
+
+    torch.set_num_threads(1)  # its layers are small: more threads would mostly wait for each other
+    run(options.seed, options.json)
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Say what would be compressed.
+
+    Raises:
+        SettingsError: no data for a model that does not say what its input looks like.
+    """
+    model = _model(options, options.source)
+    if options.data:
+        found = inspect_model(model, _data(options, options.data))
+    elif isinstance(shape := getattr(model, "input_shape", None), tuple):
+        spikes = torch.rand(LOOK_STEPS, 2, *shape, generator=torch.Generator().manual_seed(0), device="cpu") < LOOK_RATE
+        found = inspect_model(model, [spikes.float()], whole=False)
+    else:
+        raise SettingsError(f"{options.source} does not say what its input looks like; give some with --data")
+    print(json.dumps(found.to_dict(), indent=1) if options.json else found)
+
+
+def compress(options: argparse.Namespace) -> None:
+    """Compress a model, measure what that did to it, and write both.
+
+    Raises:
+        SettingsError: settings that contradict each other, or that the file to be written cannot hold.
+        CheckpointError: a file that cannot be read or written.
+    """
+    prune, quantize, calibration = _settings(options)
+    output, report_file = _target(options.output, OUTPUTS), None
+    if options.report is not None:
+        report_file = _target(options.report, PAGES)
+    onnx = output.suffix.lower() == ".onnx"
+    if onnx and quantize is None:
+        raise SettingsError(f"{output} holds integers; give --bits, or write .nir or .safetensors")
+    dense = _model(options, options.source)
+    data = _data(options, options.data)
+    held_out = None if options.test is None else _data(options, options.test)
+    small, report = compress_model(
+        dense,
+        data,
+        method=options.method,
+        prune=prune,
+        quantize=quantize,
+        calibration=calibration,
+        backend="brevitas" if onnx else None,
+    )
+    evaluation = None
+    if held_out is not None or report_file is not None:
+        evaluation = evaluate(dense, small, data if held_out is None else held_out, held_out=held_out is not None)
+    _write(output, small, report, next(iter(data)))
+    if report_file is not None:
+        try:
+            _write_report(report_file, report, evaluation, options.source)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {output} is written") from error
+    if options.json:
+        print(json.dumps(_result(report, evaluation, options.source)))
+        return
+    if isinstance(data, Batches):
+        print(f"{options.data}: {data}\n")
+    print(report)
+    if evaluation is not None:
+        print(f"\n{evaluation}")
+    print(f"\nwritten: {output} ({output.stat().st_size / 1000:,.1f} kB)" + (f", {report_file}" if report_file else ""))
+    if output.suffix.lower() == ".safetensors":
+        print(f"it holds weights, not the model's code: read it with --model {options.source}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Run two models on the same data."""
+    dense, compressed = _model(options, options.dense), _model(options, options.compressed)
+    found = compare_models(dense, compressed, _data(options, options.data))
+    print(found.to_json(indent=1) if options.json else found)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Make the page of a report that was written as JSON.
+
+    Raises:
+        CheckpointError: no such file, or no report.
+    """
+    target = _target(options.output, PAGES[:1])
+    try:
+        found = json.loads(Path(options.result).read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"no file {options.result}; write one with sbc compress --report report.json") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{options.result} is no JSON ({error})") from error
+    if not isinstance(found, dict) or "report" not in found:
+        raise CheckpointError(f"{options.result} holds no report; write one with sbc compress --report report.json")
+    evaluation = None if found.get("evaluation") is None else Evaluation.from_dict(found["evaluation"])
+    _write_report(target, Report.from_dict(found["report"]), evaluation, str(found.get("model", "")))
+    print(f"written: {target}")
+
+
+def _result(report: Report, evaluation: Evaluation | None, source: str) -> dict[str, Any]:
+    told = None if evaluation is None else evaluation.to_dict()
+    return {"model": source, "report": report.to_dict(), "evaluation": told}
+
+
+def _write_report(target: Path, report: Report, evaluation: Evaluation | None, source: str) -> None:
+    if target.suffix.lower() == ".json":
+        text = json.dumps(_result(report, evaluation, source), indent=1)
+    else:
+        from sbc_plugin.evaluation.page import page
+
+        text = page(report, evaluation, f"{Path(source).name}: compression report")
+    with replacing(target) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def _write(output: Path, model: nn.Module, report: Report, batch: Any) -> None:
+    suffix = output.suffix.lower()
+    if suffix == ".safetensors":
+        save(output, model, report)
+    elif suffix == ".nir":
+        from sbc_plugin.nir import write
+
+        write(output, model, input_shape=tuple(input_of(batch).shape[2:]))
+    else:
+        from sbc_plugin.brevitas import export_onnx
+
+        one_step = library_of(model).is_step_model(model)
+        export_onnx(model, output, batch, steps=None if one_step else len(input_of(batch)))
+
+
+def _target(path: str, suffixes: tuple[str, ...]) -> Path:
+    """A file that can be written, of a kind that is known.
+
+    Raises:
+        SettingsError: another kind.
+        CheckpointError: no folder that one may write to.
+    """
+    if Path(path).suffix.lower() not in suffixes:
+        raise SettingsError(f"{path} is no file that can be written here; its name ends in {' or '.join(suffixes)}")
+    return check_target(path)
+
+
+def _settings(options: argparse.Namespace) -> tuple[Prune | None, Quantize | None, Calibration]:
+    """The settings that were given; what was not keeps its default.
+
+    Raises:
+        SettingsError: a value out of range, an option without the one it belongs to, or nothing to do.
+    """
+
+    def given(*names: str) -> dict[str, Any]:
+        return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+    pruning = given("pattern", "allocation", "silent_first", "rounds")
+    grid = given("granularity", "scale", "bit_allocation")
+    sparsity = options.sparsity
+    if sparsity is None and options.pattern is not None and ":" in options.pattern:
+        kept, _, size = options.pattern.partition(":")
+        if kept.isdigit() and size.isdigit() and int(size):
+            sparsity = 1 - int(kept) / int(size)
+    if sparsity is None and pruning:
+        raise SettingsError(f"--{next(iter(pruning)).replace('_', '-')} belongs to pruning; give --sparsity too")
+    if options.bits is None and grid:
+        raise SettingsError(f"--{next(iter(grid)).replace('_', '-')} belongs to quantisation; give --bits too")
+    if "bit_allocation" in grid:
+        grid["allocation"] = grid.pop("bit_allocation")
+    if sparsity is None and options.bits is None:
+        raise SettingsError("nothing to do: give --sparsity, --pattern N:M, --bits, or several of them")
+    prune = None if sparsity is None else Prune(sparsity, **pruning)
+    quantize = None if options.bits is None else Quantize(options.bits, **grid)
+    return prune, quantize, Calibration(**given("order", "damping", "align", "tuning", "outputs"))
+
+
+def _model(options: argparse.Namespace, source: str) -> nn.Module:
+    return load_model(source, factory=options.model, dt=options.dt, reset=options.reset)
+
+
+def _data(options: argparse.Namespace, source: str) -> Iterable[Any]:
+    """Batches that can be run through more than once.
+
+    Raises:
+        SettingsError: a number of sequences below 1, or a name that cannot be imported.
+        CalibrationError: a file that is missing, or of a layout that is not known.
+    """
+    if options.batch < 1:
+        raise SettingsError(f"--batch {options.batch} is no number of sequences; give at least 1")
+    if options.limit is not None and options.limit < 1:
+        raise SettingsError(f"--limit {options.limit} is no number of sequences; give at least 1")
+    data = load_data(source, batch=options.batch, limit=options.limit)
+    return list(data) if iter(data) is data else data

@@ -1,0 +1,205 @@
+"""The command ``sbc``: what can be said on the command line, and how its errors are told."""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from sbc_plugin.cli import commands
+from sbc_plugin.errors import CompressionError
+from sbc_plugin.settings import ALLOCATIONS, BIT_ALLOCATIONS, METHODS, ORDERS, OUTPUTS, SCALES
+from sbc_plugin.version import __version__
+
+MODEL = "model.nir, model.safetensors (made by sbc), or package.module:factory, a function that returns the model"
+DATA = "spikes.npz, spikes.npy (time first: (T, N, ...), see docs/spike-files.md), or package.module:loader"
+EXIT = """exit status:
+  0  done
+  1  a model, a file or a setting does not fit; one line on standard error says which and what to do
+  2  the command line itself is wrong
+  130  interrupted; nothing half-written is left
+"""
+EXAMPLES = {
+    "sbc": """examples:
+  sbc demo                                               a small network on real data, in a minute
+  sbc inspect model.nir                                  what would be compressed, and what it would take
+  sbc compress model.nir --data spikes.npz --sparsity 0.9 -o small.nir --report report.html
+  sbc compare model.nir small.nir --data test.npz        spikes, operations, energy and size before and after
+""",
+    "compress": """examples:
+  sbc compress model.nir --data spikes.npz --sparsity 0.9 --bits 4 -o small.nir
+  sbc compress my_package.nets:trained --data my_package.data:calibration --pattern 2:4 -o small.safetensors
+  sbc compress model.nir --data spikes.npz --bits 4 -o small.onnx --test test.npz --report report.html
+
+Calibration data is a few hundred sequences like those that the network was trained on, without labels. Data for --test
+is data that nothing was fitted to: accuracy (where the file holds labels) and spike distances are measured on it.
+""",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``sbc`` with ``arguments`` (default: the command line's); the exit status."""
+    options = _parser().parse_args(arguments)
+    torch.set_flush_denormal(True)  # decaying membranes become denormal, and CPUs crawl
+    if getattr(options, "threads", None):
+        torch.set_num_threads(options.threads)
+    # norse compiles functions with torch.jit.script while it is imported: nothing the caller could do about it
+    warnings.filterwarnings("ignore", message="`torch.jit.script", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="`torch.jit.script", category=DeprecationWarning)
+    # Brevitas looks for optional packages and for CUDA's compiler while it is imported
+    warnings.filterwarnings("ignore", message="fast_hadamard_transform package not found")
+    # numpy before 2 asks for the smallest denormal, which is flushed here
+    warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        print("sbc: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of standard output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (CompressionError, OSError, ModuleNotFoundError) as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"sbc: {_told(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        package = str(error.name).partition(".")[0]
+        extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
+        return f"this needs {package}; pip install " + (f"'sbc-plugin[{extra}]'" if extra else package)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}; nothing was written"
+    return " ".join(str(error).split())
+
+
+EXTRAS = {
+    "demo": ("sklearn",),
+    "norse": ("norse", "nir", "nirtorch", "h5py"),
+    "brevitas": ("brevitas",),
+    "onnx": ("onnx", "onnxruntime", "onnxoptimizer", "onnxscript", "qonnx"),
+    "plots": ("matplotlib",),
+    "torch-pruning": ("torch_pruning",),
+    "neurobench": ("neurobench", "snntorch"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sbc",
+        description="Compress trained spiking networks in one shot: no retraining, the spike trains kept.",
+        epilog=EXAMPLES["sbc"] + "\n" + EXIT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    add = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    demo = _command(add, "demo", "compress a small network on real data and show what it costs", commands.demo)
+    demo.add_argument("--seed", type=int, default=0, help="of the shipped networks, 0 to 4 (default: %(default)s)")
+
+    inspect = _command(add, "inspect", "what would be compressed, what not and why, memory and time", commands.inspect)
+    inspect.add_argument("source", metavar="SOURCE", help=MODEL)
+    inspect.add_argument("--data", help=f"{DATA}; a .nir file can do without")
+    _reading(inspect)
+
+    compress = _command(add, "compress", "prune and quantise a trained network", commands.compress)
+    compress.add_argument("source", metavar="SOURCE", help=MODEL)
+    compress.add_argument("--data", required=True, help=f"for calibration: {DATA}")
+    compress.add_argument("-o", "--output", required=True, metavar="OUT", help="OUT.nir, OUT.safetensors or OUT.onnx")
+    _budget(compress)
+    compress.add_argument("--test", metavar="DATA", help="held-out data to measure on, as --data")
+    compress.add_argument("--report", metavar="FILE", help="write what happened to report.html or report.json")
+    _reading(compress)
+
+    compare = _command(add, "compare", "run two models on the same data: spikes, operations, size", commands.compare)
+    compare.add_argument("dense", metavar="A", help=f"before: {MODEL}")
+    compare.add_argument("compressed", metavar="B", help="after, as A")
+    compare.add_argument("--data", required=True, help=DATA)
+    _reading(compare)
+
+    report = _command(add, "report", "make an HTML page from a report in JSON", commands.report)
+    report.add_argument("result", metavar="RESULT", help="report.json, as sbc compress --report writes it")
+    report.add_argument("-o", "--output", required=True, metavar="OUT", help="report.html")
+    return parser
+
+
+def _command(
+    add: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, about: str, run: object
+) -> argparse.ArgumentParser:
+    parser = add.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog=EXAMPLES.get(name, "") + "\n" + EXIT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=run)
+    # SUPPRESS: where it is not given here, what stands in front of the command counts
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show a traceback with an error"
+    )
+    if name != "report":
+        parser.add_argument("--json", action="store_true", help="JSON instead of a table, for machines")
+    return parser
+
+
+def _reading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how models and data are read")
+    group.add_argument(
+        "--dt", type=float, help="of a .nir file: step of time in s (default: what the file notes, else 1e-3)"
+    )
+    group.add_argument("--reset", choices=("reset_value", "reset_subtract"), help="of a .nir file (default: as noted)")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help="of a .safetensors file: the model to fill in, e.g. package.module:factory or model.nir",
+    )
+    group.add_argument(
+        "--batch", type=int, default=64, help="sequences of a batch, of spike files (default: %(default)s)"
+    )
+    group.add_argument("--limit", type=int, help="use at most so many sequences of each data source")
+    group.add_argument("--threads", type=int, help="of processors (default: as torch has it)")
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to do")
+    group.add_argument("--sparsity", type=float, help="fraction of weights to set to zero, e.g. 0.9")
+    group.add_argument("--pattern", help="of zeros: unstructured (default), N:M such as 2:4, block:K")
+    group.add_argument("--allocation", choices=ALLOCATIONS, help="how layers share the zeros")
+    group.add_argument(
+        "--silent-first",
+        action="store_const",
+        const=True,
+        help="weights from and into neurons that never spike go first (default where tuning follows)",
+    )
+    group.add_argument(
+        "--rounds", type=int, help="prune in so many, each on what the one before left (default: 1, or 2 where better)"
+    )
+    group.add_argument("--bits", type=int, help="of each weight, 2 to 8")
+    group.add_argument(
+        "--bit-allocation", choices=BIT_ALLOCATIONS, help="how layers share the bits: uniform (default), or by loss"
+    )
+    group.add_argument("--granularity", help="of scales: channel (default), tensor, group:K")
+    group.add_argument("--scale", choices=SCALES, help="how scales are chosen")
+    group.add_argument("--method", choices=METHODS, default="sbc", help="or a baseline (default: %(default)s)")
+    group.add_argument("--order", choices=ORDERS, help="of calibration")
+    group.add_argument(
+        "--align", action="store_const", const=True, help="then BatchNorm and biases follow the compressed layers"
+    )
+    group.add_argument(
+        "--tuning",
+        type=int,
+        metavar="STEPS",
+        help="then gradient steps towards the dense spikes; 0: none (default of sbc: 200, at 2 and 3 bits alone 100)",
+    )
+    group.add_argument("--outputs", choices=OUTPUTS, help="what tuning takes the output for (default: classes)")
+    group.add_argument("--damping", type=float, help="added to the Hessian's diagonal, as a fraction of its mean")

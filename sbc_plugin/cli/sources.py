@@ -1,0 +1,126 @@
+"""Models and data by name, as the command line gets them: files, and ``package.module:name`` of the user's own code."""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sbc_plugin.checkpoint.file import load
+from sbc_plugin.cli.spike_files import Batches, read_spikes
+from sbc_plugin.errors import CalibrationError, CheckpointError, SettingsError
+from sbc_plugin.layers import input_of
+
+MODELS = "give model.nir, model.safetensors or package.module:factory"
+
+
+def named(name: str) -> Any:
+    """What ``package.module:name`` is; the folder one works in is searched first, as ``python -m`` does.
+
+    Raises:
+        SettingsError: it has no such form, or there is no such module or name in it.
+
+    >>> named("math:pi")
+    3.141592653589793
+    """
+    module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        raise SettingsError(f"{name!r} is no package.module:name")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"{name!r}: no module {error.name!r} can be imported from {folder}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
+            raise SettingsError(f"{name!r}: {module} has no {attribute}; it has {', '.join(public[:20])}")
+        found = getattr(found, part)
+    return found
+
+
+def load_model(
+    source: str, *, factory: str | None = None, dt: float | None = None, reset: str | None = None
+) -> nn.Module:
+    """The network of a file, or the one that a function of the user's makes.
+
+    Args:
+        source: ``model.nir``; ``model.safetensors`` of :func:`sbc_plugin.save`; or ``package.module:factory``, a
+            function without arguments that returns the trained model, or the model itself.
+        factory: of a ``.safetensors`` file: the model to be filled in, as ``source``; its values do not matter.
+        dt: of a ``.nir`` file: step of time, s.
+        reset: of a ``.nir`` file: "reset_value" or "reset_subtract".
+
+    Raises:
+        CheckpointError: no such file, or one that is damaged or does not fit.
+        SettingsError: a name that cannot be imported, that is no model, or no model to fill in.
+        UnsupportedModelError: a node of the ``.nir`` file without a rule.
+    """
+    suffix = Path(source).suffix.lower()
+    if suffix in (".nir", ".safetensors"):
+        if not Path(source).is_file():
+            raise CheckpointError(f"no file {source}; {MODELS}")
+        if suffix == ".nir":
+            from sbc_plugin.nir import read
+
+            return read(source, dt=dt, reset_method=reset)
+        if factory is None:
+            raise SettingsError(
+                f"{source} holds weights, not the model's code; add --model with what it was made of: a .nir file or "
+                "package.module:factory"
+            )
+        return load(source, load_model(factory, dt=dt, reset=reset))[0]
+    if ":" not in source:
+        raise SettingsError(f"{source!r} is no model; {MODELS}")
+    return _made(source)
+
+
+def _made(name: str) -> nn.Module:
+    found = named(name)
+    model = found if isinstance(found, nn.Module) else found() if callable(found) else found
+    if not isinstance(model, nn.Module):
+        raise SettingsError(f"{name!r} gives a {type(model).__name__}, a torch.nn.Module is needed")
+    return model
+
+
+def load_data(source: str, *, batch: int, limit: int | None = None) -> Iterable[Any]:
+    """Batches of a spike file, or what a function of the user's returns.
+
+    Args:
+        source: ``spikes.npz`` or ``spikes.npy`` (docs/spike-files.md), or ``package.module:loader``: an iterable of
+            batches, or a function without arguments that returns one.
+        batch: sequences of a batch, of a file.
+        limit: the most sequences of a file that are used, or of a loader, where it ends with the batch that reaches it;
+            None = all.
+
+    Raises:
+        CalibrationError: no such file, or a layout that is not known.
+        SettingsError: a name that cannot be imported, or that is no iterable.
+    """
+    if Path(source).suffix.lower() in (".npz", ".npy"):
+        x, labels = read_spikes(source)
+        return Batches(x[:, :limit], None if labels is None else labels[:limit], batch)
+    if ":" not in source:
+        raise CalibrationError(f"{source!r} is no spike data; give spikes.npz, spikes.npy or package.module:loader")
+    found = named(source)
+    data = found() if callable(found) else found
+    if isinstance(data, torch.Tensor) or not isinstance(data, Iterable):
+        raise SettingsError(f"{source!r} gives a {type(data).__name__}, an iterable of batches (T, B, ...) is needed")
+    return data if limit is None else _first(data, limit)
+
+
+def _first(data: Iterable[Any], limit: int) -> list[Any]:
+    taken: list[Any] = []
+    sequences = 0
+    for item in data:
+        if sequences >= limit:
+            break
+        taken.append(item)
+        sequences += input_of(item).shape[1]
+    return taken

@@ -1,0 +1,1 @@
+"""What ``compress`` does, step by step: a plan, its stages, and the solution of each layer."""

@@ -1,0 +1,72 @@
+"""Which grid each layer gets where all together have a budget of bits: loss curves, and the best choice on them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.compression.layer import Recipe, solve, without_pruning
+from sbc_plugin.core.allocation.knapsack import choose
+from sbc_plugin.core.packing import TRIT, TRITS
+from sbc_plugin.errors import in_layer
+from sbc_plugin.layers import SpikingLayer
+from sbc_plugin.settings import Quantize
+
+WIDTHS = range(2, 9)
+
+
+def options(quantize: Quantize) -> list[tuple[Quantize, float]]:
+    """The grids that a layer may get, each with the bits that a code of it takes when packed.
+
+    The cheapest has the values -s, 0 and s, whose codes share a byte by fives; with a zero point, two bits hold a
+    fourth value.
+
+    >>> [(grid.bits, grid.symmetric, cost) for grid, cost in options(Quantize(3, symmetric=False))][:3]
+    [(2, True, 1.6), (2, False, 2), (3, False, 3)]
+    """
+    three = (replace(quantize, bits=2, symmetric=True), TRIT)
+    finer = [(replace(quantize, bits=bits), bits) for bits in WIDTHS if bits > 2 or not quantize.symmetric]
+    return [three, *finer]
+
+
+def dealt(
+    layers: list[SpikingLayer],
+    weights: Mapping[str, Tensor],
+    hessian_of: Callable[[str], Tensor],
+    recipe: Recipe,
+    progress: bool | None = False,
+) -> dict[str, Quantize]:
+    """The grid of each layer, so that their relative losses together are least, and codes take the budget at most.
+
+    The budget is ``recipe.quantize.bits`` for each weight that is not zero. A layer's loss is that of its solution on
+    each grid, equation 4 of docs/theory.md relative to the layer's output; grids that it cannot have even with all
+    others on the cheapest are not tried.
+
+    Args:
+        layers: all of the model.
+        weights: name -> (rows, columns), to be quantised; zeros stay and take no code.
+        hessian_of: name -> Hessian of the layer, undamped; asked for one after the other.
+        recipe: how layers are solved; nothing is pruned here.
+        progress: show a progress bar; None = on a terminal.
+
+    Raises:
+        CalibrationError: nothing but silence reached a layer.
+        SingularHessianError: a damped Hessian is not positive definite.
+        SettingsError: granularity does not fit a layer.
+    """
+    assert recipe.quantize is not None
+    grids = [(grid, round(TRITS * bits)) for grid, bits in options(recipe.quantize)]  # in fifths of a bit
+    sizes = {layer.name: int(weights[layer.name].count_nonzero()) for layer in layers}
+    budget = TRITS * recipe.quantize.bits * sum(sizes.values())
+    least = grids[0][1]
+    spare = budget - least * sum(sizes.values())
+    losses, costs = {}, {}
+    for layer in progress_bar(layers, "sharing bits", "layer", progress):
+        name, size, hessian = layer.name, sizes[layer.name], hessian_of(layer.name)
+        tried = [(grid, size * fifths) for grid, fifths in grids if size * (fifths - least) <= spare]
+        recipes = [replace(without_pruning(recipe), quantize=grid) for grid, _ in tried]
+        with in_layer(name):
+            losses[name] = [solve(layer, weights[name], hessian, None, each).loss for each in recipes]
+        costs[name] = [cost for _, cost in tried]
+    return {name: grids[option][0] for name, option in choose(losses, costs, budget).items()}

@@ -1,0 +1,208 @@
+"""One layer's solution under the settings: which solver, which grid, in which order. Weights in, weights out."""
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sbc_plugin.core.hessian import Solution, damped, inverse, layer_loss, quadratic, row_groups
+from sbc_plugin.core.pruning.patterns import check_pattern, parse_pattern
+from sbc_plugin.core.pruning.prune import prune as prune_layer
+from sbc_plugin.core.pruning.refit import refit, rescaled
+from sbc_plugin.core.quantization.grids import Grid, make_grid, round_to_nearest
+from sbc_plugin.core.quantization.scale_search import quantise
+from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
+from sbc_plugin.layers import SpikingLayer
+from sbc_plugin.settings import Prune, Quantize
+
+SECOND_ORDER = ("sbc", "obc")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings that a layer's solution depends on.
+
+    Attributes:
+        method: "sbc", "obc", "magnitude" or "rtn".
+        prune: None keeps all weights.
+        quantize: None keeps floating point.
+        damping: fraction of mean diag H.
+    """
+
+    method: str
+    prune: Prune | None
+    quantize: Quantize | None
+    damping: float
+
+
+def unfit_pattern(layer: SpikingLayer, pattern: str) -> str:
+    """Why a layer cannot have the pattern, "" if it can."""
+    try:
+        check_pattern(parse_pattern(pattern), layer.columns, positions_of(layer))
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
+def positions_of(layer: SpikingLayer) -> int:
+    """Kernel positions of a row's columns; 1 where several weights stand side by side."""
+    return layer.parts[0].form.positions if len(layer.parts) == 1 else 1
+
+
+def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | None, recipe: Recipe) -> Solution:
+    """Prune and quantise one layer.
+
+    Weights that are zero already stay zero: they are the first to be counted as pruned, and no solver brings them back.
+
+    Args:
+        layer: for its groups and gains.
+        weight: (rows, columns), the target: the dense weight, or the sequential target.
+        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        zeros: how many weights go; None prunes nothing.
+        recipe: the settings.
+
+    Raises:
+        CalibrationError: nothing but silence reached the layer.
+        SingularHessianError: the damped Hessian is not positive definite.
+        SettingsError: pattern or granularity does not fit the layer.
+    """
+    second_order = recipe.method in SECOND_ORDER
+    if second_order:
+        check_heard(hessian)
+    gain = layer.gain.to(hessian)
+    gain = gain.where(gain > 0, gain[gain > 0].min() if (gain > 0).any() else 1.0)
+    groups = layer.groups if hessian.dim() == 3 else None
+    present = weight != 0
+    new, mask, grid = weight, present, None
+    if zeros is not None and recipe.prune is not None:
+        solver = recipe.prune.solver if second_order else "magnitude"
+        adapt = recipe.prune.refit and second_order
+        solution = prune_layer(
+            weight, hessian, zeros, pattern=recipe.prune.pattern, positions=positions_of(layer), solver=solver,
+            damping=recipe.damping, refit=adapt, groups=groups, row_scale=gain,
+        )  # fmt: skip
+        new, mask = solution.weight, solution.mask & present
+        if adapt and not torch.equal(mask, solution.mask):
+            new = refit(weight, mask, hessian, damping=recipe.damping, groups=groups)
+        new = new.where(mask, 0.0)
+        if adapt and recipe.prune.rescale:
+            new = rescaled(weight, new, hessian, groups=groups)
+    if recipe.quantize is not None:
+        new, grid = _quantised(layer, new, hessian, mask, recipe, gain)
+    scaled = gain[:, None].to(weight)
+    return Solution(new, mask, layer_loss(weight * scaled, new * scaled, hessian, groups), grid)
+
+
+def check_heard(hessian: Tensor) -> None:
+    """Refuse the Hessian of a layer that never received anything.
+
+    Raises:
+        CalibrationError: it is zero.
+    """
+    if not hessian.diagonal(dim1=-2, dim2=-1).any():
+        raise CalibrationError(
+            "its input stayed silent on all calibration data, so nothing is known about it; give data that drives it "
+            "(in sequential order the compressed layers before it may have silenced it)"
+        )
+
+
+def _quantised(
+    layer: SpikingLayer, weight: Tensor, hessian: Tensor, mask: Tensor, recipe: Recipe, gain: Tensor
+) -> tuple[Tensor, Grid | None]:
+    assert recipe.quantize is not None
+    settings = asdict(recipe.quantize) | {"mask": mask, "parts": [part.form.columns for part in layer.parts]}
+    del settings["allocation"]
+    if recipe.method not in SECOND_ORDER:
+        grid = make_grid(weight, **settings)
+        return round_to_nearest(weight, grid, mask), grid
+    groups = layer.groups if hessian.dim() == 3 else None
+    solution = quantise(weight, hessian, **settings, damping=recipe.damping, groups=groups, row_scale=gain)
+    return solution.weight, solution.grid
+
+
+def saliency(layer: SpikingLayer, weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
+    """OBS loss of each weight alone, (rows, columns), relative to the layer: ``w^2 / [H^-1]_jj / tr(W H W^T)``.
+
+    Args:
+        layer: for its groups and gains.
+        weight: (rows, columns).
+        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        damping: fraction of mean diag H.
+
+    Raises:
+        SingularHessianError: the damped Hessian is not positive definite.
+    """
+    with in_layer(layer.name):
+        curvature = 1 / inverse(damped(hessian, damping), damping).diagonal(dim1=-2, dim2=-1)
+    if hessian.dim() == 3:
+        curvature = curvature[layer.groups.to(curvature.device)]
+    scaled = weight.to(hessian) * layer.gain.to(hessian)[:, None]
+    total = 2 * quadratic(scaled, hessian, layer.groups if hessian.dim() == 3 else None).sum()
+    return scaled.square() * curvature / total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def sequential_target(
+    weight: Tensor, hessian: Tensor, drift: Tensor, alpha: float, damping: float, groups: Tensor | None
+) -> Tensor:
+    """The weight that gives, on the compressed prefix, a mix of the dense network's membrane and the layer's own.
+
+    Minimises ``|| X' w' - (alpha X + (1 - alpha) X') w ||^2`` over w', X' being the input from the compressed prefix
+    and X the dense one, both filtered: ``w' = w + alpha H^-1 D w`` with ``D = 2 X'^T (X - X') / count`` ("drift").
+    Source: docs/theory.md, equation 7.
+
+    Args:
+        weight: (rows, columns).
+        hessian: of X', (columns, columns) or (groups, columns, columns), undamped.
+        drift: D, shape of ``hessian``.
+        alpha: 0 to 1.
+        damping: fraction of mean diag H.
+        groups: (rows,), the Hessian of each row.
+
+    Raises:
+        CalibrationError: nothing but silence reached the layer.
+        SingularHessianError: the damped Hessian is not positive definite.
+    """
+    check_heard(hessian)
+    correction = alpha * inverse(damped(hessian, damping), damping) @ drift
+    correction = correction if correction.dim() == 3 else correction[None]
+    owner = row_groups(len(weight), correction, groups)
+    new = weight.clone()
+    for group, matrix in enumerate(correction):
+        rows = (owner == group).to(weight.device)
+        new[rows] += (weight[rows].to(matrix) @ matrix.mT).to(weight)
+    return new.where(weight != 0, 0.0)  # a weight that is zero already stays so
+
+
+def stages(recipe: Recipe, tuning: bool) -> list[tuple[Recipe, bool]]:
+    """What to do one after the other, each with whether weights are tuned after it.
+
+    Rounds of pruning come first: each leaves half of the weights that the one before it left; rounds that would keep
+    all are left out. With tuning, pruned weights are tuned before they are quantised, in a stage of its own; and so it
+    is where bits are dealt, for what a grid costs a layer is known once it is pruned.
+    """
+    prune, quantize = recipe.prune, recipe.quantize
+    if prune is None:
+        return [(recipe, tuning)]
+    rounds: list[tuple[Recipe, bool]] = []
+    earlier = (prune.rounds or 1) - 1 if recipe.method in SECOND_ORDER else 0
+    kept = 2 * (1 - prune.sparsity)
+    while kept < 1 and len(rounds) < earlier:
+        rounds.insert(0, (replace(recipe, prune=replace(prune, sparsity=1 - kept), quantize=None), False))
+        kept *= 2
+    if quantize is None or not (tuning or quantize.allocation == "loss"):
+        return [*rounds, (recipe, tuning)]
+    return [
+        *rounds,
+        (replace(recipe, quantize=None), tuning),
+        (without_pruning(recipe), tuning and scales_move(quantize)),
+    ]
+
+
+def scales_move(quantize: Quantize) -> bool:
+    """Whether tuning can move the grid's scales; powers of two have to stay."""
+    return quantize.scale != "power_of_two"
+
+
+def without_pruning(recipe: Recipe) -> Recipe:
+    """The same recipe for a layer that is only quantised."""
+    return replace(recipe, prune=None)

@@ -1,0 +1,119 @@
+"""Find neurons that stay silent on all calibration data and that, once their dead weights are zero, nobody hears.
+
+That nobody hears them is not concluded from the model's structure but tried: they are made to spike, and nothing else
+may change. Source: docs/theory.md, section "Silent neurons".
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.evaluation.operations import spikes_of
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
+
+LOUD = 100.0  # times the layer's largest weight: any input then lifts a neuron over its threshold
+
+
+def unheard_neurons(
+    library: SNNLibrary,
+    model: nn.Module,
+    layers: list[SpikingLayer],
+    dead: Mapping[str, Tensor],
+    data: Iterable[Any],
+    forward: Forward | None,
+) -> dict[str, Tensor]:
+    """The rows of each layer whose neuron never spikes, and is unheard once the dead weights are zero.
+
+    The model runs once over all data, then on the first batch once for the model without its dead weights and once for
+    each layer with silent neurons, these being made to spike. Where other spikes or the model's output then differ, or
+    a neuron cannot be made to spike, the rows are not counted.
+
+    Args:
+        library: of the model.
+        model: dense; left as it was.
+        layers: all layers of the model.
+        dead: name -> (rows, columns), True where the input never spiked.
+        data: batches, iterable more than once.
+        forward: runs one whole sequence; None for the library's default.
+
+    Returns:
+        name -> (rows,), bool.
+    """
+    run = forward or library.default_forward(model)
+    silent = {layer.name: torch.ones(layer.rows, dtype=torch.bool, device="cpu") for layer in layers}
+    first: Any = None
+    for number, batch in enumerate(data):
+        first = batch if number == 0 else first
+        spikes, _ = _observed(library, model, batch, run)
+        for layer in layers:
+            silent[layer.name] &= _silent_rows(layer, spikes)
+    before = {layer.name: layer.weight() for layer in layers}
+    try:
+        for layer in layers:
+            layer.write(before[layer.name].where(~dead[layer.name].to(before[layer.name].device), 0.0))
+        if any(rows.any() for rows in silent.values()):
+            expected = _observed(library, model, first, run)
+            for layer in layers:
+                rows = silent[layer.name]
+                if rows.any() and _is_heard(library, model, layer, rows, first, run, expected):
+                    silent[layer.name] = torch.zeros_like(rows)
+    finally:
+        for layer in layers:
+            layer.write(before[layer.name])
+    return silent
+
+
+def _is_heard(
+    library: SNNLibrary,
+    model: nn.Module,
+    layer: SpikingLayer,
+    rows: Tensor,
+    batch: Any,
+    run: Forward,
+    expected: tuple[dict[str, Tensor], Any],
+) -> bool:
+    """Whether making these rows' neurons spike changes another neuron's spikes or the output, or cannot be done."""
+    quiet = layer.weight()
+    loud = quiet.clone()
+    loud[rows.to(loud.device)] = LOUD * float(quiet.abs().max())
+    try:
+        layer.write(loud)
+        spikes, output = _observed(library, model, batch, run)
+    finally:
+        layer.write(quiet)
+    known = isinstance(output, Tensor) and torch.equal(output, expected[1])
+    if not known or bool(_silent_rows(layer, spikes)[rows].any()):
+        return True
+    own = {site.neuron for site in layer.sites}
+    for name, now in spikes.items():
+        then = expected[0][name]
+        if name in own:
+            now, then = (_rows_last(value, layer)[..., ~rows.to(value.device)] for value in (now, then))
+        if not torch.equal(now, then):
+            return True
+    return False
+
+
+def _observed(library: SNNLibrary, model: nn.Module, batch: Any, run: Forward) -> tuple[dict[str, Tensor], Any]:
+    """Each spiking neuron's spikes (T, B, ...), bool, by name, and the model's output."""
+    with torch.no_grad():
+        return spikes_of(library, model, batch, run, keep=lambda step: step != 0)
+
+
+def _rows_last(spikes: Tensor, layer: SpikingLayer) -> Tensor:
+    """Spikes (T, B, ...) with the axis of the layer's rows at the end."""
+    return spikes if layer.parts[0].form.convolution is None else spikes.movedim(2, -1)
+
+
+def _silent_rows(layer: SpikingLayer, spikes: dict[str, Tensor]) -> Tensor:
+    """(rows,), True where no neuron that the layer feeds spiked; none where one is a readout, or of another shape."""
+    fired = torch.zeros(layer.rows, dtype=torch.bool, device="cpu")
+    for site in layer.sites:
+        seen = None if site.neuron is None else spikes.get(site.neuron)
+        seen = None if seen is None else _rows_last(seen, layer)
+        if seen is None or seen.shape[-1] != layer.rows:
+            return torch.zeros_like(fired)
+        fired |= seen.flatten(0, -2).any(0).cpu()
+    return ~fired if layer.sites else fired

@@ -1,0 +1,177 @@
+"""Label-free tuning: gradient steps on the kept weights, towards the spikes that the dense network sent.
+
+The objective of a layer (docs/theory.md, equation 2) leaves out resets, and what an error in one layer does to those
+behind it. Tuning takes the distance of the spike trains themselves (equation 10), of all layers at once, through the
+model's own surrogate gradients; and, of a classifier, how its classes differ (equation 11). Masks stay, and so do
+codes: of a quantised layer the scales move.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.compression.objective import Aims, distance_on, mean_distance
+from sbc_plugin.core.quantization.grids import Grid
+from sbc_plugin.errors import UnsupportedModelError
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
+
+STEP = 0.05  # length of the first steps, as a fraction of the root mean square of the layer's kept weights
+SCALE_STEP = 0.003  # length of a scale's first steps, as a fraction of the scale
+PARTS = (1.0, 0.5, 0.25)  # of the way that the steps went, tried in this order
+SEED = 20_250_603  # of the order in which pieces are taken
+
+
+def tune(
+    library: SNNLibrary,
+    model: nn.Module,
+    layers: list[SpikingLayer],
+    grids: dict[str, Grid],
+    aims: Aims,
+    steps: int,
+    forward: Forward | None = None,
+    progress: bool | None = False,
+) -> tuple[float, float]:
+    """Move the layers' nonzero weights, in place, so that the model's spikes come closer to the targets.
+
+    Of a quantised layer only the scales move: codes stay, and so do scales that have to be powers of two. If in
+    the end the spikes are no closer on the judged pieces together, half of the way is tried, then a quarter; if that
+    brings nothing, all is put back.
+
+    Adam, one piece a step in seeded random order, with a step length that falls to 0 along a cosine.
+
+    Args:
+        library: of the model.
+        model: holds the compressed weights before, the tuned ones after.
+        layers: to tune; weights that are zero stay zero.
+        grids: by layer name, of those that are quantised; those with tuned scales take their place.
+        aims: of :func:`targets`.
+        steps: how many, at least 1.
+        forward: runs one whole sequence; None for the library's default.
+        progress: show a progress bar; None = on a terminal.
+
+    Returns:
+        The mean :func:`distance` of a judged piece before and after; the same where nothing was gained. From a distance
+        of 0 no step is taken.
+
+    Raises:
+        UnsupportedModelError: no gradient reaches any weight.
+    """
+    run = forward or library.default_forward(model)
+    start, before = [layer.weight() for layer in layers], mean_distance(library, model, aims, run)
+    if before == 0:
+        return before, before
+    order = _shuffled(len(aims.fitted), steps)
+    with torch.enable_grad(), gradients(model, layers):
+        movable = [_movable(layer, grids.get(layer.name)) for layer in layers]
+        optimizer = torch.optim.Adam([{"params": [each.moved], "lr": each.step} for each in movable])
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for step in progress_bar(range(steps), "tuning", "step", progress):
+            loss = distance_on(library, model, aims, run, aims.fitted[order[step]])
+            if not loss.requires_grad:
+                raise UnsupportedModelError(f"{no_gradient(model)}, or use Calibration(tuning=0)")
+            loss.backward()
+            optimizer.zero_grad()
+            for each in movable:
+                each.weight().backward(taken_gradient(each.layer))
+            optimizer.step()
+            schedule.step()
+            for each in movable:
+                each.layer.write(each.weight().detach())
+    for part in PARTS:
+        for each in movable:
+            each.layer.write(each.weight(part).detach())
+        if (after := mean_distance(library, model, aims, run)) < before:
+            grids |= {each.layer.name: each.grid(part) for each in movable if isinstance(each, _Scales)}
+            return before, after
+    for layer, weight in zip(layers, start, strict=True):
+        layer.write(weight)
+    return before, before
+
+
+def no_gradient(model: nn.Module) -> str:
+    """What to say of a model whose spikes have no gradient."""
+    return (
+        f"{type(model).__name__}: no gradient reaches a weight, so tuning has nothing to go by; give the neurons a "
+        'surrogate gradient (method="super")'
+    )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Single weights of a layer that move; zeros stay."""
+
+    layer: SpikingLayer
+    start: Tensor
+    moved: Tensor
+    mask: Tensor
+
+    @property
+    def step(self) -> float:
+        mean_square = self.moved.detach().square().sum() / self.mask.sum().clamp_min(1)
+        return STEP * float(mean_square.sqrt())
+
+    def weight(self, part: float = 1.0) -> Tensor:
+        return torch.lerp(self.start, self.moved, part).where(self.mask, 0.0)
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Scales of a quantised layer that move, by a factor ``exp(moved)``; codes stay."""
+
+    layer: SpikingLayer
+    moved: Tensor
+    start: Grid
+    codes: Tensor
+    step: float
+
+    def grid(self, part: float = 1.0) -> Grid:
+        return replace(self.start, scale=(self.start.scale * (part * self.moved).exp()).detach())
+
+    def weight(self, part: float = 1.0) -> Tensor:
+        grid = replace(self.start, scale=self.start.scale * (part * self.moved).exp())
+        return grid.dequantise(self.codes).to(self.layer.parts[0].tensor.dtype)
+
+
+def _movable(layer: SpikingLayer, grid: Grid | None) -> _Weights | _Scales:
+    weight = layer.weight()
+    if grid is None:
+        return _Weights(layer, weight, weight.clone().requires_grad_(), weight != 0)
+    factors = torch.zeros_like(grid.scale, requires_grad=True)
+    return _Scales(layer, factors, grid, grid.codes(weight), 0.0 if grid.power_of_two else SCALE_STEP)
+
+
+def _shuffled(pieces: int, steps: int) -> list[int]:
+    """Which piece each step takes: all in a seeded random order, then all in another."""
+    generator = torch.Generator().manual_seed(SEED)
+    rounds = [torch.randperm(pieces, generator=generator, device="cpu") for _ in range(-(-steps // pieces))]
+    chosen: list[int] = torch.cat(rounds)[:steps].tolist()
+    return chosen
+
+
+@contextmanager
+def gradients(model: nn.Module, layers: list[SpikingLayer]) -> Iterator[None]:
+    """Let the layers' weights, and nothing else, collect gradients inside the block; then all is as it was."""
+    tuned = [part.tensor for layer in layers for part in layer.parts]
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *tuned]}.values()
+    before = [(tensor, tensor.requires_grad, tensor.grad) for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.requires_grad_(any(tensor is weight for weight in tuned)).grad = None
+        yield
+    finally:
+        for tensor, required, gradient in before:
+            tensor.requires_grad_(required).grad = gradient
+
+
+def taken_gradient(layer: SpikingLayer) -> Tensor:
+    """The layer's gradient (rows, columns), taken off its weights; zero where none arrived."""
+    blocks = []
+    for part in layer.parts:
+        gradient = torch.zeros_like(part.tensor) if part.tensor.grad is None else part.tensor.grad
+        blocks.append(gradient.reshape(layer.rows, part.form.columns))
+        part.tensor.grad = None
+    return torch.cat(blocks, dim=1)

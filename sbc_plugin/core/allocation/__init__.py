@@ -1,0 +1,1 @@
+"""How layers share a budget of zeros or bits."""

@@ -1,0 +1,1 @@
+"""Which weights of a layer become zero, and where the others move."""

@@ -1,0 +1,127 @@
+"""Prune one layer: choose a mask with a solver, then refit the weights that are left.
+
+The solvers: ``magnitude`` (the plain baseline), ``obs`` (greedy, :mod:`sbc_plugin.core.pruning.obs`), ``admm`` and
+``hybrid`` (:mod:`sbc_plugin.core.pruning.admm`). Budgets are met exactly, with ties too.
+"""
+
+import torch
+from torch import Tensor
+
+from sbc_plugin.core.hessian import Solution, layer_loss
+from sbc_plugin.core.pruning.admm import admm_mask, hybrid_mask
+from sbc_plugin.core.pruning.obs import obs_mask
+from sbc_plugin.core.pruning.patterns import (
+    check_pattern,
+    keep_largest,
+    parse_pattern,
+    pattern_order,
+    pattern_zeros,
+)
+from sbc_plugin.core.pruning.problem import check_shapes, check_zeros
+from sbc_plugin.core.pruning.refit import refit
+from sbc_plugin.errors import SettingsError
+
+__all__ = ["SOLVERS", "magnitude_mask", "prune", "refit"]
+
+SOLVERS = ("auto", "magnitude", "obs", "admm", "hybrid")
+SMALL = 2**33  # rows * columns^3, up to which "auto" takes exact OBS
+
+
+def prune(
+    weight: Tensor,
+    hessian: Tensor,
+    zeros: int,
+    *,
+    pattern: str = "unstructured",
+    positions: int = 1,
+    solver: str = "auto",
+    damping: float = 0.01,
+    refit: bool = True,
+    groups: Tensor | None = None,
+    row_scale: Tensor | None = None,
+) -> Solution:
+    """Remove exactly ``zeros`` weights of a layer and move the others to the least-squares optimum on the mask.
+
+    Weights on dead columns (``H_jj = 0``) go first, the smallest first. ``loss`` of the result is taken on the undamped
+    Hessian, rows scaled by ``row_scale``.
+
+    Args:
+        weight: (rows, columns).
+        hessian: (columns, columns) or (groups, columns, columns), undamped. Solvers compute in its dtype;
+            above 512 columns masks are searched in float32, and only the refit is in its dtype.
+        zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies
+            (:func:`sbc_plugin.core.pruning.patterns.pattern_zeros`).
+        pattern: "unstructured", "N:M" or "block:K".
+        positions: kernel positions, so that column = channel * positions + position.
+        solver: "auto", "magnitude" (looks at the weight only), "obs", "admm" or "hybrid". "auto" is exact
+            "obs" for small layers, "hybrid" above and for N:M, where it is ADMM.
+        damping: fraction of the mean diagonal that is added to it.
+        refit: False leaves the kept weights as they were.
+        groups: (rows,), the Hessian of each row; rows are dealt evenly without it.
+        row_scale: (rows,), gain between a row and its neuron (BatchNorm's gamma / sigma); it ranks rows.
+
+    >>> hessian = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    >>> solution = prune(torch.tensor([[1.0, 2.0]]), hessian, 1, damping=0.0)
+    >>> solution.weight.tolist(), solution.mask.tolist()
+    ([[0.0, 2.5]], [[False, True]])
+
+    Raises:
+        SettingsError: a setting is unknown, out of range, or does not fit the layer.
+        CalibrationError: weight and Hessian do not belong together, or the weight is not finite.
+        SingularHessianError: the damped Hessian is not positive definite.
+    """
+    check_shapes(weight, hessian)
+    rows, columns = weight.shape
+    if solver not in SOLVERS:
+        raise SettingsError(f"solver {solver!r} is not known; expected one of {', '.join(SOLVERS)}")
+    if row_scale is not None and (row_scale.shape != (rows,) or not row_scale.isfinite().all()):
+        raise SettingsError(f"row_scale of shape {tuple(row_scale.shape)}, expected {rows} finite gains, one a row")
+    gain = hessian.new_ones(rows, 1) if row_scale is None else row_scale.to(hessian)[:, None]
+    scaled = weight.to(hessian) * gain
+    if solver == "auto":
+        greedy = rows * columns**3 <= SMALL and parse_pattern(pattern).kind != "n:m"  # ADMM finds better N:M masks
+        solver = "obs" if greedy else "hybrid"
+    if solver == "magnitude":
+        mask = magnitude_mask(weight, zeros, pattern=pattern, positions=positions).to(hessian.device)
+    elif solver == "obs":
+        mask = obs_mask(
+            scaled, hessian, zeros, pattern=pattern, positions=positions, step=1, damping=damping, groups=groups
+        )
+    else:
+        find = admm_mask if solver == "admm" else hybrid_mask
+        mask = find(scaled, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups)
+    if refit:
+        new = refit_rows(weight, mask, hessian, damping=damping, groups=groups)
+    else:
+        new = weight.where(mask.to(weight.device), 0.0)
+    loss = layer_loss(scaled, new.to(hessian) * gain, hessian, groups)
+    return Solution(new, mask.to(weight.device), loss)
+
+
+refit_rows = refit  # under a second name, because `refit` is a keyword of prune
+
+
+def magnitude_mask(weight: Tensor, zeros: int, *, pattern: str = "unstructured", positions: int = 1) -> Tensor:
+    """The mask (rows, columns), True = kept, that removes exactly the ``zeros`` smallest weights; blocks by their norm.
+
+    Args:
+        weight: (rows, columns).
+        zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies.
+        pattern: "unstructured", "N:M" or "block:K".
+        positions: kernel positions, so that column = channel * positions + position.
+
+    >>> magnitude_mask(torch.tensor([[1.0, -3.0], [1.0, 2.0]]), 1).tolist()
+    [[False, True], [True, True]]
+
+    Raises:
+        SettingsError: zeros or pattern do not fit the layer.
+    """
+    parsed = parse_pattern(pattern)
+    rows, columns = weight.shape
+    check_pattern(parsed, columns, positions)
+    check_zeros(zeros, rows, columns, parsed)
+    order = pattern_order(parsed, columns, positions, weight.device)
+    score = weight.to(torch.float64)[:, order].square()  # float32 squares of small weights would be ties at 0
+    mask = torch.empty_like(weight, dtype=torch.bool)
+    mask[:, order] = keep_largest(score, pattern_zeros(parsed, rows, columns, zeros), parsed)
+    return mask

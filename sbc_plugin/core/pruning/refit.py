@@ -1,0 +1,128 @@
+"""The exact least-squares optimum of the kept weights on a fixed mask, ``w_K' = w_K + H_KK^-1 H_KP w_P``.
+
+Two ways to the same numbers: solve with ``H_KK``, or, where less is removed than kept, ``delta = -G[:, P] (G_PP)^-1
+w_P`` with ``G = H^-1`` computed once (docs/theory.md, equation 3). Rows are sorted by the size of their system and
+solved in batches.
+"""
+
+import torch
+from torch import Tensor
+
+from sbc_plugin.core.hessian import cholesky, inverse, quadratic, row_groups
+from sbc_plugin.core.pruning.problem import check_shapes, live_hessian
+from sbc_plugin.errors import SettingsError
+
+BATCH_ELEMENTS = 2**24  # of one batch of padded systems (rows, size, size)
+MOST = 2.0  # a row that lost more than three quarters of its mean square would mostly have its errors amplified
+
+
+def refit(
+    weight: Tensor, mask: Tensor, hessian: Tensor, *, damping: float = 0.01, groups: Tensor | None = None
+) -> Tensor:
+    """The weight (rows, columns), in the dtype of ``weight``, that is 0 off the mask and optimal on it.
+
+    A kept weight on a dead column (``H_jj = 0``) stays as it is: nothing is known about it.
+
+    Args:
+        weight: (rows, columns), the dense weight.
+        mask: (rows, columns), True = kept.
+        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        damping: fraction of the mean diagonal that is added to it.
+        groups: (rows,), the Hessian of each row.
+
+    >>> hessian = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    >>> refit(torch.tensor([[1.0, 1.0]]), torch.tensor([[True, False]]), hessian, damping=0.0).tolist()
+    [[1.5, 0.0]]
+
+    Raises:
+        CalibrationError: weight and Hessian do not belong together.
+        SettingsError: the mask has another shape, or damping is out of range.
+        SingularHessianError: the damped Hessian of some kept weights is not positive definite.
+    """
+    check_shapes(weight, hessian)
+    if mask.shape != weight.shape:
+        raise SettingsError(f"the mask has shape {tuple(mask.shape)}, the weight {tuple(weight.shape)}")
+    whole, live = live_hessian(hessian, damping)
+    owner = row_groups(len(weight), hessian, groups)
+    w, mask = weight.to(whole), mask.to(whole.device)
+    removed = ~mask & live[owner]
+    kept = mask & live[owner]
+    moves = removed.any(1) & kept.any(1)
+    by_inverse = removed.sum(1) < kept.sum(1)
+    delta = torch.zeros_like(w)
+    for group in range(len(whole)):
+        mine = moves & (owner == group)
+        rows = (mine & ~by_inverse).nonzero()[:, 0]
+        if len(rows):
+            pull = (w[rows] * removed[rows]) @ whole[group]
+            delta[rows] = solve_rows(whole[group], kept[rows], pull, damping)
+        rows = (mine & by_inverse).nonzero()[:, 0]
+        if len(rows):
+            G = inverse(whole[group], damping)
+            delta[rows] = -solve_rows(G, removed[rows], w[rows] * removed[rows], damping) @ G
+    return (w + delta).where(mask, 0.0).to(weight)  # not times the mask, which would leave -0.0
+
+
+def rescaled(weight: Tensor, new: Tensor, hessian: Tensor, *, groups: Tensor | None = None) -> Tensor:
+    """``new`` with each row scaled by ``sqrt(w H w / w' H w')``, from 1 to ``MOST``: its output keeps its mean square.
+
+    A least-squares optimum is a prediction of the row's output and varies less than what it predicts, so its neuron
+    reaches the threshold too rarely. Rows without output stay. Source: docs/theory.md, equation 9.
+
+    Args:
+        weight: (rows, columns), dense.
+        new: (rows, columns), refitted.
+        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        groups: (rows,), the Hessian of each row.
+
+    >>> rescaled(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 4.0]]), torch.eye(2)).tolist()
+    [[0.0, 5.0]]
+    """
+    before, after = (quadratic(w.to(hessian), hessian, groups) for w in (weight, new))
+    ratio = (before / after).where(after > 0, 1.0).sqrt().clamp(1.0, MOST)
+    return (new.to(hessian) * ratio[:, None]).to(new)
+
+
+def solve_rows(matrix: Tensor, chosen: Tensor, target: Tensor, damping: float) -> Tensor:
+    """``matrix[C, C]^-1 target_C`` of each row, C its chosen columns, as (rows, columns) with 0 elsewhere.
+
+    Args:
+        matrix: (columns, columns), positive definite.
+        chosen: (rows, columns), bool.
+        target: (rows, columns).
+        damping: only told in the message.
+
+    Raises:
+        SingularHessianError: some ``matrix[C, C]`` is not positive definite.
+    """
+    result = torch.zeros_like(target)
+    sizes, rows = chosen.sum(1).sort(stable=True)
+    count: list[int] = sizes.tolist()
+    first = 0
+    while first < len(rows):
+        last = first + 1  # rows are sorted, so a batch is as wide as its last row
+        while last < len(rows) and (last + 1 - first) * count[last] ** 2 <= BATCH_ELEMENTS:
+            last += 1
+        if count[last - 1]:
+            batch = rows[first:last]
+            columns, filled = survivors(chosen[batch], count[last - 1])
+            factor = cholesky(subsystems(matrix[None], torch.zeros_like(batch), columns, filled), damping)
+            right = (target[batch].gather(1, columns) * filled)[..., None]
+            solved = torch.cholesky_solve(right, factor)[..., 0]
+            result[batch] = torch.zeros_like(result[batch]).scatter(1, columns, solved)
+        first = last
+    return result
+
+
+def survivors(chosen: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The chosen columns of each row, padded to ``width`` with others: (rows, width), and which are no padding."""
+    columns = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+    return columns, chosen.gather(1, columns)
+
+
+def subsystems(matrices: Tensor, owner: Tensor, columns: Tensor, filled: Tensor) -> Tensor:
+    """``matrices[owner][C, C]`` of each row, (rows, width, width), the identity on padding."""
+    system = matrices[owner[:, None, None], columns[:, :, None], columns[:, None, :]]
+    system.mul_(filled[:, :, None] & filled[:, None, :])
+    system.diagonal(dim1=1, dim2=2).add_((~filled).to(system))
+    return system

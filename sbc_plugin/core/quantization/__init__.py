@@ -1,0 +1,1 @@
+"""Weights on grids of integer codes."""

@@ -1,0 +1,90 @@
+"""How often a network says the right label: the largest output of each sequence, summed over time."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.calibration.hessians import peek
+from sbc_plugin.errors import CalibrationError
+from sbc_plugin.layers import Forward, library_of, neutral
+
+
+def accuracy(model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None) -> float:
+    """The fraction of sequences whose label's output is the largest; of equal ones, the lowest label's counts.
+
+    Args:
+        model: left as it was.
+        data: batches that hold labels (B,): pairs ``(x, labels)``, or dicts with "labels", "label", "y" or "target".
+        forward: ``forward(model, batch)`` runs one whole sequence; the library's default if None. Its result is (T, B,
+            classes), summed over time here, or (B, classes); or a tuple or list whose first item is that.
+
+    Raises:
+        CalibrationError: no data, no labels, or a result of another shape.
+    """
+    _, data = peek(data)
+    run = forward or library_of(model).default_forward(model)
+    right = total = 0
+    with neutral(model), torch.no_grad():
+        for number, batch in enumerate(data):
+            labels = labels_of(batch)
+            if labels is None:
+                raise CalibrationError(f"batch {number} holds no labels; give pairs (x, labels)")
+            right += right_answers(run(model, batch), labels, number)
+            total += len(labels)
+    return right / total
+
+
+def right_answers(output: Any, labels: Tensor, number: int) -> int:
+    """How many of a batch's labels (B,) are the largest output, of :func:`accuracy`'s forms.
+
+    Raises:
+        CalibrationError: an output of another shape; ``number`` tells the batch.
+
+    >>> right_answers(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]), 0)
+    1
+    """
+    scores = scores_of(output)
+    if scores is None or len(scores) != len(labels):
+        given = result_of(output)
+        found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise CalibrationError(
+            f"batch {number}: the output is {found} for {len(labels)} labels; (T, B, classes) or "
+            "(B, classes) is needed, pass `forward` if the model's is another"
+        )
+    return int((scores.argmax(1).cpu() == labels.cpu()).sum())
+
+
+def result_of(output: Any) -> Any:
+    """What a forward returned, without the state that may stand behind it in a tuple or list."""
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
+def scores_of(output: Any) -> Tensor | None:
+    """Scores (B, classes) of a result (T, B, classes), summed over time, or (B, classes); None if it is neither.
+
+    >>> scores_of((torch.ones(3, 1, 2), "state")).tolist()
+    [[3.0, 3.0]]
+    """
+    result = result_of(output)
+    if not isinstance(result, Tensor) or result.dim() not in (2, 3):
+        return None
+    return result.sum(0) if result.dim() == 3 else result
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """The labels (B,) that a batch holds: its second item, or its "labels", "label", "y" or "target"; None if none.
+
+    >>> labels_of({"x": torch.zeros(1, 2, 1), "label": [3, 4]}).tolist()
+    [3, 4]
+    """
+    found = None
+    if isinstance(batch, Mapping):
+        found = next((batch[key] for key in ("labels", "label", "y", "target") if key in batch), None)
+    elif isinstance(batch, Sequence) and len(batch) > 1:
+        found = batch[1]
+    if found is None:
+        return None
+    labels = torch.as_tensor(found)
+    return labels if labels.dim() == 1 and not labels.is_floating_point() else None

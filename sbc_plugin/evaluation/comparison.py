@@ -1,0 +1,204 @@
+"""``compare``: what compression did to the spikes, and what it saved; ``record_spikes``: one side of it, kept."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.calibration.hessians import peek
+from sbc_plugin.core.spikes import van_rossum_distance
+from sbc_plugin.errors import CalibrationError
+from sbc_plugin.evaluation.operations import Cost, Recording, Replayed, Watched, sequences_of
+from sbc_plugin.evaluation.report import table
+from sbc_plugin.layers import Forward
+
+TAU_STEPS = 10.0  # time constant of the Van Rossum kernel, in time steps
+
+
+@dataclass(frozen=True)
+class NeuronComparison:
+    """One spiking neuron module, dense against compressed.
+
+    Attributes:
+        name: in the model.
+        distance: squared Van Rossum distance, summed over neurons, sequences and time, relative to the distance from
+            the dense spikes to silence: 0 = the same spikes, 1 = no better than none. inf if only the compressed one
+            spikes.
+        rate_dense: spikes a neuron and time step.
+        rate: the same of the compressed model.
+        dead_dense: fraction of neurons that never spike.
+        dead: the same of the compressed model.
+        rate_distance: how far each neuron's rate moved, summed over neurons, relative to the sum of the dense rates;
+            inf if only the compressed one spikes.
+    """
+
+    name: str
+    distance: float
+    rate_dense: float
+    rate: float
+    dead_dense: float
+    dead: float
+    rate_distance: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Dense against compressed, on the same data.
+
+    Attributes:
+        neurons: a row each, in the order in which they run.
+        dense: cost of the dense model.
+        compressed: cost of the compressed model.
+        sequences: how many were run.
+    """
+
+    neurons: list[NeuronComparison]
+    dense: Cost
+    compressed: Cost
+    sequences: int
+
+    @property
+    def distance(self) -> float:
+        """Mean relative spike distance over the neuron modules."""
+        return sum(neuron.distance for neuron in self.neurons) / max(len(self.neurons), 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return asdict(self) | {"distance": self.distance}
+
+    def to_json(self, indent: int | None = None) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        """The table that people read."""
+        heads = ["neurons", "", "spike distance", "rate before", "after", "dead before", "after"]
+        rows = [
+            [
+                n.name,
+                "",
+                f"{n.distance:.4f}",
+                f"{n.rate_dense:.4f}",
+                f"{n.rate:.4f}",
+                f"{n.dead_dense:.1%}",
+                f"{n.dead:.1%}",
+            ]
+            for n in self.neurons
+        ]
+        before, after = self.dense, self.compressed
+        lines = table(heads, rows)
+        for what, old, new, places, unit in (
+            ("synaptic operations", _effective(before), _effective(after), 0, "a sequence"),
+            ("energy (45 nm proxy)", before.energy * 1e9, after.energy * 1e9, 1, "nJ a sequence"),
+            ("weights, packed", before.packed_bytes / 1000, after.packed_bytes / 1000, 1, "kB"),
+        ):
+            ratio = f", {old / new:.1f} times less" if new else ""
+            lines.append(f"{what}: {old:,.{places}f} -> {new:,.{places}f} {unit}{ratio}")
+        return "\n".join(lines)
+
+
+def _effective(cost: Cost) -> int:
+    return cost.operations.acs + cost.operations.macs
+
+
+@dataclass
+class _Tally:
+    difference: float = 0.0
+    silence: float = 0.0
+    spikes_dense: Tensor | float = 0.0
+    spikes: Tensor | float = 0.0
+    steps: int = 0
+
+
+def record_spikes(model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None) -> Recording:
+    """Run a model once for many calls of :func:`compare`, which takes the recording in place of the dense model.
+
+    A spike takes a byte for each neuron, step and sequence.
+
+    Args:
+        model: the dense one.
+        data: iterable of batches; the same ones, in the same order, are to be given to ``compare``.
+        forward: ``forward(model, batch)`` runs one whole sequence; the library's default if None.
+
+    Raises:
+        CalibrationError: no data.
+        UnsupportedModelError: a model that is not spiking.
+    """
+    first, data = peek(data)
+    watched = Watched(model, first, forward)
+    batches = tuple(watched.run(batch, number) for number, batch in enumerate(data))
+    return Recording(batches, watched.cost(sum(sequences_of(spikes) for spikes in batches)))
+
+
+def compare(
+    dense: nn.Module | Recording, compressed: nn.Module, data: Iterable[Any], *, forward: Forward | None = None
+) -> Comparison:
+    """Run both models on the same data and compare their spikes, synaptic operations, energy and size.
+
+    Spike distance is the squared Van Rossum distance (docs/theory.md, equation 1) with a time constant of 10 steps.
+    Operations count products of a nonzero weight and a nonzero input, in all Linear and convolution layers and
+    recurrent cells; a product with a spike is an accumulate.
+
+    Args:
+        dense: before; or its recording on the same data.
+        compressed: after; the same structure.
+        data: iterable of batches, as for ``compress``.
+        forward: ``forward(model, batch)`` runs one whole sequence; the library's default if None.
+
+    Raises:
+        CalibrationError: no data, other data than was recorded, or the models do not run the same neurons.
+        UnsupportedModelError: a model that is not spiking.
+    """
+    return compare_outputs(dense, compressed, data, forward, lambda batch, before, after: None)
+
+
+def compare_outputs(
+    dense: nn.Module | Recording,
+    compressed: nn.Module,
+    data: Iterable[Any],
+    forward: Forward | None,
+    listen: Callable[[Any, Any, Any], None],
+) -> Comparison:
+    """:func:`compare`, which also calls ``listen(batch, before, after)`` with both outputs of each batch.
+
+    Raises:
+        CalibrationError: as :func:`compare`.
+        UnsupportedModelError: as :func:`compare`.
+    """
+    first, data = peek(data)
+    tallies: dict[str, _Tally] = {}
+    before = Replayed(dense) if isinstance(dense, Recording) else Watched(dense, first, forward)
+    after = Watched(compressed, first, forward)
+    sequences = 0
+    for number, batch in enumerate(data):
+        old, new = before.run(batch, number), after.run(batch, number)
+        if old.keys() != new.keys():
+            raise CalibrationError("the models do not run the same neurons; compare a model with its own compression")
+        listen(batch, before.output, after.output)
+        sequences += sequences_of(old)
+        for name in old:
+            _tally(tallies.setdefault(name, _Tally()), old[name], new[name])
+    rows = [_row(name, tally) for name, tally in tallies.items()]
+    return Comparison(rows, before.cost(sequences), after.cost(sequences), sequences)
+
+
+def _tally(tally: _Tally, before: Tensor, after: Tensor) -> None:
+    before, after = before.to(after.device).float(), after.float()  # a recording may lie elsewhere
+    tally.difference += float(van_rossum_distance(before, after, tau=TAU_STEPS, dt=1.0).sum())
+    tally.silence += float(van_rossum_distance(before, torch.zeros_like(before), tau=TAU_STEPS, dt=1.0).sum())
+    tally.spikes_dense = tally.spikes_dense + before.sum((0, 1), dtype=torch.float64)
+    tally.spikes = tally.spikes + after.sum((0, 1), dtype=torch.float64)
+    tally.steps += before.shape[0] * before.shape[1]
+
+
+def _row(name: str, tally: _Tally) -> NeuronComparison:
+    distance = tally.difference / tally.silence if tally.silence else (float("inf") if tally.difference else 0.0)
+    counts = [torch.as_tensor(count).flatten() for count in (tally.spikes_dense, tally.spikes)]
+    rates = [float(count.mean()) / tally.steps for count in counts]
+    dead = [float((count == 0).double().mean()) for count in counts]
+    moved, total = float((counts[1] - counts[0]).abs().sum()), float(counts[0].sum())
+    rate_distance = moved / total if total else (float("inf") if moved else 0.0)
+    return NeuronComparison(name, distance, rates[0], rates[1], dead[0], dead[1], rate_distance)

@@ -1,0 +1,163 @@
+"""A model that is run while its spikes and operations are watched, or the recording of such a run in its place."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.calibration.hessians import check_batch
+from sbc_plugin.core.spikes import Operations, energy, synaptic_operations
+from sbc_plugin.core.storage import packed_bytes
+from sbc_plugin.errors import CalibrationError
+from sbc_plugin.layers import Forward, Part, SNNLibrary, library_of, neutral
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one model costs.
+
+    Attributes:
+        operations: effective synaptic operations a sequence.
+        energy: joules a sequence, a proxy in 45 nm.
+        packed_bytes: of the compressible weights.
+        sparsity: fraction of zeros among them.
+    """
+
+    operations: Operations
+    energy: float
+    packed_bytes: int
+    sparsity: float
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a model did on some data, to compare several others with it; see :func:`record_spikes`.
+
+    Attributes:
+        batches: for each batch the spikes of every neuron module, name -> (T, B, ...), uint8.
+        cost: of the model.
+    """
+
+    batches: tuple[dict[str, Tensor], ...]
+    cost: Cost
+
+
+def sequences_of(spikes: dict[str, Tensor]) -> int:
+    """How many sequences one batch's spikes, name -> (T, B, ...), belong to."""
+    return max((train.shape[1] for train in spikes.values()), default=0)
+
+
+def spikes_of(
+    library: SNNLibrary, model: nn.Module, batch: Any, run: Forward, keep: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, Tensor], Any]:
+    """Run one batch in eval mode: the spikes (T, B, ...) of each neuron module that spikes, by name, and the output.
+
+    Args:
+        library: of the model.
+        model: to run; gradients flow where they are enabled.
+        batch: for ``run``.
+        run: runs one whole sequence.
+        keep: what is kept of the spikes of one step.
+    """
+    steps: dict[str, list[Tensor]] = {}
+
+    def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
+        if spikes is not None:
+            steps.setdefault(name, []).append(keep(spikes))
+
+    with neutral(model), library.watch_steps(model, on_step):
+        output = run(model, batch)
+    return {name: torch.stack(spikes) for name, spikes in steps.items()}, output
+
+
+class Replayed:
+    """A recording in the place of the model, without its output."""
+
+    output = None
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+
+    def run(self, batch: Any, number: int) -> dict[str, Tensor]:
+        """Each spiking neuron's spikes of the batch of this number, as they were recorded.
+
+        Raises:
+            CalibrationError: no such batch was recorded.
+        """
+        if number >= len(self.recording.batches):
+            raise CalibrationError(f"only {number} batches were recorded; give the data that the recording was made of")
+        return self.recording.batches[number]
+
+    def cost(self, sequences: int) -> Cost:
+        """What the recorded model costs.
+
+        Raises:
+            CalibrationError: other data than was recorded was given.
+        """
+        recorded = sum(sequences_of(spikes) for spikes in self.recording.batches)
+        if sequences != recorded:
+            raise CalibrationError(f"{sequences} sequences were given and {recorded} recorded; give those recorded")
+        return self.recording.cost
+
+
+class Watched:
+    """A model with counters on its weights; ``output`` is what its last run returned."""
+
+    def __init__(self, model: nn.Module, batch: Any, forward: Forward | None) -> None:
+        self.library, self.model = library_of(model), model
+        self.forward = forward or self.library.default_forward(model)
+        layers, _ = self.library.find_layers(model, batch, forward, temporal=False)
+        self.parts = [part for layer in layers for part in layer.parts]
+        self.operations = Operations()
+        self.output: Any = None
+
+    def run(self, batch: Any, number: int) -> dict[str, Tensor]:
+        """Each spiking neuron's spikes (T, B, ...), uint8, by name."""
+        check_batch(batch, number)
+        steps: dict[str, list[Tensor]] = {}
+        cells = [part for part in self.parts if part.attribute != "weight"]
+
+        def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
+            if spikes is not None:
+                steps.setdefault(name, []).append(spikes.detach().to(torch.uint8))
+            for part in cells:
+                if part.name.rpartition(".")[0] == name:
+                    value = x if part.attribute == "input_weights" else feedback
+                    if value is not None and value.dim() > 1:
+                        self._count(part, value)
+
+        with neutral(self.model), torch.no_grad(), self._counting(), self.library.watch_steps(self.model, on_step):
+            self.output = self.forward(self.model, batch)
+        return {name: torch.stack(spikes) for name, spikes in steps.items()}
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for part in self.parts:
+                if part.attribute == "weight":
+                    stack.callback(part.module.register_forward_pre_hook(self._counter(part)).remove)
+            yield
+
+    def _counter(self, part: Part) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._count(part, inputs[0])
+
+        return hook
+
+    def _count(self, part: Part, x: Tensor) -> None:
+        weight = part.tensor.detach().reshape(part.form.rows, part.form.columns)
+        pieces = x.split(max(1, len(x) // 8)) if part.form.convolution is not None else (x,)
+        counted = (synaptic_operations(part.form.samples(piece), weight) for piece in pieces)
+        self.operations = sum(chain([self.operations], counted), Operations())
+
+    def cost(self, sequences: int) -> Cost:
+        """What the model costs, after runs of so many sequences."""
+        total, shares = self.operations, max(sequences, 1)
+        a_sequence = Operations(total.acs // shares, total.macs // shares, total.dense // shares)
+        weights = [p.tensor.detach().reshape(p.form.rows, p.form.columns) for p in self.parts]
+        zeros = sum(int((weight == 0).sum()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)
+        return Cost(a_sequence, energy(total) / shares, sum(packed_bytes(weight) for weight in weights), zeros)

@@ -1,0 +1,153 @@
+"""Figures of a report as SVG text, drawn by matplotlib from the report's own numbers.
+
+Before is drawn in one way and after in another: by colour (of Okabe and Ito's palette, which colour-blind people can
+tell apart), and by form too, so that they differ in print and in grey. Axes and text take the page's own colour, light
+or dark.
+"""
+
+import io
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sbc_plugin.evaluation.evaluate import BINS, Activity, Evaluation
+from sbc_plugin.evaluation.report import Report
+
+BEFORE, AFTER = "#0072B2", "#D55E00"
+INK = "#010203"  # stands for the page's text colour until the SVG is text
+WIDTH = 4.6  # inches: text stays readable on a telephone
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sbc",  # the same figure gives the same text
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **{name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
+    "legend.frameon": False,
+}
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def _styled(draw: Callable[Arguments, str]) -> Callable[Arguments, str]:
+    @wraps(draw)
+    def drawn(*arguments: Arguments.args, **named: Arguments.kwargs) -> str:
+        with matplotlib.rc_context(STYLE):
+            return draw(*arguments, **named)
+
+    return drawn
+
+
+@_styled
+def raster(activity: Activity) -> str:
+    """The same neurons before and after, a row each: spikes that stayed (bars), are lost (rings), are new (crosses)."""
+    figure, axes = _figure(0.9 + 0.13 * max(len(activity.shown), 6))
+    kinds: dict[str, list[tuple[int, int]]] = {"kept": [], "lost": [], "new": []}
+    for row, (before, after) in enumerate(zip(activity.spikes_dense, activity.spikes, strict=True)):
+        for step in sorted({*before, *after}):
+            kinds["new" if step not in before else "kept" if step in after else "lost"].append((step, row))
+    looks: dict[str, Any] = {
+        "kept": {"marker": "|", "color": INK, "markersize": 6, "markeredgewidth": 1.4},
+        "lost": {"marker": "o", "color": BEFORE, "markersize": 4.2, "markerfacecolor": "none", "markeredgewidth": 1.3},
+        "new": {"marker": "x", "color": AFTER, "markersize": 4, "markeredgewidth": 1.3},
+    }
+    for kind, at in kinds.items():
+        steps, rows = [step for step, _ in at], [row for _, row in at]
+        axes.plot(steps, rows, linestyle="none", label=f"{kind}: {len(at)}", **looks[kind])
+    axes.set(xlim=(-0.7, activity.steps - 0.3), ylim=(-0.8, len(activity.shown) - 0.2))
+    axes.set(xlabel="time step", ylabel="neuron", yticks=_few(len(activity.shown)))
+    axes.set_yticklabels([str(activity.shown[row]) for row in _few(len(activity.shown))])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(figure, axes)
+    return _svg(figure, f"Spikes of {activity.name}: kept, lost and new")
+
+
+@_styled
+def membranes(activity: Activity) -> str:
+    """Membranes of a few neurons before reset, with their threshold."""
+    count = len(activity.traced)
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.95 * count), layout="constrained")
+    for number, axes in enumerate(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]):
+        axes.axhline(activity.v_th[number], color=INK, linewidth=0.7, linestyle=(0, (1, 2)), label="threshold")
+        axes.plot(activity.v_dense[number], color=BEFORE, linewidth=1.6, label="before")
+        axes.plot(activity.v[number], color=AFTER, linewidth=1.2, linestyle=(0, (4, 1.5)), label="after")
+        axes.set_ylabel(f"v of {activity.traced[number]}")
+        if number == 0:
+            _legend(figure, axes)
+    axes.set_xlabel("time step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _svg(figure, f"Membranes of {activity.name} before and after")
+
+
+@_styled
+def rates(activity: Activity) -> str:
+    """How many neurons spike how often."""
+    figure, axes = _figure(1.7)
+    width = 0.4
+    last = max(k for k in range(BINS + 1) if activity.rates_dense[k] or activity.rates[k] or k < 2)
+    places = list(range(last + 1))
+    axes.bar([k - width / 2 for k in places], activity.rates_dense[: last + 1], width, color=BEFORE, label="before")
+    axes.bar(
+        [k + width / 2 for k in places], activity.rates[: last + 1], width, facecolor="none", edgecolor=AFTER,
+        hatch="//////", linewidth=1, label="after",
+    )  # fmt: skip
+    axes.set(xlabel="spikes a step", ylabel="neurons", xticks=_few(last + 1))
+    axes.set_xticklabels(["none" if k == 0 else f"{k / BINS:g}" for k in _few(last + 1)])
+    _legend(figure, axes)
+    return _svg(figure, f"Firing rates of {activity.name} before and after")
+
+
+@_styled
+def layers(report: Report, evaluation: Evaluation | None) -> str:
+    """Sparsity and relative loss of each layer, and spike distance of each neuron module where it was measured."""
+    rows = [(layer.name, layer.sparsity) for layer in report.layers]
+    bars = [("sparsity", rows, False), ("loss of the layer", [(x.name, x.loss) for x in report.layers], True)]
+    if evaluation is not None:
+        neurons = evaluation.comparison.neurons
+        bars.append(("spike distance behind it", [(n.name, n.distance) for n in neurons], True))
+    figure = Figure(
+        figsize=(WIDTH, 0.5 + sum(0.34 + 0.17 * len(values) for _, values, _ in bars)), layout="constrained"
+    )
+    heights = [1 + len(values) for _, values, _ in bars]
+    grid = figure.subplots(len(bars), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (title, values, open_end) in zip(grid, bars, strict=True):
+        names, numbers = [name for name, _ in values], [number for _, number in values]
+        finite = [number for number in numbers if number < float("inf")]
+        right = max([*finite, 1e-9]) * 1.25 if open_end else 1.18
+        axes.barh(range(len(names)), [min(number, right) for number in numbers], color=BEFORE, height=0.6)
+        for row, number in enumerate(numbers):
+            text = f"{number:.1%}" if not open_end else f"{number:.3g}"
+            axes.text(min(number, right * 0.86) + right * 0.01, row, text, va="center", fontsize=8)
+        axes.set(yticks=range(len(names)), xlim=(0, right))
+        axes.set_yticklabels(names)
+        axes.invert_yaxis()
+        axes.set_title(title, loc="left", fontsize=9)
+    return _svg(figure, "Sparsity, loss and spike distance by layer")
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
+
+
+def _few(count: int) -> list[int]:
+    """Places of at most five ticks."""
+    return list(range(0, count, max(1, -(-count // 5))))
+
+
+def _svg(figure: Figure, title: str) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")

@@ -1,0 +1,37 @@
+"""Agreement of two classifiers: against torch.distributions, and the sharpness by its definition."""
+
+import pytest
+import torch
+from torch.distributions import Categorical, kl_divergence
+
+from sbc_plugin.core.distillation import CONFIDENCE, divergence, sharpness
+
+
+def scores(seed: int, rows: int = 50, classes: int = 10) -> torch.Tensor:
+    return torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 7.0])
+def test_divergence_is_that_of_the_distributions(factor: float) -> None:
+    dense, other = scores(0), scores(1)
+    expected = kl_divergence(Categorical(logits=factor * dense), Categorical(logits=factor * other)).mean()
+    torch.testing.assert_close(divergence(dense, other, factor), expected)
+    assert float(divergence(dense, dense + 3.0, factor)) == pytest.approx(0.0, abs=1e-12)  # softmax knows no offset
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_sharpness_gives_the_best_class_its_probability_whatever_the_scale(scale: float) -> None:
+    found = sharpness(scale * scores(2))
+    assert found is not None
+    assert float((found * scale * scores(2)).softmax(1).amax(1).mean()) == pytest.approx(CONFIDENCE, abs=1e-9)
+
+
+@pytest.mark.parametrize("given", [torch.ones(3, 1), torch.ones(3, 4), torch.ones(0, 4)], ids=["one", "equal", "none"])
+def test_no_sharpness_where_there_are_no_classes_to_tell_apart(given: torch.Tensor) -> None:
+    assert sharpness(given) is None
+
+
+def test_ties_among_some_sequences_do_not_stop_it() -> None:
+    mixed = torch.tensor([[0.0, 0.0], [0.0, 5.0]])  # never above 0.75 in the mean: the steepest allowed is returned
+    found = sharpness(mixed)
+    assert found is not None and float((found * mixed).softmax(1).amax(1).mean()) == pytest.approx(0.75)
