@@ -1,7 +1,7 @@
 """The unit of work, :class:`SpikingLayer`, and the protocol that a host's module fulfils."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 from sbc_plugin.core.kernels import Kernel, delta
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling
-from sbc_plugin.core.quantization.grids import Grid
-from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
-from sbc_plugin.settings import Quantize
+from sbc_plugin.errors import UnsupportedModelError
 
 Forward = Callable[[nn.Module, Any], Any]
 
 SNN_LIBRARIES = {"norse": "sbc_plugin.norse"}
-BACKENDS = {"brevitas": "sbc_plugin.brevitas"}
 UNEVEN_GAIN = "a factor that differs within a row is left out of the ranking across rows"  # a layer's note
 
 
@@ -177,65 +174,3 @@ def library_of(model: nn.Module) -> SpikingLibrary:
             return import_module(adapter)
     known = ", ".join(SNN_LIBRARIES)
     raise UnsupportedModelError(f"{type(model).__name__} holds no spiking neuron of a known library ({known})")
-
-
-class Backend(Protocol):
-    """What the module of a quantisation library offers."""
-
-    def check_backend(self, layers: Sequence[SpikingLayer], quantize: Quantize) -> None:
-        """Refuse what the library cannot hold, before anything is changed."""
-
-    def into_backend(
-        self, model: nn.Module, layers: Sequence[SpikingLayer], quantize: Quantize, grids: Mapping[str, Grid]
-    ) -> tuple[nn.Module, dict[str, str]]:
-        """The model, changed in place, with the library's layers on these grids, and name -> why for what is left."""
-
-
-def backend_called(name: str) -> Backend:
-    """The module of a quantisation library; imported on demand.
-
-    Raises:
-        SettingsError: the library is not known, or not installed.
-    """
-    if name not in BACKENDS:
-        raise SettingsError(f"backend={name!r} is unknown; use one of {', '.join(map(repr, BACKENDS))}, or None")
-    try:
-        return import_module(BACKENDS[name])
-    except ModuleNotFoundError as error:
-        raise SettingsError(f"backend={name!r} needs {error.name}; pip install 'sbc-plugin[{name}]'") from error
-
-
-@contextmanager
-def neutral(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode and give back each module's mode, and the random state, as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
-    try:
-        model.eval()
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def input_of(batch: Any) -> Tensor:
-    """The input tensor of a batch: the batch itself, its first item, or its "x", "input" or "data".
-
-    Raises:
-        CalibrationError: none of these is a tensor.
-
-    >>> input_of({"x": torch.ones(2), "label": 3}).tolist()
-    [1.0, 1.0]
-    """
-    found = batch
-    if isinstance(batch, Mapping):
-        found = next((batch[key] for key in ("x", "input", "data") if key in batch), next(iter(batch.values()), None))
-    elif isinstance(batch, Sequence) and len(batch):
-        found = batch[0]
-    if not isinstance(found, Tensor):
-        raise CalibrationError(
-            f"a batch of type {type(batch).__name__} holds no input tensor; give the tensor, a tuple, list or dict "
-            'whose first item (or "x", "input", "data") is it, or pass `forward`'
-        )
-    return found

@@ -12,8 +12,7 @@ from integration_tests.benchmarks.effort import Effort, measured
 from integration_tests.benchmarks.published import Published
 from sbc_plugin import compress
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
-from sbc_plugin.compression.plan import SCALE_STEPS, filled, steps_for
-from sbc_plugin.compression.run import ROUNDS
+from sbc_plugin.compression.plan import ROUNDS, SCALE_STEPS, filled, steps_for
 from sbc_plugin.demo.run import ONE_SHOT, Budget
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward

@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.hessians import gather, peek
+from sbc_plugin.calibration.batches import peek
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.hessians import gather
 from sbc_plugin.compression.layer import positions_of, unfit_pattern
 from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.pruning.obs import elimination, obs_mask, pool
@@ -54,7 +56,7 @@ class Published:
     def calibrate(self) -> None:
         """Gather the Hessians."""
         layers = self.layers_of(self.dense)
-        found = gather(self.library, self.dense, layers, self.data, SETTINGS, self.forward)
+        found = gather(Runner(self.dense, self.library, self.forward), layers, self.data, SETTINGS)
         self.hessians = {name: statistics.accumulator.hessian() for name, statistics in found.items()}
 
     def order(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from integration_tests.benchmarks.published import SETTINGS, Published
 from sbc_plugin.calibration.collector import Collector, as_samples
+from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import run_batch
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.norse import record_states
@@ -39,9 +40,9 @@ def calibrate(method: Published, width: float) -> None:
     sums = {layer.name: torch.zeros(layer.rows, layer.columns, layer.columns) for layer in layers}
     counts = dict.fromkeys(sums, 0)
     collectors = [Collector(layer, _into(layer, steps[layer.name])) for layer in layers]
-    run = method.forward or method.library.default_forward(method.dense)
+    runner = Runner(method.dense, method.library, method.forward)
     for number, batch in enumerate(method.data):
-        run_batch(method.library, method.dense, collectors, batch, number, SETTINGS, run)
+        run_batch(runner, collectors, batch, number, SETTINGS.temporal)
         records = record_states(method.dense, batch, method.forward)
         for layer in layers:
             neuron = layer.sites[0].neuron

@@ -8,12 +8,12 @@ from torch import nn
 
 pytest.importorskip("brevitas.nn")
 
-import sbc_plugin.layers
 from integration_tests.models.cases import CASES
 from integration_tests.models.one_shot import compress
 from sbc_plugin import Calibration, Prune, Quantize
+from sbc_plugin.brevitas import backend
 from sbc_plugin.core.quantization.grids import Grid
-from sbc_plugin.errors import SettingsError, UnsupportedModelError
+from sbc_plugin.errors import GridMovedError, SettingsError, UnsupportedModelError
 
 GROUPED = {
     "step": "group:1",
@@ -123,6 +123,44 @@ def test_a_library_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
     def missing(name: str) -> nn.Module:
         raise ModuleNotFoundError("No module named 'brevitas'", name="brevitas")
 
-    monkeypatch.setattr(sbc_plugin.layers, "import_module", missing)
+    monkeypatch.setattr("sbc_plugin.compression.backends.import_module", missing)
     with pytest.raises(SettingsError, match=r"pip install 'sbc-plugin\[brevitas\]'"):
         compress(CASES["step"].model(), [CASES["step"].batch()], quantize=Quantize(4), backend="brevitas")
+
+
+@pytest.mark.parametrize("obstacle", ["a hook on the only layer", "a grid that moves", "an interruption"])
+@pytest.mark.parametrize("align", [False, True])
+def test_in_place_and_with_a_back_end_it_is_all_or_nothing(
+    obstacle: str, align: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES["conv"]
+    model = case.model()
+    if obstacle == "a hook on the only layer":
+        case = CASES["step"]
+        model = case.model()
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda module, inputs, output: None)
+        error: type[BaseException] = UnsupportedModelError
+    else:
+        error = GridMovedError if obstacle == "a grid that moves" else KeyboardInterrupt
+        calls = []
+
+        def failing(module: Any, *rest: Any) -> Any:
+            calls.append(module)
+            if len(calls) == 2:
+                raise error("the second layer fails")
+            return original(module, *rest)
+
+        original = backend.write
+        monkeypatch.setattr(backend, "write", failing)
+    modules = dict(model.named_modules())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(error):
+        compress(
+            model, [case.batch()], quantize=Quantize(2), backend="brevitas", inplace=True, forward=case.forward,
+            calibration=Calibration(tuning=0, align=align),
+        )  # fmt: skip
+    assert all(model.get_submodule(name) is module for name, module in modules.items())
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)

@@ -14,6 +14,7 @@ from integration_tests.models.networks import BOX
 from integration_tests.strangers.test_bad_input import Unchanged
 from sbc_plugin import Calibration, Prune, Quantize, Report, compress
 from sbc_plugin import norse as library
+from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression import objective as aims
 from sbc_plugin.compression import plan as defaults
 from sbc_plugin.compression import run as pipeline
@@ -56,12 +57,12 @@ def test_pruning_takes_silent_weights_first_and_rounds_and_steps(name: str, quan
 def test_rounds_are_those_that_leave_the_judged_spikes_closer(name: str, align: bool) -> None:
     case = CASES[name]
     batches = [case.batch(seed=seed) for seed in range(1, 6)]
-    wanted = aims.targets(library, case.model(), batches, case.forward, True)
-    run, distances = case.forward or library.default_forward(case.model()), {}
+    wanted = aims.targets(Runner(case.model(), library, case.forward), batches, True)
+    distances = {}
     for rounds in (1, 2):
         prune, calibration = Prune(0.8, silent_first=True, rounds=rounds), Calibration(tuning=0, align=align)
         small, _ = compress(case.model(), batches, prune=prune, calibration=calibration, forward=case.forward)
-        distances[rounds] = aims.mean_distance(library, small, wanted, run)
+        distances[rounds] = aims.mean_distance(Runner(small, library, case.forward), wanted)
     assert distances[1] != distances[2]
     _, report = compress(case.model(), batches, prune=GONE, calibration=Calibration(align=align), forward=case.forward)
     assert report.settings["prune"].rounds == min(distances, key=lambda rounds: distances[rounds])
@@ -180,7 +181,7 @@ def test_looking_for_gradients_leaves_everything_as_it_was() -> None:
     layers, _ = library.find_layers(model, case.batch(), case.forward)
     next(model.parameters()).requires_grad_(False).grad = torch.ones_like(next(model.parameters()))
     picture, flags = Unchanged(model), [(p.requires_grad, p.grad) for p in model.parameters()]
-    assert defaults.obstacle(library, model, layers, case.batch(), case.forward, True) == ""
+    assert defaults.obstacle(Runner(model, library, case.forward), layers, case.batch(), True) == ""
     picture.check()
     assert [(p.requires_grad, p.grad) for p in model.parameters()] == flags and model.training
 

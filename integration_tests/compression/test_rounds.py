@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from integration_tests.models.one_shot import compress
 from sbc_plugin import Calibration, Prune, Quantize
-from sbc_plugin.compression.layer import Recipe, stages
+from sbc_plugin.compression.layer import Recipe
+from sbc_plugin.compression.plan import Phase, phases
 
 
 def network() -> norse.SequentialState:
@@ -69,20 +70,22 @@ def test_data_that_can_be_read_once_serves_all_rounds() -> None:
 def test_rounds_come_first_and_quantisation_last(settings: tuple[Any, Any], tuning: bool, expected: list[Any]) -> None:
     found = [
         (stage.prune and round(stage.prune.sparsity, 9), stage.quantize and stage.quantize.bits, tuned)
-        for stage, tuned in stages(Recipe("sbc", *settings, damping=0.01), tuning)
+        for phase in phases(Recipe("sbc", *settings, damping=0.01), tuning)
+        for stage in phase.schedules[0]
+        for tuned in [phase.tune and stage is phase.schedules[0][-1]]
     ]
     assert found == expected
 
 
 def test_baselines_take_one_round() -> None:
     recipe = Recipe("magnitude", Prune(0.9, rounds=3), None, 0.01)
-    assert stages(recipe, tuning=False) == [(recipe, False)]
+    assert phases(recipe, tuning=False) == (Phase(((recipe,),), tune=False),)
 
 
 def test_a_layer_that_a_round_silenced_is_solved_on_what_reached_it_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sbc_plugin import job
+    from sbc_plugin.compression import stage
 
-    solve = job.solve
+    solve = stage.solve
 
     def silencing(layer: Any, weight: Tensor, *rest: Any) -> Any:
         solution = solve(layer, weight, *rest)
@@ -90,7 +93,7 @@ def test_a_layer_that_a_round_silenced_is_solved_on_what_reached_it_before(monke
             solution.weight.copy_(-solution.weight.abs())  # nothing excites the neurons behind the first layer any more
         return solution
 
-    monkeypatch.setattr(job, "solve", silencing)
+    monkeypatch.setattr(stage, "solve", silencing)
     model = network()
     with torch.no_grad():
         model[0].bias.zero_()

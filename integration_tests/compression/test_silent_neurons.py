@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import sbc_plugin.norse as library
 from integration_tests.models.one_shot import compress
 from sbc_plugin import Calibration, Prune, calibrate, compare
-from sbc_plugin.compression.silent import unheard_neurons
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.compression.silent import unread_neurons
 from sbc_plugin.core.allocation.silent import dead_columns
 from sbc_plugin.norse import find_layers
 
@@ -87,7 +88,7 @@ def unheard(model: nn.Module) -> dict[str, list[int]]:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     sums = calibrate(model, [batch()])
     dead = {layer.name: dead_columns(sums[layer.name].sum_xx, layer.rows) for layer in layers}
-    found = unheard_neurons(library, model, layers, dead, [batch()], None)
+    found = unread_neurons(Runner(model, library), layers, dead, [batch()])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return {name: rows.nonzero()[:, 0].tolist() for name, rows in found.items()}
 

@@ -13,6 +13,7 @@ from integration_tests.models.one_shot import compress
 from integration_tests.strangers.test_bad_input import Unchanged
 from sbc_plugin import Calibration, Prune, Quantize
 from sbc_plugin import norse as library
+from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression import objective as aims
 from sbc_plugin.compression import tuning
 from sbc_plugin.core.spikes import van_rossum_distance
@@ -42,8 +43,9 @@ def weights(name: str, model: nn.Module) -> dict[str, Tensor]:
 def total(name: str, model: nn.Module) -> float:
     """The objective on what the calibration used."""
     case = CASES[name]
-    wanted = aims.targets(library, case.model(), [case.batch(seed=seed) for seed in range(1, 5)], case.forward, True)
-    return aims.mean_distance(library, model, wanted, case.forward or library.default_forward(model))
+    runner = Runner(case.model(), library, case.forward)
+    wanted = aims.targets(runner, [case.batch(seed=seed) for seed in range(1, 5)], True)
+    return aims.mean_distance(Runner(model, library, case.forward), wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,7 +135,7 @@ def test_the_first_step_goes_down_the_gradient_by_its_length(monkeypatch: pytest
             scale = van_rossum_distance(wanted, torch.zeros_like(wanted), tau=10.0, dt=1.0).sum().detach()
             loss = loss + van_rossum_distance(spikes, wanted.detach(), tau=10.0, dt=1.0).sum() / scale
         gradients = torch.autograd.grad(loss, list(small.parameters()))
-    tuning.tune(library, small, layers, {}, aims.targets(library, dense, [batch], None), 1)
+    tuning.tune(Runner(small, library), layers, {}, aims.targets(Runner(dense, library), [batch]), 1)
     for old, new, gradient in zip(start, small.parameters(), gradients, strict=True):
         if old.dim() < 2:
             assert torch.equal(old, new)  # biases are left alone
@@ -203,7 +205,7 @@ def test_a_number_of_steps_that_is_none(steps: Any) -> None:
 
 def observation(output: Any, classes: bool) -> aims.Observation:
     """What is seen of a model with this output."""
-    return aims.observe(library, nn.Identity(), torch.ones(1), lambda model, batch: output, classes)
+    return aims.observe(Runner(nn.Identity(), library, lambda model, batch: output), torch.ones(1), classes)
 
 
 @pytest.mark.parametrize("shape", [(7, 4, 3), (4, 3)], ids=["steps", "sums"])
@@ -228,19 +230,19 @@ def test_classes_count_by_their_divergence_and_values_do_not() -> None:
     target, seen = observation(dense, True), observation(other, True)
     p, q = (torch.distributions.Categorical(logits=2.0 * scores) for scores in (dense, other))
     expected = float(torch.distributions.kl_divergence(p, q))
-    assert float(aims.distance(seen, target, sharpness=2.0)) == pytest.approx(expected, rel=1e-6)
+    assert float(aims.distance(seen, target, inverse_temperature=2.0)) == pytest.approx(expected, rel=1e-6)
     assert float(aims.distance(seen, target)) == 0.0
 
 
 def test_every_fifth_piece_decides_and_is_not_fitted_to() -> None:
     case = CASES["step"]
     pieces = [case.batch(seed=seed) for seed in range(11)]
-    wanted = aims.targets(library, case.model(), pieces, case.forward)
-    assert len(wanted.fitted) == 9 and len(wanted.judged) == 2
-    for (piece, _), number in zip(wanted.judged, (4, 9), strict=True):
+    wanted = aims.targets(Runner(case.model(), library, case.forward), pieces)
+    assert len(wanted.train) == 9 and len(wanted.validation) == 2
+    for (piece, _), number in zip(wanted.validation, (4, 9), strict=True):
         assert torch.equal(piece, pieces[number])
-    few = aims.targets(library, case.model(), pieces[:4], case.forward)
-    assert few.judged is few.fitted and len(few.fitted) == 4
+    few = aims.targets(Runner(case.model(), library, case.forward), pieces[:4])
+    assert few.validation is few.train and len(few.train) == 4
 
 
 def test_all_pieces_are_taken_before_one_is_taken_again() -> None:

@@ -210,7 +210,7 @@ def test_ranges_of_settings() -> None:
 
 
 def test_a_solver_that_fails_at_the_second_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sbc_plugin import solving
+    from sbc_plugin.compression import layer as solving
 
     original, calls = solving.prune_layer, []
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from sbc_plugin.brevitas.grids import set_scale, write
-from sbc_plugin.brevitas.layers import quantize_layers
+from sbc_plugin.brevitas.layers import quantize_layers, replace_modules
 from sbc_plugin.brevitas.quantizers import weight_quantizer
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import SettingsError, UnsupportedModelError, in_layer
@@ -39,6 +39,8 @@ def into_backend(
 ) -> tuple[nn.Module, dict[str, str]]:
     """The model with Brevitas layers whose codes and scales are those of ``grids``; changed in place.
 
+    If anything fails, the model has its own layers again; what it computed with them is the caller's to put back.
+
     Args:
         model: compressed: its weights lie on the grids.
         layers: of the model.
@@ -57,17 +59,25 @@ def into_backend(
         for part, bits in parts
         if _is_module(part)
     }
+    before = dict(model.named_modules())
     model, left = quantize_layers(model, quantizers, inplace=True)
+    try:
+        for layer in layers:
+            scale, _ = grids[layer.name].of_columns(layer.columns)
+            blocks = scale.expand(layer.rows, layer.columns).split([part.form.columns for part in layer.parts], 1)
+            for part, block in zip(layer.parts, blocks, strict=True):
+                if part.name in quantizers and part.name not in left:
+                    module: Any = model.get_submodule(part.name)
+                    with in_layer(part.name):
+                        weight = module.weight.detach().flatten(1).clone()  # on the grid already
+                        write(module, weight, set_scale(module, block, quantize))
+    except BaseException:
+        after = dict(model.named_modules())
+        replace_modules(
+            model, {id(after[name]): module for name, module in before.items() if after[name] is not module}
+        )
+        raise
     left |= {part.name: "on the grid, but a parameter of a cell" for part, _ in parts if part.name not in quantizers}
-    for layer in layers:
-        scale, _ = grids[layer.name].of_columns(layer.columns)
-        blocks = scale.expand(layer.rows, layer.columns).split([part.form.columns for part in layer.parts], 1)
-        for part, block in zip(layer.parts, blocks, strict=True):
-            if part.name in quantizers and part.name not in left:
-                module: Any = model.get_submodule(part.name)
-                with in_layer(part.name):
-                    weight = module.weight.detach().flatten(1).clone()  # on the grid already
-                    write(module, weight, set_scale(module, block, quantize))
     return model, left
 
 

@@ -12,10 +12,12 @@ from sbc_plugin.brevitas.freezing import check_quantised
 from sbc_plugin.brevitas.integers import integers
 from sbc_plugin.brevitas.layers import copy_model, is_quantised, replace_modules
 from sbc_plugin.brevitas.tracing import TRACED_OPSET, Sequence, Summing, check_runs, free_axes, has_divisor, trace
+from sbc_plugin.calibration.batches import input_of
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.checkpoint.atomic import replacing
 from sbc_plugin.core.quantization.integers import Integers
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
-from sbc_plugin.layers import input_of, library_of, neutral
+from sbc_plugin.layers import library_of
 
 KINDS = ("qcdq", "qonnx")
 PACKAGES = ("onnx", "onnxoptimizer", "onnxruntime")
@@ -97,7 +99,7 @@ def export_onnx(
         target = replace_modules(target, {id(pool): Summing(pool) for pool in target.modules() if has_divisor(pool)})
         x = _example(target, example_input, steps)
         states: dict[str, Tensor] = {}
-        with neutral(target), torch.no_grad():
+        with eval_mode(target), torch.no_grad():
             if steps is None:
                 module = library.flat_step(target, x)
                 states = {name: value.cpu() for name, value in module.initial.items()}

@@ -1,16 +1,16 @@
 """Quantizers for inputs that are numbers: an image, a current. Spikes are binary and need none."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from brevitas.graph.calibrate import calibration_mode
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.hessians import check_batch, peek
+from sbc_plugin.calibration.batches import check_batch, input_of, peek
+from sbc_plugin.calibration.forward import eval_mode, hooked
 from sbc_plugin.errors import UnsupportedModelError
-from sbc_plugin.layers import Forward, input_of, library_of, neutral
+from sbc_plugin.layers import Forward, library_of
 
 
 def analogue_inputs(
@@ -37,15 +37,8 @@ def analogue_inputs(
     for number, batch in enumerate(data):
         check_batch(batch, number)
         calls: dict[str, list[Tensor]] = {name: [] for name in layers}
-        with ExitStack() as stack:
-            for name, layer in layers.items():
-
-                def hook(module: nn.Module, given: tuple[Tensor, ...], into: list[Tensor] = calls[name]) -> None:
-                    into.append(given[0].detach())
-
-                stack.callback(layer.register_forward_pre_hook(hook).remove)
-            stack.enter_context(neutral(model))
-            stack.enter_context(torch.no_grad())
+        hooks = (layer.register_forward_pre_hook(_into(calls[name])) for name, layer in layers.items())
+        with torch.no_grad(), hooked(hooks), eval_mode(model):
             run(model, batch)
         for name, inputs in calls.items():
             ran |= {name} if inputs else set()
@@ -61,9 +54,16 @@ def analogue_inputs(
 
 def calibrate_input(layer: nn.Module, inputs: Iterable[Tensor]) -> None:
     """Set the scale of a layer's input quantizer from ``inputs``, as Brevitas averages it over its calls."""
-    with torch.no_grad(), neutral(layer), calibration_mode(layer):
+    with torch.no_grad(), eval_mode(layer), calibration_mode(layer):
         for x in inputs:
             layer(x)
+
+
+def _into(inputs: list[Tensor]) -> Callable[..., None]:
+    def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        inputs.append(given[0].detach())
+
+    return hook
 
 
 def _is_binary(x: Tensor) -> bool:

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.hessians import Statistics, check_batch, check_steps, listener, listening
+from sbc_plugin.calibration.batches import check_batch
+from sbc_plugin.calibration.collector import Collector
+from sbc_plugin.calibration.forward import eval_mode
+from sbc_plugin.calibration.hessians import HessianCollector, Statistics, check_steps, listening
 from sbc_plugin.core.matrix_form import matrix_form
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of, neutral
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
 from sbc_plugin.settings import Calibration
 
 TRACED_STEPS = 4
@@ -38,8 +41,8 @@ class Recorder:
 
     def listen(self, layers: list[SpikingLayer]) -> None:
         """Gather for these layers from now on."""
-        self.listeners = [listener(layer, self.calibration) for layer in layers]
-        self.statistics |= {collector.layer.name: statistics for collector, _, statistics in self.listeners}
+        self.collectors = [HessianCollector(layer, self.calibration) for layer in layers]
+        self.statistics |= {collector.layer.name: collector.statistics for collector in self.collectors}
 
     def find(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], modules: dict[str, nn.Module]
@@ -56,7 +59,7 @@ class Recorder:
         return self.library.find_layers(self.model, batch, forward, self.calibration.temporal)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], original: Callable[..., Any]) -> Any:
-        """Run one call while the listeners record.
+        """Run one call while the collectors record.
 
         Raises:
             CalibrationError: a state without a sequence that it could belong to, or bad input.
@@ -70,8 +73,7 @@ class Recorder:
             self.begin()
         else:
             self._check_goes_on()
-        collectors = [collector for collector, _, _ in self.listeners]
-        with neutral(self.model), torch.no_grad(), listening(self.library, self.model, collectors):
+        with eval_mode(self.model), torch.no_grad(), listening(self.library, self.model, self._inputs()):
             if self.forward is not None:
                 return self.forward(self.model, batch)
             if self.steps and not self._is_step(args, kwargs):
@@ -81,8 +83,8 @@ class Recorder:
 
     def begin(self) -> None:
         """A new sequence: filters start from rest."""
-        for collector, _, _ in self.listeners:
-            collector.begin()
+        for inputs in self._inputs():
+            inputs.begin()
         self.open = True
 
     def end(self) -> None:
@@ -94,18 +96,20 @@ class Recorder:
         if not self.open:
             return
         self.open = False
-        for collector, reservoir, statistics in self.listeners:
-            collector.end()
-            reservoir.end_batch(self.sequences)
-            statistics.sequences += collector.sequences
-        check_steps([collector for collector, _, _ in self.listeners], self.sequences, self.calibration)
+        for collector in self.collectors:
+            collector.inputs.end()
+            collector.end_batch(self.sequences)
+        check_steps(self._inputs(), self.sequences, self.calibration.temporal)
         self.sequences += 1
 
     def finish(self) -> None:
         """End the last sequence and pass on all that was gathered. Raises as :meth:`end`."""
         self.end()
-        for _, reservoir, _ in self.listeners:
-            reservoir.flush()
+        for collector in self.collectors:
+            collector.flush()
+
+    def _inputs(self) -> list[Collector]:
+        return [collector.inputs for collector in self.collectors]
 
     def _is_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         batch, _ = _first(args, kwargs)
@@ -114,7 +118,7 @@ class Recorder:
     def _check_goes_on(self) -> None:
         if not self.open:
             raise CalibrationError("a state was given before a sequence began; start each sequence with state None")
-        layouts = {site.layout for collector, _, _ in self.listeners for site in collector.layer.sites}
+        layouts = {site.layout for collector in self.collectors for site in collector.layer.sites}
         if layouts - {"step"}:
             raise CalibrationError(
                 "a state was given to a model that takes whole sequences (T, B, ...); give each sequence in one call"
@@ -144,7 +148,7 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Forward]
 
 def _plain_layers(model: nn.Module, modules: dict[str, nn.Module], run: Callable[[], Any]) -> list[SpikingLayer]:
     order: dict[str, None] = {}
-    with ExitStack() as stack, neutral(model), torch.no_grad():
+    with ExitStack() as stack, eval_mode(model), torch.no_grad():
         for name, module in modules.items():
             handle = module.register_forward_pre_hook(lambda module, inputs, name=name: order.setdefault(name))
             stack.callback(handle.remove)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sbc_plugin.calibration.batches import input_of
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, SpikingLayer, input_of, neutral
+from sbc_plugin.layers import Forward, SpikingLayer
 
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
@@ -113,7 +115,7 @@ class PlainNetworks:
             for module in model.modules():
                 if isinstance(module, _BatchNorm):
                     stack.callback(module.register_forward_pre_hook(normalises).remove)
-            stack.enter_context(neutral(model))
+            stack.enter_context(eval_mode(model))
             stack.enter_context(torch.no_grad())
             (forward or self.default_forward(model))(model, batch)
         layers = [plain_layer(name, weighted[name], norm) for name, norm in norms.items()]

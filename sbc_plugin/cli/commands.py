@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sbc_plugin.calibration.batches import input_of
 from sbc_plugin.checkpoint.atomic import check_target, replacing
 from sbc_plugin.checkpoint.file import save
 from sbc_plugin.cli.sources import load_data, load_model
@@ -19,7 +20,7 @@ from sbc_plugin.evaluation.comparison import compare as compare_models
 from sbc_plugin.evaluation.evaluate import Evaluation, evaluate
 from sbc_plugin.evaluation.inspection import inspect as inspect_model
 from sbc_plugin.evaluation.report import Report
-from sbc_plugin.layers import input_of, library_of
+from sbc_plugin.layers import library_of
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
 OUTPUTS, PAGES = (".nir", ".safetensors", ".onnx"), (".html", ".json")

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sbc_plugin.calibration.batches import input_of
 from sbc_plugin.checkpoint.file import load
 from sbc_plugin.cli.spike_files import Batches, read_spikes
 from sbc_plugin.errors import CalibrationError, CheckpointError, SettingsError
-from sbc_plugin.layers import input_of
 
 MODELS = "give model.nir, model.safetensors or package.module:factory"
 

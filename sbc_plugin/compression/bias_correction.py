@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, SpikingLayer, input_of, neutral
+from sbc_plugin.calibration.batches import first_sequences
+from sbc_plugin.calibration.forward import Runner, eval_mode, hooked
+from sbc_plugin.layers import SpikingLayer
 
 SEQUENCES = 256  # at least so many are run, if there are: whole batches
 FURTHEST = 2.0  # factor on a channel's standard deviation
@@ -43,32 +44,30 @@ class Expected:
     batches: list[Any]
 
 
-def expected(model: nn.Module, layers: list[SpikingLayer], data: Iterable[Any], run: Forward) -> Expected:
+def expected(runner: Runner, layers: list[SpikingLayer], data: Iterable[Any]) -> Expected:
     """The moments of everything that :func:`align` can move, from the first of the data.
 
     Args:
-        model: dense.
+        runner: of the dense model.
         layers: of the model; those with a bias count, and all BatchNorms.
         data: batches.
-        run: runs one whole sequence.
     """
-    batches = _first(data)
-    return Expected(_moments(model, _modules(model, layers), batches, run), batches)
+    batches = first_sequences(data, SEQUENCES)
+    return Expected(_moments(runner, _modules(runner.model, layers), batches), batches)
 
 
-def align(model: nn.Module, wanted: Expected, run: Forward) -> None:
+def align(runner: Runner, wanted: Expected) -> None:
     """Move BatchNorms' running statistics and layers' biases, in place, one after the other.
 
     The batches run once for each of them.
 
     Args:
-        model: holds the compressed weights.
+        runner: of the model, which holds the compressed weights.
         wanted: of the dense network.
-        run: runs one whole sequence.
     """
     for name, target in wanted.moments.items():
-        module: Any = model.get_submodule(name)
-        found = _moments(model, {name: module}, wanted.batches, run)[name]
+        module: Any = runner.model.get_submodule(name)
+        found = _moments(runner, {name: module}, wanted.batches)[name]
         with torch.no_grad():
             if isinstance(module, Norm):
                 _align_norm(module, found, target)
@@ -108,9 +107,7 @@ def _modules(model: nn.Module, layers: list[SpikingLayer]) -> dict[str, Norm | B
     return found
 
 
-def _moments(
-    model: nn.Module, modules: Mapping[str, Norm | Biased], batches: list[Any], run: Forward
-) -> dict[str, Moments]:
+def _moments(runner: Runner, modules: Mapping[str, Norm | Biased], batches: list[Any]) -> dict[str, Moments]:
     """What comes into each BatchNorm and out of each layer, in the order of their first calls."""
     sums: dict[str, list[Tensor]] = {}
 
@@ -125,29 +122,9 @@ def _moments(
         axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
         return module.register_forward_hook(lambda _, given, output: add(name, output, axis))
 
-    handles = [listen(name, module) for name, module in modules.items()]
-    try:
-        with neutral(model), torch.no_grad():
-            for batch in batches:
-                run(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = (listen(name, module) for name, module in modules.items())
+    with torch.no_grad(), hooked(hooks), eval_mode(runner.model):
+        for batch in batches:
+            runner.run(runner.model, batch)
     means = {name: (total / count, squares / count) for name, (total, squares, count) in sums.items()}
     return {name: Moments(mean, (square - mean.square()).clamp_min(0)) for name, (mean, square) in means.items()}
-
-
-def _first(data: Iterable[Any]) -> list[Any]:
-    """The first batches, with at least ``SEQUENCES`` sequences together if there are so many."""
-    found: list[Any] = []
-    seen = 0
-    for batch in data:
-        found.append(batch)
-        try:
-            x = input_of(batch)
-        except CalibrationError:  # a batch of the user's own kind, for the user's own forward
-            continue
-        seen += x.shape[1] if x.dim() > 1 else 1
-        if seen >= SEQUENCES:
-            break
-    return found

@@ -1,4 +1,4 @@
-"""Which grid each layer gets where all together have a budget of bits: loss curves, and the best choice on them."""
+"""How layers share a budget: zeros by the importance of their weights, bits by what each grid costs a layer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -6,12 +6,14 @@ from dataclasses import replace
 from torch import Tensor
 
 from sbc_plugin.calibration.progress import progress_bar
-from sbc_plugin.compression.layer import Recipe, solve, without_pruning
+from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern, without_pruning
 from sbc_plugin.core.allocation.knapsack import choose
+from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.packing import TRIT, TRITS
-from sbc_plugin.errors import in_layer
+from sbc_plugin.core.pruning.patterns import parse_pattern, pattern_zeros
+from sbc_plugin.errors import SettingsError, in_layer
 from sbc_plugin.layers import SpikingLayer
-from sbc_plugin.settings import Quantize
+from sbc_plugin.settings import Prune, Quantize
 
 WIDTHS = range(2, 9)
 
@@ -30,7 +32,41 @@ def options(quantize: Quantize) -> list[tuple[Quantize, float]]:
     return [three, *finer]
 
 
-def dealt(
+def share_zeros(
+    layers: list[SpikingLayer],
+    weights: Mapping[str, Tensor],
+    prune: Prune,
+    saliency_of: Callable[[SpikingLayer], Tensor],
+) -> tuple[dict[str, int], dict[str, str]]:
+    """How many zeros each layer shall have, and name -> reason for layers that the pattern does not fit.
+
+    Args:
+        layers: all of the model.
+        weights: name -> (rows, columns).
+        prune: sparsity, pattern and allocation.
+        saliency_of: what each weight of a layer costs, (rows, columns); asked only where ``allocation`` is "loss".
+
+    Raises:
+        SettingsError: the pattern fits no layer.
+    """
+    pattern = parse_pattern(prune.pattern)
+    reasons = {layer.name: unfit_pattern(layer, prune.pattern) for layer in layers}
+    notes = {name: f"not pruned: {reason}" for name, reason in reasons.items() if reason}
+    fitting = [layer for layer in layers if not reasons[layer.name]]
+    if not fitting:
+        first = layers[0]
+        raise SettingsError(
+            f"pattern {prune.pattern!r} fits no layer of the model: "
+            f"{'; '.join(filter(None, [first.note, notes[first.name]]))}"
+        )
+    if pattern.kind == "n:m":
+        return {layer.name: pattern_zeros(pattern, layer.rows, layer.columns, 0) for layer in fitting}, notes
+    saliencies = {layer.name: saliency_of(layer) for layer in fitting} if prune.allocation == "loss" else None
+    chosen = {layer.name: weights[layer.name] for layer in fitting}
+    return allocate_zeros(chosen, prune.sparsity, method=prune.allocation, saliencies=saliencies), notes
+
+
+def share_bits(
     layers: list[SpikingLayer],
     weights: Mapping[str, Tensor],
     hessian_of: Callable[[str], Tensor],

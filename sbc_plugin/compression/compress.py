@@ -1,4 +1,4 @@
-"""``compress``: find the layers, calibrate, deal out the budget, solve, write back, report."""
+"""``compress``: check what was asked for, look at the model, plan, carry the plan out, report."""
 
 import time
 from collections.abc import Iterable
@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from sbc_plugin.calibration.hessians import DEFAULT, peek
-from sbc_plugin.compression.layer import SECOND_ORDER, Recipe
-from sbc_plugin.compression.plan import filled, obstacle, steps_for
-from sbc_plugin.compression.run import Pipeline
-from sbc_plugin.compression.stage import Job
+from sbc_plugin.calibration.batches import peek, repeatable
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.hessians import DEFAULT
+from sbc_plugin.compression.backends import backend_called
+from sbc_plugin.compression.layer import Recipe
+from sbc_plugin.compression.plan import obstacle, plan
+from sbc_plugin.compression.run import all_or_nothing, run
+from sbc_plugin.compression.stage import Stage
 from sbc_plugin.errors import CalibrationError, SettingsError
-from sbc_plugin.evaluation.report import Report
-from sbc_plugin.layers import Forward, backend_called, library_of
+from sbc_plugin.evaluation.report import Report, joined
+from sbc_plugin.layers import Forward, SpikingLayer, library_of
 from sbc_plugin.settings import METHODS, Calibration, Prune, Quantize
 
 
@@ -67,6 +70,43 @@ def compress(
         SingularHessianError: a Hessian that damping does not make invertible.
     """
     started = time.perf_counter()
+    # 1. Check what was asked for.
+    _check_settings(method, prune, quantize, calibration)
+    if method == "obc":
+        calibration = replace(calibration, temporal=False)
+    adapter = None if backend is None else backend_called(backend)
+    if adapter is not None and quantize is None:
+        raise SettingsError(f"backend={backend!r} holds quantised weights; give quantize=Quantize(bits)")
+    # 2. Look at the model and at the first batch.
+    library = library_of(model)
+    first, data = peek(calibration_data)
+    target = model if inplace else library.copy_model(model)
+    runner = Runner(target, library, forward)
+    layers, skipped = runner.find_layers(first, calibration.temporal)
+    skipped |= {layer.name: layer.note for layer in layers if layer.note}
+    _check_weights(layers)
+    if adapter is not None and quantize is not None:
+        adapter.check_backend(layers, quantize)
+    # 3. Plan.
+    classes = calibration.outputs == "classes"
+    todo = plan(method, prune, quantize, calibration, lambda: obstacle(runner, layers, first, classes))
+    data = repeatable(data) if todo.reads_data_again else data
+    # 4. Carry it out: everything, or nothing.
+    whole = Recipe(method, todo.prune, quantize, calibration.damping)
+    with all_or_nothing(target, layers):
+        outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, whole))
+        notes = joined(skipped | todo.notes, outcome.state.notes)
+        if adapter is not None and quantize is not None:
+            target, left = adapter.into_backend(target, layers, quantize, outcome.state.grids)
+            notes = joined(notes, left)
+    # 5. Report.
+    if todo.prune is not None and todo.prune.rounds is None:
+        todo = replace(todo, prune=replace(todo.prune, rounds=outcome.rounds))
+    settings = {"method": method, "prune": todo.prune, "quantize": quantize, "calibration": todo.calibration}
+    return target, Report(list(outcome.state.rows), notes, settings, time.perf_counter() - started)
+
+
+def _check_settings(method: str, prune: Prune | None, quantize: Quantize | None, calibration: Calibration) -> None:
     if method not in METHODS:
         raise SettingsError(f"method={method!r} is unknown; use one of {', '.join(map(repr, METHODS))}")
     if prune is None and quantize is None:
@@ -74,51 +114,14 @@ def compress(
     _check_kind("prune", prune, Prune, "Prune(0.9)")
     _check_kind("quantize", quantize, Quantize, "Quantize(bits=4)")
     _check_kind("calibration", calibration, Calibration, "Calibration()")
-    if method == "obc":
-        calibration = replace(calibration, temporal=False)
-    adapter = None if backend is None else backend_called(backend)
-    if adapter is not None and quantize is None:
-        raise SettingsError(f"backend={backend!r} holds quantised weights; give quantize=Quantize(bits)")
-    library = library_of(model)
-    first, data = peek(calibration_data)
-    target = model if inplace else library.copy_model(model)
-    layers, skipped = library.find_layers(target, first, forward, calibration.temporal)
-    skipped |= {layer.name: layer.note for layer in layers if layer.note}
-    dense = {layer.name: layer.weight() for layer in layers}
-    for name, weight in dense.items():
-        if not weight.isfinite().all():
-            raise CalibrationError(f"layer {name!r}: the weight holds NaN or infinity; repair the model first")
-    if adapter is not None and quantize is not None:
-        adapter.check_backend(layers, quantize)
-    steps = calibration.tuning
-    if steps is None:
-        steps = steps_for(method, prune, quantize)
-        if steps and (reason := obstacle(library, target, layers, first, forward, calibration.outputs == "classes")):
-            steps, skipped["tuning"] = 0, f"not tuned: {reason}"
-        calibration = replace(calibration, tuning=steps)
-    if prune is not None:
-        prune = filled(prune, steps if method in SECOND_ORDER else 0, calibration.order)
-    job = Job(
-        library,
-        target,
-        layers,
-        data,
-        calibration,
-        forward,
-        progress,
-        Recipe(method, prune, quantize, calibration.damping),
-    )
-    pipeline = Pipeline(job, skipped)
-    rows = pipeline.run(dense)
-    if adapter is not None and quantize is not None:
-        target, left = adapter.into_backend(target, layers, quantize, job.grids)
-        skipped |= {name: "; ".join(filter(None, [skipped.get(name), reason])) for name, reason in left.items()}
-    if prune is not None and prune.rounds is None:
-        prune = replace(prune, rounds=pipeline.rounds)
-    settings = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
-    return target, Report(rows, skipped, settings, time.perf_counter() - started)
 
 
 def _check_kind(name: str, value: object, kind: type, example: str) -> None:
     if not isinstance(value, kind) and not (value is None and kind is not Calibration):
         raise SettingsError(f"{name}={value!r} is no {kind.__name__}; use {name}={example}")
+
+
+def _check_weights(layers: list[SpikingLayer]) -> None:
+    for layer in layers:
+        if not layer.weight().isfinite().all():
+            raise CalibrationError(f"layer {layer.name!r}: the weight holds NaN or infinity; repair the model first")

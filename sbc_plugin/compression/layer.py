@@ -173,36 +173,6 @@ def sequential_target(
     return new.where(weight != 0, 0.0)  # a weight that is zero already stays so
 
 
-def stages(recipe: Recipe, tuning: bool) -> list[tuple[Recipe, bool]]:
-    """What to do one after the other, each with whether weights are tuned after it.
-
-    Rounds of pruning come first: each leaves half of the weights that the one before it left; rounds that would keep
-    all are left out. With tuning, pruned weights are tuned before they are quantised, in a stage of its own; and so it
-    is where bits are dealt, for what a grid costs a layer is known once it is pruned.
-    """
-    prune, quantize = recipe.prune, recipe.quantize
-    if prune is None:
-        return [(recipe, tuning)]
-    rounds: list[tuple[Recipe, bool]] = []
-    earlier = (prune.rounds or 1) - 1 if recipe.method in SECOND_ORDER else 0
-    kept = 2 * (1 - prune.sparsity)
-    while kept < 1 and len(rounds) < earlier:
-        rounds.insert(0, (replace(recipe, prune=replace(prune, sparsity=1 - kept), quantize=None), False))
-        kept *= 2
-    if quantize is None or not (tuning or quantize.allocation == "loss"):
-        return [*rounds, (recipe, tuning)]
-    return [
-        *rounds,
-        (replace(recipe, quantize=None), tuning),
-        (without_pruning(recipe), tuning and scales_move(quantize)),
-    ]
-
-
-def scales_move(quantize: Quantize) -> bool:
-    """Whether tuning can move the grid's scales; powers of two have to stay."""
-    return quantize.scale != "power_of_two"
-
-
 def without_pruning(recipe: Recipe) -> Recipe:
     """The same recipe for a layer that is only quantised."""
     return replace(recipe, prune=None)

@@ -1,24 +1,111 @@
-"""What settings leave open (``None``), filled in: the combination that kept most accuracy, where it can run.
+"""What a compression is going to do, as data: everything that settings leave open (``None``) is filled in here, once.
 
-Measured in docs/results.md: weights of silent neurons first, one or two rounds of pruning as the calibration data say,
-then label-free tuning.
+What is filled in is the combination that kept most accuracy in docs/results.md: weights of silent neurons go first, one
+or two rounds of pruning as the calibration data say, then label-free tuning.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from sbc_plugin.compression.layer import scales_move
-from sbc_plugin.compression.objective import distance_on, pieces, targets
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.compression.layer import SECOND_ORDER, Recipe, without_pruning
+from sbc_plugin.compression.objective import SEQUENCES, distance_on, targets
 from sbc_plugin.compression.tuning import gradients, no_gradient
 from sbc_plugin.errors import CompressionError
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
-from sbc_plugin.settings import Prune, Quantize
+from sbc_plugin.layers import SpikingLayer
+from sbc_plugin.settings import Calibration, Prune, Quantize
 
 STEPS, SCALE_STEPS = 200, 100  # of tuning: where weights move; where only scales can
 FINE = 4  # bits from which on tuned scales bring nothing
+ROUNDS = (1, 2)  # of pruning, which are both tried where settings leave them open
+
+Schedule = tuple[Recipe, ...]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a compression.
+
+    Attributes:
+        schedules: each a sequence of stages, given by their recipes. Of several schedules, the one after which the
+            spikes of the judged calibration data are closest to the dense network's stays.
+        tune: whether weights or scales are tuned after the last stage.
+    """
+
+    schedules: tuple[Schedule, ...]
+    tune: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be done to a model.
+
+    Attributes:
+        phases: one after the other.
+        prune: settings with everything filled in; ``rounds`` stays None where :data:`ROUNDS` are tried.
+        calibration: settings with everything filled in.
+        notes: name -> reason, for what is left out.
+    """
+
+    phases: tuple[Phase, ...]
+    prune: Prune | None
+    calibration: Calibration
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Of tuning, each time."""
+        return (self.calibration.tuning or 0) if self.second_order else 0
+
+    @property
+    def aligns(self) -> bool:
+        """Whether biases and BatchNorms follow each stage."""
+        return self.second_order and self.calibration.align
+
+    @property
+    def second_order(self) -> bool:
+        """Whether solvers use Hessians."""
+        return self.phases[0].schedules[0][0].method in SECOND_ORDER
+
+    @property
+    def reads_data_again(self) -> bool:
+        """Whether calibration data is run through more than once."""
+        stages = sum(len(schedule) for phase in self.phases for schedule in phase.schedules)
+        sequential = self.second_order and self.calibration.order == "sequential"
+        return stages > 1 or sequential or self.steps > 0 or self.aligns or silent_first(self.prune, self.second_order)
+
+
+def plan(
+    method: str,
+    prune: Prune | None,
+    quantize: Quantize | None,
+    calibration: Calibration,
+    obstacle_to_tuning: Callable[[], str],
+) -> Plan:
+    """The plan for these settings.
+
+    Args:
+        method: "sbc", "obc", "magnitude" or "rtn".
+        prune: as given.
+        quantize: as given.
+        calibration: as given.
+        obstacle_to_tuning: why gradients cannot be taken, "" if they can; asked only where tuning would be the default.
+    """
+    notes = {}
+    steps = calibration.tuning
+    if steps is None:
+        steps = steps_for(method, prune, quantize)
+        if steps and (reason := obstacle_to_tuning()):
+            steps, notes["tuning"] = 0, f"not tuned: {reason}"
+        calibration = replace(calibration, tuning=steps)
+    steps = steps if method in SECOND_ORDER else 0
+    if prune is not None:
+        prune = filled(prune, steps, calibration.order)
+    recipe = Recipe(method, prune, quantize, calibration.damping)
+    return Plan(phases(recipe, steps > 0), prune, calibration, notes)
 
 
 def steps_for(method: str, prune: Prune | None, quantize: Quantize | None) -> int:
@@ -39,8 +126,8 @@ def steps_for(method: str, prune: Prune | None, quantize: Quantize | None) -> in
 def filled(prune: Prune, steps: int, order: str) -> Prune:
     """``prune`` with what it leaves open, given the steps of tuning that follow and the order of layers.
 
-    Rounds stay open where both one and two are to be tried. In sequential order there is one: a layer that the first
-    has silenced could not be solved in the second.
+    Rounds stay open where both one and two are to be tried. In sequential order there is one, since a layer that the
+    first round has silenced could not be solved in the second.
     """
     single = steps > 0 and prune.pattern == "unstructured"
     return replace(
@@ -50,32 +137,67 @@ def filled(prune: Prune, steps: int, order: str) -> Prune:
     )
 
 
-def obstacle(
-    library: SNNLibrary,
-    model: nn.Module,
-    layers: list[SpikingLayer],
-    batch: Any,
-    forward: Forward | None,
-    classes: bool,
-) -> str:
+def silent_first(prune: Prune | None, second_order: bool) -> bool:
+    """Whether weights of silent neurons go before solvers choose."""
+    return prune is not None and bool(prune.silent_first) and second_order
+
+
+def phases(recipe: Recipe, tuning: bool) -> tuple[Phase, ...]:
+    """What to do one after the other.
+
+    With tuning, pruned weights are tuned before they are quantised, in a phase of its own. Layers that share bits are
+    quantised in a phase of its own as well, because what a grid costs a layer is known once the layer is pruned.
+    """
+    prune, quantize = recipe.prune, recipe.quantize
+    if prune is None:
+        return (Phase(((recipe,),), tuning),)
+    apart = quantize is not None and (tuning or quantize.allocation == "loss")
+    pruned = replace(recipe, quantize=None) if apart else recipe
+    tried = [schedule(pruned, rounds) for rounds in (ROUNDS if prune.rounds is None else (prune.rounds,))]
+    shortest = tried[0]
+    schedules = (shortest, *(other for other in tried[1:] if len(other) > len(shortest)))
+    first = Phase(schedules, tuning)
+    if quantize is None or not apart:
+        return (first,)
+    return first, Phase(((without_pruning(recipe),),), tuning and scales_move(quantize))
+
+
+def schedule(recipe: Recipe, rounds: int) -> Schedule:
+    """Rounds of pruning: each leaves half of the weights that the one before it left; the last one is the recipe.
+
+    Rounds that would keep all weights are left out, and baselines take one round.
+    """
+    prune = recipe.prune
+    assert prune is not None
+    earlier: list[Recipe] = []
+    kept = 2 * (1 - prune.sparsity)
+    while kept < 1 and len(earlier) < rounds - 1 and recipe.method in SECOND_ORDER:
+        earlier.insert(0, replace(recipe, prune=replace(prune, sparsity=1 - kept), quantize=None))
+        kept *= 2
+    return (*earlier, recipe)
+
+
+def scales_move(quantize: Quantize) -> bool:
+    """Whether tuning can move the grid's scales; powers of two have to stay."""
+    return quantize.scale != "power_of_two"
+
+
+def obstacle(runner: Runner, layers: list[SpikingLayer], batch: Any, classes: bool) -> str:
     """Why gradients of the model's spikes cannot be taken, "" if they can; the model stays as it is.
 
     Args:
-        library: of the model.
-        model: dense.
+        runner: of the dense model.
         layers: whose weights shall get gradients.
         batch: of calibration data; its first piece is run.
-        forward: runs one whole sequence; None for the library's default.
         classes: the output scores classes.
     """
-    piece = pieces(batch)[0] if forward is None else batch
-    run = forward or library.default_forward(model)
+    piece = next(iter(runner.pieces(batch, SEQUENCES)))
     try:
-        aims = targets(library, model, [piece], forward, classes)
-        with torch.enable_grad(), gradients(model, layers):
-            loss = distance_on(library, model, aims, run, aims.fitted[0])
+        aims = targets(runner, [piece], classes)
+        with torch.enable_grad(), gradients(runner.model, layers):
+            loss = distance_on(runner, aims, aims.train[0])
             if not loss.requires_grad:
-                return no_gradient(model)
+                return no_gradient(runner.model)
             loss.backward()
     except (CompressionError, RuntimeError) as error:  # whatever stands in the way, tuning was not asked for
         return str(error).partition("\n")[0]

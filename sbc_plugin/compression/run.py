@@ -1,145 +1,134 @@
-"""The stages of a compression, all or none of them: rounds of pruning, alignment, tuning, quantisation."""
+"""Carry out a plan on a model: all of it, or nothing."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbc_plugin.calibration.hessians import Statistics
 from sbc_plugin.compression.bias_correction import Expected, align, expected, movable
-from sbc_plugin.compression.layer import SECOND_ORDER, Recipe, stages
-from sbc_plugin.compression.objective import Aims, mean_distance, targets
-from sbc_plugin.compression.stage import Job
+from sbc_plugin.compression.objective import Targets, mean_distance, targets
+from sbc_plugin.compression.plan import Phase, Plan, Schedule
+from sbc_plugin.compression.stage import Stage, State
 from sbc_plugin.compression.tuning import tune
-from sbc_plugin.evaluation.report import LayerReport
-from sbc_plugin.layers import Forward
-from sbc_plugin.settings import Prune
-
-ROUNDS = (1, 2)  # of pruning, that are tried where settings leave them open
+from sbc_plugin.evaluation.report import joined
+from sbc_plugin.layers import SpikingLayer
 
 
 @dataclass(frozen=True)
-class _Tried:
-    """Where a number of rounds led: how far the spikes are away, and all that it takes to go on from there."""
-
-    distance: float
-    rounds: int
-    rows: list[LayerReport]
-    weights: dict[str, Tensor]
-    others: list[Tensor]
-    heard: dict[str, Statistics]
-
-
-@dataclass
-class Pipeline:
-    """One call of :func:`sbc_plugin.compress`, once layers are found.
+class Outcome:
+    """What a plan has led to.
 
     Attributes:
-        job: solves a stage; its recipe is that of all stages together.
-        skipped: by name, what is not done, and why; added to.
-        rounds: how many rounds pruning took, if settings left it open.
+        state: of the model.
+        rounds: of pruning.
     """
 
-    job: Job
-    skipped: dict[str, str]
-    rounds: int | None = None
-    _wanted: Expected | None = field(default=None, init=False)
-    _others: list[Tensor] = field(default_factory=list, init=False)  # what alignment moves besides weights
+    state: State
+    rounds: int
 
-    def run(self, dense: dict[str, Tensor]) -> list[LayerReport]:
-        """Solve, write and tune all layers; if anything fails, put the dense weights back."""
-        job, calibration = self.job, self.job.calibration
-        second_order = job.recipe.method in SECOND_ORDER
-        steps = (calibration.tuning or 0) if second_order else 0
-        aligning = second_order and calibration.align
-        todo = stages(job.recipe, steps > 0)
-        again = len(todo) > 1 or (second_order and calibration.order == "sequential") or job.silent_first
-        if isinstance(job.data, Iterator) and (again or steps or aligning):
-            job.data = list(job.data)
-        self._others = movable(job.model, job.layers) if aligning else []
-        start = [each.clone() for each in self._others]
-        try:
-            found = job.gather() if steps else None  # first, for it tells of bad data by layer and batch
-            classes = calibration.outputs == "classes"
-            aims = targets(job.library, job.model, job.data, job.forward, classes) if steps else None
-            self._wanted = expected(job.model, job.layers, job.data, self._forward) if aligning else None
-            rows: list[LayerReport] = []
-            weights = dense
-            for recipe, tuned in todo:
-                prune = recipe.prune
-                if aims is not None and prune is not None and prune.rounds is None:
-                    solved = self._in_rounds(recipe, prune, dense, found, aims)
-                else:
-                    solved = self._stage(recipe, weights, found)
-                if tuned and aims is not None:
-                    self._tune(aims, steps)
-                found, weights = None, self._weights()
-                rows = _after(rows, solved)
-        except BaseException:
-            self._put(dense, start)
-            raise
-        return rows
 
-    def _stage(
-        self, recipe: Recipe, weights: dict[str, Tensor], found: dict[str, Statistics] | None
-    ) -> list[LayerReport]:
-        self.job.recipe = recipe
-        rows = self.job.solved(weights, self.skipped, found)
-        if self._wanted is not None:
-            align(self.job.model, self._wanted, self._forward)
-        return rows
+def run(plan: Plan, work: Stage) -> Outcome:
+    """Solve, write and tune all layers as planned.
 
-    def _in_rounds(
-        self,
-        recipe: Recipe,
-        prune: Prune,
-        dense: dict[str, Tensor],
-        found: dict[str, Statistics] | None,
-        aims: Aims,
-    ) -> list[LayerReport]:
-        """Prune in each number of ``ROUNDS``; stay with the one that leaves the spikes of the judged pieces closest."""
-        job, start = self.job, [each.clone() for each in self._others]
-        tried: list[_Tried] = []
-        for rounds in ROUNDS:
-            todo = stages(replace(recipe, prune=replace(prune, rounds=rounds)), True)
-            if len(todo) < rounds:
-                break
-            rows: list[LayerReport] = []
-            weights, first = dense, found
-            for part, _ in todo:
-                rows = _after(rows, self._stage(part, weights, first))
-                weights, first = self._weights(), None
-            distance = mean_distance(job.library, job.model, aims, self._forward)
-            others = [each.clone() for each in self._others]
-            tried.append(_Tried(distance, rounds, rows, weights, others, job.heard))
-            self._put(dense, start)
-            job.heard = {}
-        best = min(tried, key=lambda each: each.distance)
-        self._put(best.weights, best.others)
-        job.heard, self.rounds = best.heard, best.rounds
-        return best.rows
+    Args:
+        plan: what to do.
+        work: a stage whose recipe is that of the whole plan.
 
-    def _tune(self, aims: Aims, steps: int) -> None:
-        job = self.job
-        before, after = tune(job.library, job.model, job.layers, job.grids, aims, steps, job.forward, job.progress)
-        if before > 0 and not after < before:
-            told = f"{steps} steps brought the spikes no closer ({before:.3f} before, {after:.3f} after)"
-            self.skipped["tuning"] = "; ".join(filter(None, [self.skipped.get("tuning"), told]))
+    Raises:
+        CompressionError: as :func:`sbc_plugin.compress`; the model is then changed half, see :func:`all_or_nothing`.
+    """
+    # First of all, because it names the layer and the batch that do not fit.
+    known = work.gather() if plan.steps else None
+    aims = targets(work.runner, work.data, work.calibration.outputs == "classes") if plan.steps else None
+    moments = expected(work.runner, work.layers, work.data) if plan.aligns else None
+    state, rounds = State(work.weights()), 1
+    for phase in plan.phases:
+        choice = _Choice(phase, work, aims, moments)
+        state, length = choice.best(state, known)
+        rounds, known = max(rounds, length), None
+        if phase.tune and aims is not None:
+            state = _tuned(state, work, aims, plan.steps)
+    return Outcome(state, rounds)
 
-    @property
-    def _forward(self) -> Forward:
-        return self.job.forward or self.job.library.default_forward(self.job.model)
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {layer.name: layer.weight() for layer in self.job.layers}
+@contextmanager
+def all_or_nothing(model: nn.Module, layers: list[SpikingLayer]) -> Iterator[None]:
+    """If the block fails, put back the weights, biases and running statistics that it began with."""
+    snapshot = Snapshot.of(model, layers)
+    try:
+        yield
+    except BaseException:
+        snapshot.put_back()
+        raise
 
-    def _put(self, weights: dict[str, Tensor], others: list[Tensor]) -> None:
-        for layer in self.job.layers:
-            layer.write(weights[layer.name])
-        for tensor, value in zip(self._others, others, strict=True):
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that stages and alignment change in a model, and the values that it had.
+
+    Attributes:
+        layers: of the model.
+        weights: name -> (rows, columns).
+        others: running statistics and biases, each with its value.
+    """
+
+    layers: list[SpikingLayer]
+    weights: Mapping[str, Tensor]
+    others: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, model: nn.Module, layers: list[SpikingLayer]) -> "Snapshot":
+        """What the model holds now."""
+        weights = {layer.name: layer.weight() for layer in layers}
+        return cls(layers, weights, [(tensor, tensor.clone()) for tensor in movable(model, layers)])
+
+    def put_back(self) -> None:
+        """Give the model these values again."""
+        for layer in self.layers:
+            layer.write(self.weights[layer.name])
+        for tensor, value in self.others:
             tensor.copy_(value)
 
 
-def _after(rows: list[LayerReport], later: list[LayerReport]) -> list[LayerReport]:
-    """The rows of all stages so far."""
-    return [new.after(old) for new, old in zip(later, rows, strict=True)] if rows else later
+@dataclass(frozen=True)
+class _Choice:
+    """The schedules of a phase, of which one is to stay."""
+
+    phase: Phase
+    work: Stage
+    aims: Targets | None
+    moments: Expected | None
+
+    def best(self, state: State, known: Mapping[str, Statistics] | None) -> tuple[State, int]:
+        """The state after the best schedule, which the model is left in, and how many stages that has."""
+        first, *others = self.phase.schedules
+        if not others or self.aims is None:
+            return self._through(first, state, known), len(first)
+        model, layers = self.work.runner.model, self.work.layers
+        start, tried = Snapshot.of(model, layers), []
+        for schedule in self.phase.schedules:
+            after = self._through(schedule, state, known)
+            tried.append((mean_distance(self.work.runner, self.aims), after, schedule, Snapshot.of(model, layers)))
+            start.put_back()
+        _, after, schedule, made = min(tried, key=lambda each: each[0])
+        made.put_back()
+        return after, len(schedule)
+
+    def _through(self, schedule: Schedule, state: State, known: Mapping[str, Statistics] | None) -> State:
+        for recipe in schedule:
+            state = replace(self.work, recipe=recipe).run(state, known)
+            known = None
+            if self.moments is not None:
+                align(self.work.runner, self.moments)
+        return state
+
+
+def _tuned(state: State, work: Stage, aims: Targets, steps: int) -> State:
+    tuned = tune(work.runner, work.layers, state.grids, aims, steps, work.progress)
+    notes = state.notes
+    if tuned.before > 0 and not tuned.after < tuned.before:
+        change = f"({tuned.before:.3f} before, {tuned.after:.3f} after)"
+        notes = joined(notes, {"tuning": f"{steps} steps brought the spikes no closer {change}"})
+    return replace(state, weights=work.weights(), grids=tuned.grids, notes=notes)

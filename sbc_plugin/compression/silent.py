@@ -1,52 +1,44 @@
-"""Find neurons that stay silent on all calibration data and that, once their dead weights are zero, nobody hears.
+"""Find neurons that stay silent on all calibration data, and whose spikes no layer would read.
 
-That nobody hears them is not concluded from the model's structure but tried: they are made to spike, and nothing else
-may change. Source: docs/theory.md, section "Silent neurons".
+Whether a layer reads them is not concluded from the model's structure but tried: the dead weights are set to zero, the
+neurons are made to spike, and nothing else may change. Source: docs/theory.md, section "Silent neurons".
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sbc_plugin.evaluation.operations import spikes_of
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.layers import SpikingLayer
 
 LOUD = 100.0  # times the layer's largest weight: any input then lifts a neuron over its threshold
 
 
-def unheard_neurons(
-    library: SNNLibrary,
-    model: nn.Module,
-    layers: list[SpikingLayer],
-    dead: Mapping[str, Tensor],
-    data: Iterable[Any],
-    forward: Forward | None,
+def unread_neurons(
+    runner: Runner, layers: list[SpikingLayer], dead: Mapping[str, Tensor], data: Iterable[Any]
 ) -> dict[str, Tensor]:
-    """The rows of each layer whose neuron never spikes, and is unheard once the dead weights are zero.
+    """The rows of each layer whose neuron never spikes, and is unread once the dead weights are zero.
 
     The model runs once over all data, then on the first batch once for the model without its dead weights and once for
     each layer with silent neurons, these being made to spike. Where other spikes or the model's output then differ, or
     a neuron cannot be made to spike, the rows are not counted.
 
     Args:
-        library: of the model.
-        model: dense; left as it was.
+        runner: of the dense model, which is left as it was.
         layers: all layers of the model.
         dead: name -> (rows, columns), True where the input never spiked.
         data: batches, iterable more than once.
-        forward: runs one whole sequence; None for the library's default.
 
     Returns:
         name -> (rows,), bool.
     """
-    run = forward or library.default_forward(model)
     silent = {layer.name: torch.ones(layer.rows, dtype=torch.bool, device="cpu") for layer in layers}
     first: Any = None
     for number, batch in enumerate(data):
         first = batch if number == 0 else first
-        spikes, _ = _observed(library, model, batch, run)
+        spikes, _ = _observed(runner, batch)
         for layer in layers:
             silent[layer.name] &= _silent_rows(layer, spikes)
     before = {layer.name: layer.weight() for layer in layers}
@@ -54,10 +46,10 @@ def unheard_neurons(
         for layer in layers:
             layer.write(before[layer.name].where(~dead[layer.name].to(before[layer.name].device), 0.0))
         if any(rows.any() for rows in silent.values()):
-            expected = _observed(library, model, first, run)
+            expected = _observed(runner, first)
             for layer in layers:
                 rows = silent[layer.name]
-                if rows.any() and _is_heard(library, model, layer, rows, first, run, expected):
+                if rows.any() and _is_read(runner, layer, rows, first, expected):
                     silent[layer.name] = torch.zeros_like(rows)
     finally:
         for layer in layers:
@@ -65,14 +57,8 @@ def unheard_neurons(
     return silent
 
 
-def _is_heard(
-    library: SNNLibrary,
-    model: nn.Module,
-    layer: SpikingLayer,
-    rows: Tensor,
-    batch: Any,
-    run: Forward,
-    expected: tuple[dict[str, Tensor], Any],
+def _is_read(
+    runner: Runner, layer: SpikingLayer, rows: Tensor, batch: Any, expected: tuple[dict[str, Tensor], Any]
 ) -> bool:
     """Whether making these rows' neurons spike changes another neuron's spikes or the output, or cannot be done."""
     quiet = layer.weight()
@@ -80,7 +66,7 @@ def _is_heard(
     loud[rows.to(loud.device)] = LOUD * float(quiet.abs().max())
     try:
         layer.write(loud)
-        spikes, output = _observed(library, model, batch, run)
+        spikes, output = _observed(runner, batch)
     finally:
         layer.write(quiet)
     known = isinstance(output, Tensor) and torch.equal(output, expected[1])
@@ -96,10 +82,10 @@ def _is_heard(
     return False
 
 
-def _observed(library: SNNLibrary, model: nn.Module, batch: Any, run: Forward) -> tuple[dict[str, Tensor], Any]:
+def _observed(runner: Runner, batch: Any) -> tuple[dict[str, Tensor], Any]:
     """Each spiking neuron's spikes (T, B, ...), bool, by name, and the model's output."""
     with torch.no_grad():
-        return spikes_of(library, model, batch, run, keep=lambda step: step != 0)
+        return runner.spikes(batch, keep=lambda step: step != 0)
 
 
 def _rows_last(spikes: Tensor, layer: SpikingLayer) -> Tensor:

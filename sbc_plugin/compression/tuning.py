@@ -6,73 +6,81 @@ model's own surrogate gradients; and, of a classifier, how its classes differ (e
 codes: of a quantised layer the scales move.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.progress import progress_bar
-from sbc_plugin.compression.objective import Aims, distance_on, mean_distance
+from sbc_plugin.compression.objective import Targets, distance_on, mean_distance
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import UnsupportedModelError
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
+from sbc_plugin.layers import SpikingLayer
 
 STEP = 0.05  # length of the first steps, as a fraction of the root mean square of the layer's kept weights
 SCALE_STEP = 0.003  # length of a scale's first steps, as a fraction of the scale
-PARTS = (1.0, 0.5, 0.25)  # of the way that the steps went, tried in this order
+PARTS = (1.0, 0.5, 0.25)  # fractions of the way that the steps went; each is tried, the largest first
 SEED = 20_250_603  # of the order in which pieces are taken
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning has brought.
+
+    Attributes:
+        before: the mean :func:`~sbc_plugin.compression.objective.distance` of a validation piece before it.
+        after: the same after it; equal where nothing was gained.
+        grids: by layer name, of those that are quantised, with their scales as they are now.
+    """
+
+    before: float
+    after: float
+    grids: Mapping[str, Grid]
+
+
 def tune(
-    library: SNNLibrary,
-    model: nn.Module,
+    runner: Runner,
     layers: list[SpikingLayer],
-    grids: dict[str, Grid],
-    aims: Aims,
+    grids: Mapping[str, Grid],
+    aims: Targets,
     steps: int,
-    forward: Forward | None = None,
     progress: bool | None = False,
-) -> tuple[float, float]:
+) -> Tuned:
     """Move the layers' nonzero weights, in place, so that the model's spikes come closer to the targets.
 
-    Of a quantised layer only the scales move: codes stay, and so do scales that have to be powers of two. If in
-    the end the spikes are no closer on the judged pieces together, half of the way is tried, then a quarter; if that
+    Of a quantised layer only the scales move: codes stay, and so do scales that have to be powers of two. If in the
+    end the spikes are no closer on the validation pieces together, half of the way is tried, then a quarter; if that
     brings nothing, all is put back.
 
     Adam, one piece a step in seeded random order, with a step length that falls to 0 along a cosine.
 
     Args:
-        library: of the model.
-        model: holds the compressed weights before, the tuned ones after.
+        runner: of the model, which holds the compressed weights before and the tuned ones after.
         layers: to tune; weights that are zero stay zero.
-        grids: by layer name, of those that are quantised; those with tuned scales take their place.
-        aims: of :func:`targets`.
-        steps: how many, at least 1.
-        forward: runs one whole sequence; None for the library's default.
+        grids: by layer name, of those that are quantised.
+        aims: of :func:`~sbc_plugin.compression.objective.targets`.
+        steps: how many, at least 1. From a distance of 0 no step is taken.
         progress: show a progress bar; None = on a terminal.
-
-    Returns:
-        The mean :func:`distance` of a judged piece before and after; the same where nothing was gained. From a distance
-        of 0 no step is taken.
 
     Raises:
         UnsupportedModelError: no gradient reaches any weight.
     """
-    run = forward or library.default_forward(model)
-    start, before = [layer.weight() for layer in layers], mean_distance(library, model, aims, run)
+    start, before = [layer.weight() for layer in layers], mean_distance(runner, aims)
     if before == 0:
-        return before, before
-    order = _shuffled(len(aims.fitted), steps)
-    with torch.enable_grad(), gradients(model, layers):
+        return Tuned(before, before, grids)
+    # 1. Steps down the gradient, one piece each.
+    order = _shuffled(len(aims.train), steps)
+    with torch.enable_grad(), gradients(runner.model, layers):
         movable = [_movable(layer, grids.get(layer.name)) for layer in layers]
         optimizer = torch.optim.Adam([{"params": [each.moved], "lr": each.step} for each in movable])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for step in progress_bar(range(steps), "tuning", "step", progress):
-            loss = distance_on(library, model, aims, run, aims.fitted[order[step]])
+            loss = distance_on(runner, aims, aims.train[order[step]])
             if not loss.requires_grad:
-                raise UnsupportedModelError(f"{no_gradient(model)}, or use Calibration(tuning=0)")
+                raise UnsupportedModelError(f"{no_gradient(runner.model)}, or use Calibration(tuning=0)")
             loss.backward()
             optimizer.zero_grad()
             for each in movable:
@@ -81,15 +89,17 @@ def tune(
             schedule.step()
             for each in movable:
                 each.layer.write(each.weight().detach())
+    # 2. The whole way, half of it, or a quarter: the first that brings the validation pieces closer stays.
     for part in PARTS:
         for each in movable:
             each.layer.write(each.weight(part).detach())
-        if (after := mean_distance(library, model, aims, run)) < before:
-            grids |= {each.layer.name: each.grid(part) for each in movable if isinstance(each, _Scales)}
-            return before, after
+        if (after := mean_distance(runner, aims)) < before:
+            moved = {each.layer.name: each.grid(part) for each in movable if isinstance(each, _Scales)}
+            return Tuned(before, after, {**grids, **moved})
+    # 3. Nothing does: everything is put back.
     for layer, weight in zip(layers, start, strict=True):
         layer.write(weight)
-    return before, before
+    return Tuned(before, before, grids)
 
 
 def no_gradient(model: nn.Module) -> str:

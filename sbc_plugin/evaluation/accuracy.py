@@ -1,14 +1,15 @@
 """How often a network says the right label: the largest output of each sequence, summed over time."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.hessians import peek
+from sbc_plugin.calibration.batches import labels_of, peek
+from sbc_plugin.calibration.forward import Runner, eval_mode
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, library_of, neutral
+from sbc_plugin.layers import Forward
 
 
 def accuracy(model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None) -> float:
@@ -24,14 +25,14 @@ def accuracy(model: nn.Module, data: Iterable[Any], *, forward: Forward | None =
         CalibrationError: no data, no labels, or a result of another shape.
     """
     _, data = peek(data)
-    run = forward or library_of(model).default_forward(model)
+    runner = Runner.of(model, forward)
     right = total = 0
-    with neutral(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for number, batch in enumerate(data):
             labels = labels_of(batch)
             if labels is None:
                 raise CalibrationError(f"batch {number} holds no labels; give pairs (x, labels)")
-            right += right_answers(run(model, batch), labels, number)
+            right += right_answers(runner.run(model, batch), labels, number)
             total += len(labels)
     return right / total
 
@@ -71,20 +72,3 @@ def scores_of(output: Any) -> Tensor | None:
     if not isinstance(result, Tensor) or result.dim() not in (2, 3):
         return None
     return result.sum(0) if result.dim() == 3 else result
-
-
-def labels_of(batch: Any) -> Tensor | None:
-    """The labels (B,) that a batch holds: its second item, or its "labels", "label", "y" or "target"; None if none.
-
-    >>> labels_of({"x": torch.zeros(1, 2, 1), "label": [3, 4]}).tolist()
-    [3, 4]
-    """
-    found = None
-    if isinstance(batch, Mapping):
-        found = next((batch[key] for key in ("labels", "label", "y", "target") if key in batch), None)
-    elif isinstance(batch, Sequence) and len(batch) > 1:
-        found = batch[1]
-    if found is None:
-        return None
-    labels = torch.as_tensor(found)
-    return labels if labels.dim() == 1 and not labels.is_floating_point() else None

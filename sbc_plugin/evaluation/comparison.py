@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.hessians import peek
+from sbc_plugin.calibration.batches import peek
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.evaluation.operations import Cost, Recording, Replayed, Watched, sequences_of
+from sbc_plugin.evaluation.operations import Cost, OperationCounter, Recording, Replayed, sequences_of
 from sbc_plugin.evaluation.report import table
 from sbc_plugin.layers import Forward
 
@@ -128,7 +128,7 @@ def record_spikes(model: nn.Module, data: Iterable[Any], *, forward: Forward | N
         UnsupportedModelError: a model that is not spiking.
     """
     first, data = peek(data)
-    watched = Watched(model, first, forward)
+    watched = OperationCounter(model, first, forward)
     batches = tuple(watched.run(batch, number) for number, batch in enumerate(data))
     return Recording(batches, watched.cost(sum(sequences_of(spikes) for spikes in batches)))
 
@@ -170,8 +170,8 @@ def compare_outputs(
     """
     first, data = peek(data)
     tallies: dict[str, _Tally] = {}
-    before = Replayed(dense) if isinstance(dense, Recording) else Watched(dense, first, forward)
-    after = Watched(compressed, first, forward)
+    before = Replayed(dense) if isinstance(dense, Recording) else OperationCounter(dense, first, forward)
+    after = OperationCounter(compressed, first, forward)
     sequences = 0
     for number, batch in enumerate(data):
         old, new = before.run(batch, number), after.run(batch, number)

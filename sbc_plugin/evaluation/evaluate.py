@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.hessians import peek
+from sbc_plugin.calibration.batches import input_of, labels_of, peek
 from sbc_plugin.core.spikes import Operations
 from sbc_plugin.errors import CalibrationError, CheckpointError
-from sbc_plugin.evaluation.accuracy import labels_of, right_answers
+from sbc_plugin.evaluation.accuracy import right_answers
 from sbc_plugin.evaluation.comparison import Comparison, NeuronComparison, compare_outputs
 from sbc_plugin.evaluation.operations import Cost
-from sbc_plugin.layers import Forward, SpikingLibrary, input_of, library_of
+from sbc_plugin.layers import Forward, SpikingLibrary, library_of
 from sbc_plugin.version import __version__
 
 SHOWN, TRACES, RECORDED = 24, 3, 16  # neurons in a raster, neurons with a membrane, sequences that are recorded

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sbc_plugin.calibration.hessians import DEFAULT, gather, peek
+from sbc_plugin.calibration.batches import peek, sequences_in
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.hessians import DEFAULT, gather
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.core.pruning.prune import SMALL
 from sbc_plugin.evaluation.report import table
-from sbc_plugin.layers import Forward, SpikingLayer, input_of, library_of
+from sbc_plugin.layers import Forward, SpikingLayer
 
 COPIES = 4  # of one Hessian that a solver holds: undamped, damped, inverse, factor
 # What pruning to 90 % and quantising together took on layers of 50 to 2,312 inputs: seconds a column, of Python around
@@ -112,9 +114,9 @@ def inspect(
         CalibrationError: no data, or data that does not fit.
         UnsupportedModelError: a model, neuron or weight without a rule.
     """
-    library = library_of(model)
+    runner = Runner.of(model, forward)
     first, data = peek(calibration_data)
-    layers, skipped = library.find_layers(model, first, forward)
+    layers, skipped = runner.find_layers(first)
     skipped |= {layer.name: layer.note for layer in layers if layer.note}
     speed = _products_per_second(layers[0].parts[0].tensor.device)
     plans = [_plan(layer, speed) for layer in layers]
@@ -122,9 +124,9 @@ def inspect(
     seconds = None
     if whole:
         started = time.perf_counter()
-        gather(library, model, layers, [first], DEFAULT, forward)
-        batch = (time.perf_counter() - started) / max(input_of(first).shape[1], 1)
-        sequences = sum(input_of(batch).shape[1] for batch in data)
+        gather(runner, layers, [first], DEFAULT)
+        batch = (time.perf_counter() - started) / max(sequences_in(first), 1)
+        sequences = sum(sequences_in(batch) for batch in data)
         seconds = batch * sequences + sum(plan.seconds for plan in plans)
     return Inspection(plans, skipped, memory, seconds)
 

@@ -1,7 +1,6 @@
-"""A model that is run while its spikes and operations are watched, or the recording of such a run in its place."""
+"""Synaptic operations, energy and size of a model, counted while it runs, or the recording of such a run."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -9,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.hessians import check_batch
+from sbc_plugin.calibration.batches import check_batch
+from sbc_plugin.calibration.forward import Runner, StepSpikes
 from sbc_plugin.core.spikes import Operations, energy, synaptic_operations
 from sbc_plugin.core.storage import packed_bytes
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, Part, SNNLibrary, library_of, neutral
+from sbc_plugin.layers import Forward, Part
 
 
 @dataclass(frozen=True)
@@ -51,29 +51,6 @@ def sequences_of(spikes: dict[str, Tensor]) -> int:
     return max((train.shape[1] for train in spikes.values()), default=0)
 
 
-def spikes_of(
-    library: SNNLibrary, model: nn.Module, batch: Any, run: Forward, keep: Callable[[Tensor], Tensor]
-) -> tuple[dict[str, Tensor], Any]:
-    """Run one batch in eval mode: the spikes (T, B, ...) of each neuron module that spikes, by name, and the output.
-
-    Args:
-        library: of the model.
-        model: to run; gradients flow where they are enabled.
-        batch: for ``run``.
-        run: runs one whole sequence.
-        keep: what is kept of the spikes of one step.
-    """
-    steps: dict[str, list[Tensor]] = {}
-
-    def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
-        if spikes is not None:
-            steps.setdefault(name, []).append(keep(spikes))
-
-    with neutral(model), library.watch_steps(model, on_step):
-        output = run(model, batch)
-    return {name: torch.stack(spikes) for name, spikes in steps.items()}, output
-
-
 class Replayed:
     """A recording in the place of the model, without its output."""
 
@@ -104,13 +81,12 @@ class Replayed:
         return self.recording.cost
 
 
-class Watched:
-    """A model with counters on its weights; ``output`` is what its last run returned."""
+class OperationCounter:
+    """A model that counts the operations of its weights; ``output`` is what its last run returned."""
 
     def __init__(self, model: nn.Module, batch: Any, forward: Forward | None) -> None:
-        self.library, self.model = library_of(model), model
-        self.forward = forward or self.library.default_forward(model)
-        layers, _ = self.library.find_layers(model, batch, forward, temporal=False)
+        self.runner = Runner.of(model, forward)
+        layers, _ = self.runner.find_layers(batch, temporal=False)
         self.parts = [part for layer in layers for part in layer.parts]
         self.operations = Operations()
         self.output: Any = None
@@ -118,29 +94,25 @@ class Watched:
     def run(self, batch: Any, number: int) -> dict[str, Tensor]:
         """Each spiking neuron's spikes (T, B, ...), uint8, by name."""
         check_batch(batch, number)
-        steps: dict[str, list[Tensor]] = {}
+        spikes_of_steps = StepSpikes(lambda step: step.detach().to(torch.uint8))
         cells = [part for part in self.parts if part.attribute != "weight"]
 
         def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
-            if spikes is not None:
-                steps.setdefault(name, []).append(spikes.detach().to(torch.uint8))
+            spikes_of_steps(name, x, feedback, spikes)
             for part in cells:
                 if part.name.rpartition(".")[0] == name:
                     value = x if part.attribute == "input_weights" else feedback
                     if value is not None and value.dim() > 1:
                         self._count(part, value)
 
-        with neutral(self.model), torch.no_grad(), self._counting(), self.library.watch_steps(self.model, on_step):
-            self.output = self.forward(self.model, batch)
-        return {name: torch.stack(spikes) for name, spikes in steps.items()}
+        with torch.no_grad():
+            self.output = self.runner(batch, hooks=self._hooks(), on_step=on_step)
+        return spikes_of_steps.stacked()
 
-    @contextmanager
-    def _counting(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for part in self.parts:
-                if part.attribute == "weight":
-                    stack.callback(part.module.register_forward_pre_hook(self._counter(part)).remove)
-            yield
+    def _hooks(self) -> Iterator[Any]:
+        for part in self.parts:
+            if part.attribute == "weight":
+                yield part.module.register_forward_pre_hook(self._counter(part))
 
     def _counter(self, part: Part) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

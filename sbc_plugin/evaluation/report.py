@@ -137,6 +137,20 @@ class Report:
         return "\n".join(lines)
 
 
+def joined(notes: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """All notes, the reasons of one name behind each other; a reason that is there already is not repeated.
+
+    >>> joined({"0": "M = I"}, {"0": "not pruned", "tuning": "no gradient"})
+    {'0': 'M = I; not pruned', 'tuning': 'no gradient'}
+    """
+    together = dict(notes)
+    for name, reason in more.items():
+        known = together.get(name, "")
+        if reason not in known:
+            together[name] = f"{known}; {reason}" if known else reason
+    return together
+
+
 def table(heads: list[str], rows: list[list[str]]) -> list[str]:
     r"""Lines of a plain text table: the first two columns to the left, numbers to the right.
 

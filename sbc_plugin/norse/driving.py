@@ -7,8 +7,9 @@ import torch
 from norse.torch import Lift
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.batches import input_of
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, input_of
+from sbc_plugin.layers import Forward
 from sbc_plugin.norse.neurons import NEURONS, SEQUENCE
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.hessians import check_batch, peek
+from sbc_plugin.calibration.batches import check_batch, peek
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.core.quantization.fixed_point import FixedPoint, check_bits, fixed_point
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
 from sbc_plugin.evaluation.report import table
-from sbc_plugin.layers import Forward, library_of, neutral
+from sbc_plugin.layers import Forward, library_of
 from sbc_plugin.norse.driving import default_forward
 from sbc_plugin.norse.neurons import NEURONS, is_integrator, state_tensor
 from sbc_plugin.norse.recording import Step, intercept_steps
@@ -188,7 +189,7 @@ def _run(
     run = forward or default_forward(model)
     for number, batch in enumerate(data):
         check_batch(batch, number)
-        with neutral(model), torch.no_grad(), intercept_steps(model, on_step):
+        with eval_mode(model), torch.no_grad(), intercept_steps(model, on_step):
             run(model, batch)
 
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.layers import Forward, neutral
+from sbc_plugin.calibration.forward import eval_mode
+from sbc_plugin.layers import Forward
 from sbc_plugin.norse.driving import default_forward
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT, below_threshold, is_spiking, state_tensor
 
@@ -115,7 +116,7 @@ def record_states(model: nn.Module, batch: Any, forward: Forward | None = None) 
         records.setdefault(step.name, []).append(full)
         return output, state
 
-    with neutral(model), torch.no_grad(), intercept_steps(model, on_step):
+    with eval_mode(model), torch.no_grad(), intercept_steps(model, on_step):
         (forward or default_forward(model))(model, batch)
     return {
         name: NeuronRecord(*(_stacked(column) for column in zip(*steps, strict=True)))

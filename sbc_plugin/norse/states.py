@@ -9,8 +9,8 @@ import norse.torch as norse
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.errors import UnsupportedModelError, in_layer
-from sbc_plugin.layers import neutral
 from sbc_plugin.norse.driving import default_forward, is_step_model
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT
 from sbc_plugin.norse.recording import Step, intercept_steps
@@ -98,7 +98,7 @@ def flat_step(model: nn.Module, x: Tensor) -> FlatStep:
             seen.setdefault(id(after), (".".join((step.name, *path)).lstrip("."), before.detach()))
         return output, state
 
-    with neutral(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         with intercept_steps(model, on_step):
             _, template = _step(model, x[0], None)
         names: list[str | None] = []

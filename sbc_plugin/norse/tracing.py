@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.core.matrix_form import MatrixForm, matrix_form
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
-from sbc_plugin.layers import Forward, neutral
+from sbc_plugin.layers import Forward
 from sbc_plugin.norse.following import Origin, Path, origins, tagged
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_integrator, state_tensor
 from sbc_plugin.norse.recording import Step, intercept_steps
@@ -91,7 +92,7 @@ def trace(model: nn.Module, batch: Any, forward: Forward) -> Trace:
     check_plain(model)
     tracer = _Tracer(model)
     with ExitStack() as stack:
-        stack.enter_context(neutral(model))
+        stack.enter_context(eval_mode(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for handle in tracer.hooks():

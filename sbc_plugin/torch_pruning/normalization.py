@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.plain import PlainNetworks
 from sbc_plugin.errors import UnsupportedModelError
-from sbc_plugin.layers import Forward, SNNLibrary, library_of, neutral
+from sbc_plugin.layers import Forward, SNNLibrary, library_of
 
 
 def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], forward: Forward | None = None) -> int:
@@ -32,7 +33,7 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], forward: Forward
     run = forward or library.default_forward(model)
     momenta = [norm.momentum for norm in norms]
     try:
-        with neutral(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # the plain average of all calls

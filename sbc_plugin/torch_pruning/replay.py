@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sbc_plugin.layers import neutral
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.norse.neurons import RECURRENT
 from sbc_plugin.norse.recording import Step, intercept_steps
 from sbc_plugin.torch_pruning.tracing import run_once, tensors_in, trace_inputs
@@ -28,7 +28,7 @@ def linear_neurons(model: nn.Module) -> Iterator[None]:
         output = functional.linear(step.x, step.weights[0]) if step.weights else step.x * 1.0
         return output, _with_output(step.state, output)
 
-    with neutral(model), torch.no_grad(), intercept_steps(model, passed):
+    with eval_mode(model), torch.no_grad(), intercept_steps(model, passed):
         yield
 
 

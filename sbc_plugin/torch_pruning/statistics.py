@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
-from sbc_plugin.calibration.hessians import peek, run_batches
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.hessians import run_batches
 from sbc_plugin.calibration.plain import PlainNetworks
 from sbc_plugin.compression.layer import check_heard
 from sbc_plugin.core.hessian import HessianAccumulator, quadratic
@@ -48,7 +50,7 @@ def gather_consumers(
         collectors.append(WithConstant(layer, reservoir.add))
         accumulators.append(accumulator)
         reservoirs.append(reservoir)
-    for number in run_batches(library, model, collectors, data, calibration, forward):
+    for number in run_batches(Runner(model, library, forward), collectors, data, calibration.temporal):
         for reservoir in reservoirs:
             reservoir.end_batch(number)
     for reservoir in reservoirs:

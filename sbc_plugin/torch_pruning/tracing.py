@@ -14,7 +14,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from sbc_plugin.layers import neutral
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.norse.driving import is_step_model
 from sbc_plugin.norse.neurons import NEURONS
 from sbc_plugin.torch_pruning.layouts import Layout, along, broadcast
@@ -49,7 +49,7 @@ def exact_tracing(model: nn.Module) -> Iterator[None]:
         unwrapped = dict(unwrapped_parameters or {})
         tracer = _Tracer(graph, model, unwrapped)
         options["verbose"] = False  # it warns about parameters of no module, whose dimension is known here
-        with _replaced(graph, "_trace", tracer.trace), torch.enable_grad(), neutral(model):
+        with _replaced(graph, "_trace", tracer.trace), torch.enable_grad(), eval_mode(model):
             original(
                 graph,
                 model,

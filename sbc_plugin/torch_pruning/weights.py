@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sbc_plugin.calibration.hessians import DEFAULT, gather, peek
+from sbc_plugin.calibration.batches import peek
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.hessians import DEFAULT, gather
 from sbc_plugin.calibration.plain import TransposedForm
 from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern
 from sbc_plugin.core.allocation.lamp import allocate_zeros
@@ -112,7 +114,7 @@ class WeightPruner:
         layers = [layer for layer in layers if self._prunable(layer, prune)]
         if not layers:
             raise SettingsError(f"pattern {self.pattern} fits no layer: {self.skipped}")
-        found = gather(library, self.model, layers, data, self.calibration, self.forward)
+        found = gather(Runner(self.model, library, self.forward), layers, data, self.calibration)
         zeros = self._zeros(layers, prune)
         recipe = Recipe(self.method, prune, None, self.calibration.damping)
         solved = []

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from sbc_plugin.calibration.batches import labels_of
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.evaluation.accuracy import accuracy, labels_of
+from sbc_plugin.evaluation.accuracy import accuracy
 
 X = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [[0.0, 3.0], [0.0, 0.0], [0.0, 0.0]]])  # sums: 1 3, 0 1, 1 1
 LABELS = torch.tensor([1, 0, 0])  # right, wrong, right: of equal outputs the lowest label

@@ -1,0 +1,155 @@
+"""What a batch of data is: its input, its labels, its sequences; and iterables that can be run through once only.
+
+A batch is the input (T, B, ...): time, sequences, features; or a tuple, list or dict that holds it, with labels beside
+it if there are any. A batch of any other kind is for a ``forward`` of the user's own, and nothing here looks into it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbc_plugin.errors import CalibrationError
+
+INPUT_KEYS = ("x", "input", "data")
+LABEL_KEYS = ("labels", "label", "y", "target")
+
+
+def input_of(batch: Any) -> Tensor:
+    """The input tensor of a batch: the batch itself, its first item, or its "x", "input" or "data".
+
+    Raises:
+        CalibrationError: none of these is a tensor.
+
+    >>> input_of({"x": torch.ones(2), "label": 3}).tolist()
+    [1.0, 1.0]
+    """
+    x = batch
+    if isinstance(batch, Mapping):
+        x = next((batch[key] for key in INPUT_KEYS if key in batch), next(iter(batch.values()), None))
+    elif isinstance(batch, Sequence) and len(batch):
+        x = batch[0]
+    if not isinstance(x, Tensor):
+        raise CalibrationError(
+            f"a batch of type {type(batch).__name__} holds no input tensor; give the tensor, a tuple, list or dict "
+            'whose first item (or "x", "input", "data") is it, or pass `forward`'
+        )
+    return x
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """The labels (B,) that a batch holds: its second item, or its "labels", "label", "y" or "target"; None if none.
+
+    >>> labels_of({"x": torch.zeros(1, 2, 1), "label": [3, 4]}).tolist()
+    [3, 4]
+    """
+    given = None
+    if isinstance(batch, Mapping):
+        given = next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    elif isinstance(batch, Sequence) and len(batch) > 1:
+        given = batch[1]
+    if given is None:
+        return None
+    labels = torch.as_tensor(given)
+    return labels if labels.dim() == 1 and not labels.is_floating_point() else None
+
+
+def dense(x: Tensor) -> Tensor:
+    """The same values in a tensor that is not sparse."""
+    return x if x.layout == torch.strided else x.to_dense()
+
+
+def sequences_in(batch: Any) -> int:
+    """How many sequences a batch holds; 0 where only the user's own ``forward`` knows.
+
+    >>> sequences_in((torch.zeros(10, 4, 2), "labels"))
+    4
+    """
+    try:
+        x = input_of(batch)
+    except CalibrationError:
+        return 0
+    return x.shape[1] if x.dim() > 1 else 1
+
+
+def check_batch(batch: Any, number: int) -> None:
+    """Refuse an empty input, NaN and infinity in a batch, where it is known which tensor its input is.
+
+    Raises:
+        CalibrationError: no step, no sequence or no feature; NaN or infinity.
+    """
+    try:
+        x = input_of(batch)
+    except CalibrationError:
+        return
+    if x.numel() == 0:
+        raise CalibrationError(
+            f"batch {number}: the input has shape {tuple(x.shape)}, so it holds no steps or sequences"
+        )
+    if x.is_floating_point() and not dense(x).isfinite().all():
+        raise CalibrationError(f"batch {number}: the input holds NaN or infinity; clean the calibration data")
+
+
+def peek(calibration_data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and an iterable of all batches, the first included.
+
+    Raises:
+        CalibrationError: there is no batch, or the first is empty.
+    """
+    if isinstance(calibration_data, Tensor):
+        shape = tuple(calibration_data.shape)
+        raise CalibrationError(
+            f"calibration_data is one tensor {shape}, an iterable of batches is needed; if it is one batch, "
+            "(T, B, ...), give [tensor]"
+        )
+    try:
+        iterator = iter(calibration_data)
+    except TypeError:
+        kind = type(calibration_data).__name__
+        raise CalibrationError(
+            f"calibration_data is no iterable of batches but {kind}; give a list or loader"
+        ) from None
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise CalibrationError("calibration_data holds no batch; give at least one, or a fresh iterator") from None
+    check_batch(first, 0)
+    return first, (chain([first], iterator) if iterator is calibration_data else calibration_data)
+
+
+def repeatable(data: Iterable[Any]) -> Iterable[Any]:
+    """The data, as a list where it could be run through only once.
+
+    >>> list(repeatable(iter([1, 2]))), repeatable((1, 2))
+    ([1, 2], (1, 2))
+    """
+    return list(data) if isinstance(data, Iterator) else data
+
+
+def first_sequences(data: Iterable[Any], count: int) -> list[Any]:
+    """The first batches, whole ones, until they hold ``count`` sequences together.
+
+    >>> len(first_sequences([torch.zeros(3, 2, 1)] * 5, 3))
+    2
+    """
+    batches: list[Any] = []
+    sequences = 0
+    for batch in data:
+        batches.append(batch)
+        sequences += sequences_in(batch)
+        if sequences >= count:
+            break
+    return batches
+
+
+def pieces_of(batch: Any, sequences: int) -> tuple[Tensor, ...]:
+    """A batch's input (T, B, ...) in pieces of at most so many sequences; gradients can be taken through each.
+
+    Raises:
+        CalibrationError: the batch holds no input tensor.
+    """
+    x = dense(input_of(batch))
+    x = x.clone() if x.is_inference() else x
+    return x.split(sequences, dim=1) if x.dim() > 1 else (x,)

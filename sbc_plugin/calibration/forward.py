@@ -1,0 +1,133 @@
+"""A model, its library, and the function that runs one whole sequence: :class:`Runner`.
+
+Everything that looks at a model while it runs goes through it: the model is in eval mode, hooks are removed on any
+exit, and modes and random state are afterwards as they were before.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from sbc_plugin.calibration.batches import pieces_of
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
+
+OnStep: TypeAlias = Callable[[str, Tensor, Tensor | None, Tensor | None], None]
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run in eval mode; each module's mode and the random state are afterwards as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Keep hooks for the length of the block.
+
+    Args:
+        handles: of the hooks; a generator that registers one hook after the other is welcome, since those that it has
+            registered are removed even if it fails.
+    """
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+@dataclass(frozen=True)
+class Runner:
+    """How whole sequences run through a model.
+
+    Attributes:
+        model: to run.
+        library: that knows the model's neurons.
+        forward: ``forward(model, batch)`` of the user's own; None for the library's default.
+    """
+
+    model: nn.Module
+    library: SNNLibrary
+    forward: Forward | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, forward: Forward | None = None) -> "Runner":
+        """The runner of a model whose library is found by its neurons.
+
+        Raises:
+            UnsupportedModelError: the model belongs to no library that is known.
+        """
+        return cls(model, library_of(model), forward)
+
+    @cached_property
+    def run(self) -> Forward:
+        """The function that runs one whole sequence, as it is: modes and gradients are the caller's."""
+        return self.forward or self.library.default_forward(self.model)
+
+    def __call__(self, batch: Any, hooks: Iterable[Any] = (), on_step: OnStep | None = None) -> Any:
+        """Run one batch in eval mode; the model's output. Gradients flow where they are enabled.
+
+        Args:
+            batch: for :attr:`run`.
+            hooks: handles of hooks, see :func:`hooked`.
+            on_step: called after each step of a neuron, see :meth:`sbc_plugin.layers.SNNLibrary.watch_steps`.
+        """
+        steps = nullcontext() if on_step is None else self.library.watch_steps(self.model, on_step)
+        with eval_mode(self.model), hooked(hooks), steps:
+            return self.run(self.model, batch)
+
+    def spikes(self, batch: Any, keep: Callable[[Tensor], Tensor]) -> tuple[dict[str, Tensor], Any]:
+        """Run one batch: the spikes (T, B, ...) of each neuron module that spikes, by name, and the output.
+
+        Args:
+            batch: for :attr:`run`.
+            keep: what is kept of the spikes of one step.
+        """
+        steps = StepSpikes(keep)
+        output = self(batch, on_step=steps)
+        return steps.stacked(), output
+
+    def find_layers(self, batch: Any, temporal: bool = True) -> tuple[list[SpikingLayer], dict[str, str]]:
+        """The layers in the order in which they run, and what was left out: name -> reason.
+
+        Args:
+            batch: is run once.
+            temporal: False gives every layer M = I.
+        """
+        return self.library.find_layers(self.model, batch, self.forward, temporal)
+
+    def pieces(self, batch: Any, sequences: int) -> Iterable[Any]:
+        """The batch in pieces of at most so many sequences; whole where only the user's own forward can read it."""
+        return pieces_of(batch, sequences) if self.forward is None else [batch]
+
+
+class StepSpikes:
+    """Gathers the spikes of every step: an ``on_step`` for :class:`Runner`.
+
+    Args:
+        keep: what is kept of the spikes of one step.
+    """
+
+    def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
+        self.keep = keep
+        self.steps: dict[str, list[Tensor]] = {}
+
+    def __call__(self, name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
+        """Keep the spikes of one step; an integrator has none."""
+        if spikes is not None:
+            self.steps.setdefault(name, []).append(self.keep(spikes))
+
+    def stacked(self) -> dict[str, Tensor]:
+        """Name -> (T, B, ...)."""
+        return {name: torch.stack(steps) for name, steps in self.steps.items()}
