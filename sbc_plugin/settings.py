@@ -25,13 +25,15 @@ class Prune:
     Attributes:
         sparsity: fraction of zeros over all compressed weights together, 0 <= sparsity < 1. N:M fixes it to 1 - N/M.
         pattern: "unstructured"; "N:M" such as "2:4" (N kept of M consecutive inputs); "block:K" (K inputs together).
-        solver: "auto", "magnitude", "obs" (the paper's greedy), "admm" or "hybrid".
+        solver: "auto", "magnitude", "obs" (greedy as in the paper, but one weight a step, which is exact; the paper
+            removes ``ceil(columns / 256)`` at once), "admm" or "hybrid".
         allocation: how layers share the budget: "lamp", "uniform" or "loss".
         refit: move the kept weights to their least-squares optimum.
         rescale: then scale each row so that its membrane keeps its mean square, which least squares shrinks; only
             with ``refit``, and only for "sbc" and "obc".
         silent_first: weights from neurons that never spike in calibration go first, and then those into such neurons
-            as nobody hears any more, as far as the budget goes; only unstructured, and only for "sbc" and "obc".
+            whose spikes no layer reads any more, as far as the budget goes; only unstructured, and only for "sbc" and
+            "obc".
             None = where single weights go and tuning follows.
         rounds: prune in so many rounds, each calibrated on what the one before it left, and each leaving half as many
             weights. Meant for tuning, which then follows the last; only for "sbc" and "obc", and not with N:M. None =
@@ -123,9 +125,10 @@ class Calibration:
             output with a bias, back to the dense network's; forward passes only. Only for "sbc" and "obc".
         tuning: gradient steps after solving, on the kept weights, towards the dense network's spikes; no labels. Needs
             surrogate gradients and the memory that training takes. Only for "sbc" and "obc". 0 does without. None = of
-            "sbc" 200 where weights go, 100 at 2 and 3 bits alone, if gradients can be taken; the report tells.
-        outputs: what tuning takes the model's output for: "classes", scores that tell classes apart once they are
-            summed over time, or "values", numbers of which each counts.
+            "sbc" 200 where weights go, 100 at 2 and 3 bits alone, if gradients can be taken; the report holds how many
+            were taken.
+        outputs: what tuning takes the model's output for: "classes", scores of classes once they are summed over time,
+            or "values", numbers of which each counts.
 
     Raises:
         SettingsError: a value out of range.

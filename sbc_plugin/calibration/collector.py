@@ -1,4 +1,4 @@
-"""From what a layer receives, step by step, to filtered samples: nothing is kept that a causal filter can forget."""
+"""From what a layer receives, step by step, to filtered samples; of the past only the state of the filter is kept."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +18,7 @@ Emit = Callable[[list[Tensor]], None]
 
 
 class Collector:
-    """Filters one layer's inputs, one state a site and part, and emits each filtered step.
+    """Filters one layer's inputs, with one state for each site and part, and emits each filtered step.
 
     Args:
         layer: whose inputs.
@@ -74,7 +74,7 @@ class Collector:
         given = next(value for value in self.latest if value is not None and value.dim() > 1)
         filtered = []
         for part, value, causal in zip(self.layer.parts, self.latest, self.filters[0], strict=True):
-            # At the first step nothing has been fed back yet, and a host may send that nothing without a batch axis.
+            # At the first step nothing has been fed back yet; a host may then send zeros without a batch axis.
             value = given.new_zeros(part.form.columns) if value is None else value
             filtered.append(causal.step(value.expand(*given.shape[:-1], part.form.columns)))
         self.sequences = len(given)
@@ -82,7 +82,7 @@ class Collector:
         self.latest = [None] * len(self.layer.parts)
 
     def end(self) -> None:
-        """The batch is over: bring in inputs that hold a whole sequence in a form that only the steps tell."""
+        """The batch is over: filter the inputs that hold a whole sequence, now that the number of steps is known."""
         for site, x in self.pending:
             steps = self.steps.get(site.neuron or "", 1)
             if site.layout == "constant":
@@ -129,7 +129,8 @@ def _pieces(form: MatrixForm, filtered: list[Tensor], axis: int) -> Iterator[lis
 class Reservoir:
     """Gathers small blocks of samples (groups, n, columns) into large ones, keeping at most ``limit`` of each batch.
 
-    Which ones is decided by seeded random keys, one a sample: the largest stay, so all are equally likely.
+    Seeded random keys, one for each sample, decide which ones stay: those with the largest keys, so that all samples
+    are equally likely.
 
     Args:
         sink: takes the large blocks.

@@ -1,8 +1,8 @@
 """Bring the moments of every channel's current back to the dense network's, by forward passes alone.
 
-What an error in one layer does to the rates of the next shifts the currents that BatchNorm was told to expect, and
-those to which a bias was fitted. Both are moved so that mean and variance are the dense ones again, layer by layer,
-each on what the compressed ones before it send. Source: docs/theory.md, equations 12 and 13.
+An error in one layer changes the rates that the next layer receives, and so the currents whose mean and variance
+BatchNorm holds and to which a bias was fitted. Both are moved so that mean and variance are the dense ones again, layer
+by layer, each on what the compressed layers before it send. Source: docs/theory.md, equations 12 and 13.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from sbc_plugin.calibration.batches import first_sequences
 from sbc_plugin.calibration.forward import Runner, eval_mode, hooked
 from sbc_plugin.layers import SpikingLayer
 
-SEQUENCES = 256  # at least so many are run, if there are: whole batches
+SEQUENCES = 256  # at least so many are run if there are so many, in whole batches
 FURTHEST = 2.0  # factor on a channel's standard deviation
 
 Norm: TypeAlias = nn.modules.batchnorm._BatchNorm
@@ -67,44 +67,44 @@ def align(runner: Runner, wanted: Expected) -> None:
     """
     for name, target in wanted.moments.items():
         module: Any = runner.model.get_submodule(name)
-        found = _moments(runner, {name: module}, wanted.batches)[name]
+        now = _moments(runner, {name: module}, wanted.batches)[name]
         with torch.no_grad():
             if isinstance(module, Norm):
-                _align_norm(module, found, target)
+                _align_norm(module, now, target)
             else:
-                module.bias += (target.mean - found.mean).to(module.bias)
+                module.bias += (target.mean - now.mean).to(module.bias)
 
 
 def movable(model: nn.Module, layers: list[SpikingLayer]) -> list[Tensor]:
     """What :func:`align` changes: running statistics and biases."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for module in _modules(model, layers).values():
         own = [module.running_mean, module.running_var] if isinstance(module, Norm) else [module.bias]
-        found += [tensor.detach() for tensor in own if tensor is not None]
-    return found
+        tensors += [tensor.detach() for tensor in own if tensor is not None]
+    return tensors
 
 
-def _align_norm(norm: Norm, found: Moments, target: Moments) -> None:
-    """Let the normalisation take x for ``(x - mean) sigma* / sigma + mean*``, by its running statistics alone."""
+def _align_norm(norm: Norm, now: Moments, target: Moments) -> None:
+    """Let the BatchNorm see ``(x - mean) sigma* / sigma + mean*`` in place of x, by its running statistics alone."""
     assert norm.running_mean is not None and norm.running_var is not None
     mean, variance = norm.running_mean.double(), norm.running_var.double()
-    known = (found.variance > 0) & (target.variance > 0)
-    ratio = (target.variance / found.variance.where(known, 1.0)).sqrt().clamp(1 / FURTHEST, FURTHEST)
+    known = (now.variance > 0) & (target.variance > 0)
+    ratio = (target.variance / now.variance.where(known, 1.0)).sqrt().clamp(1 / FURTHEST, FURTHEST)
     ratio = ratio.where(known, 1.0).minimum(((variance + norm.eps) / norm.eps).sqrt())  # a variance is not negative
-    norm.running_mean.copy_(mean / ratio + (found.mean - target.mean / ratio))
+    norm.running_mean.copy_(mean / ratio + (now.mean - target.mean / ratio))
     norm.running_var.copy_(variance.where(ratio == 1, (variance + norm.eps) / ratio.square() - norm.eps))
 
 
 def _modules(model: nn.Module, layers: list[SpikingLayer]) -> dict[str, Norm | Biased]:
     """What can be aligned, by name: BatchNorms that keep running statistics, and layers with a bias."""
     own = {id(part.module) for layer in layers for part in layer.parts if part.attribute == "weight"}
-    found: dict[str, Norm | Biased] = {}
+    modules: dict[str, Norm | Biased] = {}
     for name, module in model.named_modules():
         if (isinstance(module, Norm) and module.running_mean is not None) or (
             isinstance(module, Biased) and id(module) in own and module.bias is not None
         ):
-            found[name] = module
-    return found
+            modules[name] = module
+    return modules
 
 
 def _moments(runner: Runner, modules: Mapping[str, Norm | Biased], batches: list[Any]) -> dict[str, Moments]:
@@ -116,13 +116,13 @@ def _moments(runner: Runner, modules: Mapping[str, Norm | Biased], batches: list
         new = [rows.sum(0), rows.square().sum(0), rows.new_tensor(len(rows))]
         sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else new
 
-    def listen(name: str, module: Norm | Biased) -> Any:
+    def hook(name: str, module: Norm | Biased) -> Any:
         if isinstance(module, Norm):
             return module.register_forward_pre_hook(lambda _, given: add(name, given[0], 1))
         axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
         return module.register_forward_hook(lambda _, given, output: add(name, output, axis))
 
-    hooks = (listen(name, module) for name, module in modules.items())
+    hooks = (hook(name, module) for name, module in modules.items())
     with torch.no_grad(), hooked(hooks), eval_mode(runner.model):
         for batch in batches:
             runner.run(runner.model, batch)

@@ -1,4 +1,4 @@
-"""How often a network says the right label: the largest output of each sequence, summed over time."""
+"""Accuracy: how often the output that is largest, summed over time, is that of the label."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -41,7 +41,7 @@ def right_answers(output: Any, labels: Tensor, number: int) -> int:
     """How many of a batch's labels (B,) are the largest output, of :func:`accuracy`'s forms.
 
     Raises:
-        CalibrationError: an output of another shape; ``number`` tells the batch.
+        CalibrationError: an output of another shape; the message names the batch by its ``number``.
 
     >>> right_answers(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]), 0)
     1

@@ -128,9 +128,9 @@ def record_spikes(model: nn.Module, data: Iterable[Any], *, forward: Forward | N
         UnsupportedModelError: a model that is not spiking.
     """
     first, data = peek(data)
-    watched = OperationCounter(model, first, forward)
-    batches = tuple(watched.run(batch, number) for number, batch in enumerate(data))
-    return Recording(batches, watched.cost(sum(sequences_of(spikes) for spikes in batches)))
+    counter = OperationCounter(model, first, forward)
+    batches = tuple(counter.run(batch, number) for number, batch in enumerate(data))
+    return Recording(batches, counter.cost(sum(sequences_of(spikes) for spikes in batches)))
 
 
 def compare(
@@ -160,9 +160,9 @@ def compare_outputs(
     compressed: nn.Module,
     data: Iterable[Any],
     forward: Forward | None,
-    listen: Callable[[Any, Any, Any], None],
+    on_batch: Callable[[Any, Any, Any], None],
 ) -> Comparison:
-    """:func:`compare`, which also calls ``listen(batch, before, after)`` with both outputs of each batch.
+    """:func:`compare`, which also calls ``on_batch(batch, before, after)`` with both outputs of each batch.
 
     Raises:
         CalibrationError: as :func:`compare`.
@@ -177,7 +177,7 @@ def compare_outputs(
         old, new = before.run(batch, number), after.run(batch, number)
         if old.keys() != new.keys():
             raise CalibrationError("the models do not run the same neurons; compare a model with its own compression")
-        listen(batch, before.output, after.output)
+        on_batch(batch, before.output, after.output)
         sequences += sequences_of(old)
         for name in old:
             _tally(tallies.setdefault(name, _Tally()), old[name], new[name])

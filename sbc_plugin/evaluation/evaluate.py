@@ -87,21 +87,21 @@ class Evaluation:
         return json.dumps(self.to_dict(), indent=indent)
 
     @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> "Evaluation":
+    def from_dict(cls, content: dict[str, Any]) -> "Evaluation":
         """What :meth:`to_dict` gave.
 
         Raises:
             CheckpointError: something is missing, or unknown.
         """
         try:
-            comparison = found["comparison"]
+            comparison = content["comparison"]
             neurons = [NeuronComparison(**neuron) for neuron in comparison["neurons"]]
             dense, compressed = (
                 Cost(**(comparison[side] | {"operations": Operations(**comparison[side]["operations"])}))
                 for side in ("dense", "compressed")
             )
-            rows = [Activity(**row) for row in found["activity"]]
-            rest = {name: found[name] for name in ("accuracy_dense", "accuracy", "held_out", "environment")}
+            rows = [Activity(**row) for row in content["activity"]]
+            rest = {name: content[name] for name in ("accuracy_dense", "accuracy", "held_out", "environment")}
             return cls(Comparison(neurons, dense, compressed, comparison["sequences"]), activity=rows, **rest)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"this is no evaluation of sbc-plugin {__version__}: {error}") from error
@@ -139,13 +139,15 @@ def evaluate(
     library = library_of(dense)
     first, data = peek(data)
     scores = _Scores()
-    comparison = compare_outputs(dense, compressed, data, forward, scores if labels_of(first) is not None else _deaf)
+    comparison = compare_outputs(
+        dense, compressed, data, forward, scores if labels_of(first) is not None else _no_labels
+    )
     batch = first if forward is not None else input_of(first)[:, :RECORDED]
     activity = _activity(library, dense, compressed, batch, forward)
     return Evaluation(comparison, *scores.accuracies(), activity, held_out, environment())
 
 
-def _deaf(batch: Any, before: Any, after: Any) -> None:
+def _no_labels(batch: Any, before: Any, after: Any) -> None:
     """There are no labels to compare outputs with."""
 
 
@@ -223,7 +225,7 @@ def environment() -> dict[str, Any]:
         "sbc-plugin": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: found for name in PACKAGES if (found := version_of(name))},
+        **{name: known for name in PACKAGES if (known := version_of(name))},
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
         "peak_memory": _peak_memory(),

@@ -53,7 +53,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What :func:`inspect` found.
+    """What ``compress`` would do.
 
     Attributes:
         layers: a row each, in the order in which they run.
@@ -100,8 +100,8 @@ def inspect(
 ) -> Inspection:
     """Find what ``compress`` would find, and estimate what it would cost. Nothing is changed.
 
-    Time is measured where it can be: one batch is calibrated, and a product of matrices tells this machine's speed.
-    The figures are estimates for pruning and quantising with the default settings, good to a factor of about three: one
+    Time is measured where it can be: one batch is calibrated, and the time of a matrix product shows the machine's
+    speed. The figures are estimates for pruning and quantising with the default settings, good to a factor of about three: one
     of both is cheaper, N:M on a wide layer takes longer.
 
     Args:

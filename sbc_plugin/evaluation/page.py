@@ -150,9 +150,9 @@ def _settings(report: Report, evaluation: Evaluation | None) -> str:
     return _table(["setting", "value"], named, "text")
 
 
-def _flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
-    for name, value in found.items():
+    for name, value in values.items():
         rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return rows
 

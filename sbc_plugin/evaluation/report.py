@@ -88,23 +88,23 @@ class Report:
         }
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> "Report":
-        """The report of which :meth:`to_dict` told; ``Report.from_dict(json.loads(text))`` reads its JSON.
+    def from_dict(cls, content: Mapping[str, Any]) -> "Report":
+        """The report from what :meth:`to_dict` returned; ``Report.from_dict(json.loads(text))`` reads its JSON.
 
         Raises:
             CheckpointError: it is of a newer format, or no report.
         """
         try:
-            if told["format"] > FORMAT:
+            if content["format"] > FORMAT:
                 raise CheckpointError(
-                    f"the report has format {told['format']}, this version reads {FORMAT}; update sbc-plugin"
+                    f"the report has format {content['format']}, this version reads {FORMAT}; update sbc-plugin"
                 )
             settings = {
                 name: SETTINGS[name](**value) if name in SETTINGS and value is not None else value
-                for name, value in told["settings"].items()
+                for name, value in content["settings"].items()
             }
-            layers = [LayerReport(**layer) for layer in told["layers"]]
-            return cls(layers, dict(told["skipped"]), settings, told["seconds"])
+            layers = [LayerReport(**layer) for layer in content["layers"]]
+            return cls(layers, dict(content["skipped"]), settings, content["seconds"])
         except (KeyError, TypeError, AttributeError, SettingsError) as error:
             raise CheckpointError(
                 f"this is no report of compress(): {error!r}; give what to_dict() returned"
