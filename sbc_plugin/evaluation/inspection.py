@@ -101,8 +101,8 @@ def inspect(
     """Find what ``compress`` would find, and estimate what it would cost. Nothing is changed.
 
     Time is measured where it can be: one batch is calibrated, and the time of a matrix product shows the machine's
-    speed. The figures are estimates for pruning and quantising with the default settings, good to a factor of about three: one
-    of both is cheaper, N:M on a wide layer takes longer.
+    speed. The figures are estimates for pruning and quantising with the default settings, good to a factor of about
+    three: one of both is cheaper, N:M on a wide layer takes longer.
 
     Args:
         model: a trained spiking network of a known library.
