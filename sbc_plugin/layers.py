@@ -146,6 +146,18 @@ class SNNLibrary(Protocol):
     def copy_model(self, model: nn.Module) -> nn.Module:
         """An independent copy."""
 
+    def is_neuron(self, module: nn.Module) -> bool:
+        """Whether the module is one neuron, or a chain of neurons that the library treats as one."""
+
+    def holds_weights(self, module: nn.Module) -> bool:
+        """Whether the module is a neuron with ``input_weights`` and ``recurrent_weights`` of its own."""
+
+    def linear_neurons(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside the block each neuron passes its input on, times its input weights if it has some, and never fires."""
+
+    def linear_state(self, state: Any, output: Tensor) -> Any:
+        """The state that a neuron of :meth:`linear_neurons` returns beside ``output``: its membrane is ``output``."""
+
 
 class SpikingLibrary(SNNLibrary, Protocol):
     """A library with spiking neurons, whose states can be looked at."""

@@ -5,9 +5,9 @@ Brought to the same form as a spiking layer, so that one way of calibrating serv
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sbc_plugin.calibration.batches import input_of
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
-from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, SpikingLayer
+from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
 
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
@@ -142,8 +142,72 @@ class PlainNetworks:
         yield
 
     def copy_model(self, model: nn.Module) -> nn.Module:
-        """A deep copy."""
-        return copy.deepcopy(model)
+        """A deep copy.
+
+        Raises:
+            UnsupportedModelError: a weight is parametrised, or the model keeps tensors of an autograd graph.
+        """
+        for name, module in model.named_modules():
+            if isinstance(module, Weighted) and not isinstance(module, Transposed):
+                held = module._parameters
+                if "weight" not in held or "weight_orig" in held:
+                    with in_layer(name):
+                        refuse_computed("weight")
+        with copying(model):
+            return copy.deepcopy(model)
+
+    def is_neuron(self, module: nn.Module) -> bool:
+        """Never."""
+        return False
+
+    def holds_weights(self, module: nn.Module) -> bool:
+        """Never: no module is a neuron."""
+        return False
+
+    def linear_neurons(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Changes nothing: there is no neuron."""
+        return nullcontext()
+
+    def linear_state(self, state: Any, output: Tensor) -> Any:
+        """The state as it is."""
+        return state
+
+
+def library_or_plain(model: nn.Module) -> SNNLibrary:
+    """The library whose neurons the model holds; :class:`PlainNetworks` if it holds none of a known library."""
+    try:
+        return library_of(model)
+    except UnsupportedModelError:
+        return PlainNetworks()
+
+
+@contextmanager
+def copying(model: nn.Module) -> Iterator[None]:
+    """Copy a model inside the block, outside inference mode, with an error that names what prevents the copy.
+
+    Raises:
+        UnsupportedModelError: the model keeps tensors of an autograd graph.
+    """
+    try:
+        with torch.inference_mode(False):
+            yield
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be copied: {error}; detach the tensors it keeps, or use inplace=True"
+        ) from error
+
+
+def refuse_computed(attribute: str) -> NoReturn:
+    """Refuse a weight that something computes at each call, so that what is written into it would not last.
+
+    Raises:
+        UnsupportedModelError: always.
+    """
+    raise UnsupportedModelError(
+        f"its {attribute} is computed by a parametrisation or a pruning hook; make it permanent first, "
+        f"with torch.nn.utils.prune.remove(module, {attribute!r}) or "
+        "torch.nn.utils.parametrize.remove_parametrizations"
+    )
 
 
 def plain_layer(name: str, module: nn.Module, norm: _BatchNorm | None = None) -> SpikingLayer:

@@ -5,16 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from nirtorch.graph import Node, TorchGraph
 from torch import Tensor, nn
 
-from sbc_plugin.errors import UnsupportedModelError
+from sbc_plugin.calibration.plain import copying
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.norse import discovery
 from sbc_plugin.norse.driving import as_input, default_forward, is_step_model
+from sbc_plugin.norse.linear import linear_neurons, linear_state
 from sbc_plugin.norse.membranes import MembraneReport, StateReport, quantize_membranes, restore_membranes
-from sbc_plugin.norse.neurons import is_spiking, register_neuron, state_tensor, threshold_of
+from sbc_plugin.norse.neurons import holds_weights, is_neuron, is_spiking, register_neuron, state_tensor, threshold_of
 from sbc_plugin.norse.recording import NeuronRecord, Step, intercept_steps, record_states
 from sbc_plugin.norse.states import FlatStep, drop_surrogates, flat_step
 from sbc_plugin.norse.tracing import check_plain
@@ -29,7 +29,11 @@ __all__ = [
     "drop_surrogates",
     "find_layers",
     "flat_step",
+    "holds_weights",
+    "is_neuron",
     "is_step_model",
+    "linear_neurons",
+    "linear_state",
     "quantize_membranes",
     "record_states",
     "register_neuron",
@@ -88,17 +92,12 @@ def copy_model(model: nn.Module) -> nn.Module:
     """
     check_plain(model)
     memo: dict[int, Any] = {}
-    try:
-        with torch.inference_mode(False):
-            for module in model.modules():
-                for value in vars(module).values():
-                    for node in value.node_list if isinstance(value, TorchGraph) else ():
-                        _copy_node(node, memo)
-            return copy.deepcopy(model, memo)
-    except RuntimeError as error:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be copied: {error}; detach the tensors it keeps, or use inplace=True"
-        ) from error
+    with copying(model):
+        for module in model.modules():
+            for value in vars(module).values():
+                for node in value.node_list if isinstance(value, TorchGraph) else ():
+                    _copy_node(node, memo)
+        return copy.deepcopy(model, memo)
 
 
 def _copy_node(node: Node, memo: dict[int, Any]) -> Node:

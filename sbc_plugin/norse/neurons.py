@@ -12,6 +12,7 @@ from typing import Any
 import norse.torch as norse
 import torch
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
+from norse.torch.utils.import_nir import CubaLIF
 from torch import Tensor, nn
 
 from sbc_plugin.core import kernels
@@ -114,6 +115,16 @@ def kernel_of(name: str, neuron: nn.Module) -> tuple[Kernel, str]:
         f"neuron {name!r} of class {kind} has no rule; describe its membrane with sbc_plugin.norse.register_neuron, "
         "or use Calibration(temporal=False)"
     )
+
+
+def is_neuron(module: nn.Module) -> bool:
+    """Whether the module is a neuron, or Norse's import of NIR's CubaLIF: a scale, a synapse, a scale and a neuron."""
+    return isinstance(module, (*NEURONS, CubaLIF))
+
+
+def holds_weights(module: nn.Module) -> bool:
+    """Whether the module is a neuron with input and recurrent weights of its own."""
+    return isinstance(module, RECURRENT)
 
 
 def is_integrator(neuron: nn.Module) -> bool:

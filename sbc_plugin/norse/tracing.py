@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import eval_mode
+from sbc_plugin.calibration.plain import refuse_computed
 from sbc_plugin.core.matrix_form import MatrixForm, matrix_form
-from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
+from sbc_plugin.errors import CalibrationError, in_layer
 from sbc_plugin.layers import Forward
 from sbc_plugin.norse.following import Origin, Path, origins, tagged
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_integrator, state_tensor
@@ -286,8 +287,4 @@ def check_plain(model: nn.Module) -> None:
             if plain and f"{attribute}_orig" not in module._parameters:
                 continue
             with in_layer(name):
-                raise UnsupportedModelError(
-                    f"its {attribute} is computed by a parametrisation or a pruning hook; make it permanent first, "
-                    f"with torch.nn.utils.prune.remove(module, {attribute!r}) or "
-                    "torch.nn.utils.parametrize.remove_parametrizations"
-                )
+                refuse_computed(attribute)

@@ -14,11 +14,9 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from sbc_plugin.norse import copy_model
-from sbc_plugin.norse.neurons import RECURRENT
 from sbc_plugin.torch_pruning.neurons import NeuronPruner
 from sbc_plugin.torch_pruning.nodes import Junction, Parts
-from sbc_plugin.torch_pruning.replay import LAYERS, MIXED, Replay, linear_neurons, outputs_without
+from sbc_plugin.torch_pruning.replay import MIXED, Replay, linear_neurons, outputs_without
 from sbc_plugin.torch_pruning.tracing import exact_tracing, run_once, tensors_in, trace_inputs
 
 Channel = tuple[str, str, int]  # layer, "out" or "in", number
@@ -222,7 +220,7 @@ def _cut_wrong(replay: Replay, graph: Any, plans: list[Any]) -> str:
             if not isinstance(item.dep.target.module, Junction | Parts):
                 cuts[item.dep.target, item.dep.handler] |= set(item.idxs)
     names = {module: name for name, module in replay.model.named_modules()}
-    copy = copy_model(replay.model)
+    copy = replay.library.copy_model(replay.model)
     sent: dict[nn.Module, list[int]] = {}
     read: dict[nn.Module, list[int]] = {}
     twins = dict(copy.named_modules())
@@ -240,9 +238,9 @@ def _cut_wrong(replay: Replay, graph: Any, plans: list[Any]) -> str:
         if isinstance(pruner, NeuronPruner):
             pruner.axes[twin] = pruner.axes[module]
         handler(twin, chosen)
-        if isinstance(module, LAYERS) and not graph.is_out_channel_pruning_fn(handler):
+        if replay.is_layer(module) and not graph.is_out_channel_pruning_fn(handler):
             read[module] = chosen
-        elif isinstance(module, (*LAYERS, *RECURRENT, nn.modules.batchnorm._NormBase)):
+        elif replay.is_layer(module) or isinstance(module, nn.modules.batchnorm._NormBase):
             sent[module] = chosen
     try:
         expected = outputs_without(replay, sent, read)

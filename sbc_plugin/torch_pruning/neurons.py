@@ -8,23 +8,19 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from sbc_plugin.norse.neurons import NEURONS, RECURRENT
+from sbc_plugin.calibration.plain import library_or_plain
 
 
 def neuron_pruners(model: nn.Module) -> dict[type[nn.Module], tp.pruner.function.BasePruningFunc]:
     """A fresh pruning function for each class of neuron in the model, for torch-pruning's ``customized_pruners``."""
+    library = library_or_plain(model)
     found: dict[type[nn.Module], tp.pruner.function.BasePruningFunc] = {}
     for module in model.modules():
-        if isinstance(module, RECURRENT):
+        if library.holds_weights(module):
             found.setdefault(type(module), RecurrentPruner())
-        elif isinstance(module, NEURONS) or _is_cascade(module):
+        elif library.is_neuron(module):
             found.setdefault(type(module), NeuronPruner())
     return found
-
-
-def _is_cascade(module: nn.Module) -> bool:
-    # Norse's import of NIR's CubaLIF: scale, synapse, scale, neuron; the scales are plain tensors.
-    return type(module).__name__ == "CubaLIF" and type(module).__module__.startswith("norse.")
 
 
 class NeuronPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]

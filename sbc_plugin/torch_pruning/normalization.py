@@ -8,9 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sbc_plugin.calibration.forward import eval_mode
-from sbc_plugin.calibration.plain import PlainNetworks
-from sbc_plugin.errors import UnsupportedModelError
-from sbc_plugin.layers import Forward, SNNLibrary, library_of
+from sbc_plugin.calibration.plain import library_or_plain
+from sbc_plugin.layers import Forward
 
 
 def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], forward: Forward | None = None) -> int:
@@ -26,11 +25,7 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], forward: Forward
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
-    try:
-        library: SNNLibrary = library_of(model)
-    except UnsupportedModelError:
-        library = PlainNetworks()
-    run = forward or library.default_forward(model)
+    run = forward or library_or_plain(model).default_forward(model)
     momenta = [norm.momentum for norm in norms]
     try:
         with eval_mode(model), torch.no_grad():

@@ -8,36 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sbc_plugin.calibration.forward import eval_mode
-from sbc_plugin.norse.neurons import RECURRENT
-from sbc_plugin.norse.recording import Step, intercept_steps
-from sbc_plugin.torch_pruning.tracing import run_once, tensors_in, trace_inputs
+from sbc_plugin.calibration.plain import library_or_plain
+from sbc_plugin.torch_pruning.tracing import channel_axis, run_once, tensors_in, trace_inputs
 
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear, *RECURRENT)
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 UNRELATED, MIXED = -1, -2
 LARGE = 40.0  # of the layer's own largest output: an increase passes max pooling and rectifiers
 
 
 @contextmanager
 def linear_neurons(model: nn.Module) -> Iterator[None]:
-    """Inside the block a neuron passes its input on, times its input weights if it has some, also as its membrane."""
-
-    def passed(step: Step) -> tuple[Tensor, Any]:
-        output = functional.linear(step.x, step.weights[0]) if step.weights else step.x * 1.0
-        return output, _with_output(step.state, output)
-
-    with eval_mode(model), torch.no_grad(), intercept_steps(model, passed):
+    """Inside the block the model runs in eval mode, without gradients, and its neurons pass on what they receive."""
+    with eval_mode(model), torch.no_grad(), library_or_plain(model).linear_neurons(model):
         yield
-
-
-def _with_output(state: Any, output: Tensor) -> Any:
-    fields = getattr(state, "_fields", ())
-    new = {name: output for name in ("v", "z", "i") if name in fields}
-    if "lif" in fields:
-        new["lif"] = _with_output(state.lif, output)
-    return state._replace(**new) if new else state
 
 
 def random_inputs(model: nn.Module, example_inputs: Any) -> Any:
@@ -55,15 +40,6 @@ def random_inputs(model: nn.Module, example_inputs: Any) -> Any:
     return tuple(drawn(value) for value in inputs)
 
 
-def channel_axis(layer: nn.Module, x: Tensor) -> int:
-    """The axis of a layer's input or output that holds its channels, from the end."""
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        return -1 - len(layer.kernel_size)
-    if isinstance(layer, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU):
-        return min(1 - x.dim(), -1)
-    return -1
-
-
 class Replay:
     """One recorded forward, repeated with some channels of one layer changed and all other layers' outputs held.
 
@@ -73,10 +49,9 @@ class Replay:
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, forward: Callable[..., Any] = run_once) -> None:
-        self.model = model
-        self.forward = forward
+        self.model, self.library, self.forward = model, library_or_plain(model), forward
         self.inputs = random_inputs(model, example_inputs)
-        self.layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+        self.layers = {name: module for name, module in model.named_modules() if self.is_layer(module)}
         self._inputs: dict[str, list[Tensor]] = {}
         self._outputs: dict[str, list[Tensor]] = {}
 
@@ -87,6 +62,10 @@ class Replay:
 
         self._run(record)
         self.layers = {name: layer for name, layer in self.layers.items() if name in self._outputs}
+
+    def is_layer(self, module: nn.Module) -> bool:
+        """Whether the module reads channels with weights: a Linear, a convolution, or a neuron with its own weights."""
+        return isinstance(module, WEIGHTED) or self.library.holds_weights(module)
 
     def channels(self, name: str) -> int:
         """Outputs of a layer."""
@@ -152,7 +131,7 @@ class Replay:
                     call = calls[name] = calls.get(name, -1) + 1
                     if isinstance(output, tuple):
                         first = on_call(name, call, x, output[0])
-                        return (first, _with_output(output[1], first), *output[2:])
+                        return (first, self.library.linear_state(output[1], first), *output[2:])
                     return on_call(name, call, x, output)
 
                 stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)

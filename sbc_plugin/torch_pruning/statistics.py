@@ -10,12 +10,12 @@ from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import run_batches
-from sbc_plugin.calibration.plain import PlainNetworks
+from sbc_plugin.calibration.plain import PlainNetworks, library_or_plain
 from sbc_plugin.compression.layer import check_heard
 from sbc_plugin.core.hessian import HessianAccumulator, quadratic
 from sbc_plugin.core.kernels import CausalFilter
-from sbc_plugin.errors import UnsupportedModelError, in_layer
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
+from sbc_plugin.errors import in_layer
+from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
 from sbc_plugin.settings import Calibration
 from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise, matrix
 
@@ -66,19 +66,15 @@ def find_readers(
     model: nn.Module, batch: Any, temporal: bool, forward: Forward | None
 ) -> tuple[SNNLibrary, list[SpikingLayer], dict[str, str]]:
     """The library that drives the model, its layers, and what was left out; M = I where no neuron spikes."""
-    plain: SNNLibrary = PlainNetworks()
-    try:
-        library = library_of(model)
-    except UnsupportedModelError:
-        return plain, *plain.find_layers(model, batch, forward)
+    library = library_or_plain(model)
     run = forward or library.default_forward(model)
     spiked: list[str] = []
     with library.watch_steps(
         model, lambda name, x, feedback, spikes: spiked.append(name) if spikes is not None else None
     ):
-        others, _ = plain.find_layers(model, batch, run)
+        others, skipped = PlainNetworks().find_layers(model, batch, run)
     if not spiked:
-        return library, others, {}
+        return library, others, skipped
     layers, skipped = library.find_layers(model, batch, forward, temporal)
     known = {id(part.module) for layer in layers for part in layer.parts}
     extra = [layer for layer in others if id(layer.parts[0].module) not in known]

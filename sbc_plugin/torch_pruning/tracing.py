@@ -15,8 +15,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import eval_mode
-from sbc_plugin.norse.driving import is_step_model
-from sbc_plugin.norse.neurons import NEURONS
+from sbc_plugin.calibration.plain import library_or_plain
 from sbc_plugin.torch_pruning.layouts import Layout, along, broadcast
 from sbc_plugin.torch_pruning.neurons import NeuronPruner, neuron_pruners
 from sbc_plugin.torch_pruning.nodes import Nodes, Parts, PartsPruner
@@ -94,7 +93,8 @@ def run_once(model: nn.Module, example_inputs: Any) -> Any:
     A step model runs twice, the state handed on, so that what it feeds back is seen.
     """
     output = _called(model, example_inputs)
-    spiking = any(isinstance(module, NEURONS) for module in model.modules())
+    library = library_or_plain(model)
+    spiking = any(library.is_neuron(module) for module in model.modules())
     return output[0] if spiking and isinstance(output, tuple) else output
 
 
@@ -103,7 +103,7 @@ def _called(model: nn.Module, example_inputs: Any) -> Any:
     if isinstance(inputs, dict):
         return model(**inputs)
     output = model(*inputs)
-    if is_step_model(model) and isinstance(output, tuple) and len(output) == 2:
+    if library_or_plain(model).is_step_model(model) and isinstance(output, tuple) and len(output) == 2:
         output = model(inputs[0], output[1])
     return output
 
@@ -113,7 +113,7 @@ class _Tracer:
 
     def __init__(self, graph: Any, model: nn.Module, unwrapped: dict[nn.Parameter, int]) -> None:
         self.graph = graph
-        self.model = model
+        self.library = library_or_plain(model)
         self.nodes = Nodes(graph, unwrapped)
         self.wiring = Wiring(self.nodes)
 
@@ -169,7 +169,7 @@ class _Tracer:
     def _called(self, module: nn.Module, reaches: list[Reach], x: Tensor, output: Tensor) -> Reach:
         """Link a module to the sources of its input; the reach of its output."""
         pruner = self.graph.get_pruner_of_module(module)
-        sides = _channel_axes(module, x, output)
+        sides = self._channel_axes(module, x, output)
         if sides is None:
             axis = _leftmost(frozenset().union(*reaches))
             sides = (axis, axis)
@@ -182,6 +182,12 @@ class _Tracer:
         for sources in arrived:
             self.nodes.feed(sources, source.node)
         return frozenset([(source, along(output.shape, sides[1]))])
+
+    def _channel_axes(self, module: nn.Module, x: Tensor, output: Tensor) -> tuple[int, int] | None:
+        """Input and output channel axis, from the end; None for a module that works on every channel by itself."""
+        if self.library.is_neuron(module):
+            return (-1, -1) if self.library.holds_weights(module) else None
+        return channel_axis(module, x), channel_axis(module, output)
 
 
 def _leftmost(reach: Reach) -> int:
@@ -200,16 +206,13 @@ def _fitted(reach: Reach, value: Tensor) -> Reach:
     return frozenset(result) or NOTHING
 
 
-def _channel_axes(module: nn.Module, x: Tensor, output: Tensor) -> tuple[int, int] | None:
-    """Input and output channel axis, from the end; None for a module that works on every channel by itself."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        axis = -1 - len(module.kernel_size)
-        return axis, axis
-    if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU):
-        return min(1 - x.dim(), -1), min(1 - output.dim(), -1)
-    if isinstance(module, NEURONS) or type(module).__name__ == "CubaLIF":
-        return (-1, -1) if hasattr(module, "recurrent_weights") else None
-    return -1, -1
+def channel_axis(layer: nn.Module, x: Tensor) -> int:
+    """The axis of a layer's input or output that holds its channels, from the end."""
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return -1 - len(layer.kernel_size)
+    if isinstance(layer, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU):
+        return min(1 - x.dim(), -1)
+    return -1
 
 
 def tensors_in(output: Any) -> list[Tensor]:
