@@ -11,7 +11,6 @@ from sbc_plugin.errors import SettingsError
 from sbc_plugin.nir.network import Edge
 from sbc_plugin.nir.neurons import NEURON_CLASSES, Gain
 from sbc_plugin.nir.wiring import wiring_of
-from sbc_plugin.norse.neurons import tensor_of
 
 LARGEST = 127  # a code of 8 bits; -128 is left out, so that every code has its negative
 TOLERANCE = 1e-6  # of a weight: float32 rounds code * scale by at most 6e-8, and the scale itself as much
@@ -122,7 +121,12 @@ def _threshold(neuron: Any, scale: Tensor) -> Tensor | None:
     last = getattr(neuron, "lif", getattr(neuron, "cell", neuron))
     if not hasattr(getattr(last, "p", None), "v_th"):
         return None
-    value = tensor_of(last.p.v_th).detach().double()
+    value = _double(last.p.v_th)
     for gain in ("r", "w_in"):
-        value = value / tensor_of(getattr(neuron, gain, 1.0)).detach().double()
+        value = value / _double(getattr(neuron, gain, 1.0))
     return in_units(value, scale)
+
+
+def _double(value: Any) -> Tensor:
+    # A number is rounded to float32 first, as it is where Norse computes with it.
+    return (value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")).detach().double()
