@@ -23,6 +23,9 @@ class Collector:
     Args:
         layer: whose inputs.
         emit: called with the filtered step of every part, (B, ...) or (variants, B, ...).
+
+    Attributes:
+        age: while ``emit`` runs, how many steps of its sequence the emitted step has seen, itself included.
     """
 
     def __init__(self, layer: SpikingLayer, emit: Emit) -> None:
@@ -32,7 +35,8 @@ class Collector:
     def begin(self) -> None:
         """A new batch: its sequences start from rest."""
         self.filters = [[CausalFilter(self.layer.kernel) for _ in self.layer.parts] for _ in self.layer.sites]
-        self.calls = self.sequences = 0
+        self.ages = [0] * len(self.layer.sites)
+        self.calls = self.sequences = self.age = 0
         self.steps: dict[str, int] = {}
         self.latest: list[Tensor | None] = [None] * len(self.layer.parts)
         self.pending: list[tuple[Site, Tensor]] = []
@@ -58,7 +62,7 @@ class Collector:
         self.calls += 1
         if site.layout == "step":
             self.sequences = self.sequences or len(x)
-            self.emit([causal.step(x)])
+            self._emit(number, [causal.step(x)])
         elif site.layout == "sequence":
             self._whole(x)
         else:
@@ -78,7 +82,7 @@ class Collector:
             value = given.new_zeros(part.form.columns) if value is None else value
             filtered.append(causal.step(value.expand(*given.shape[:-1], part.form.columns)))
         self.sequences = len(given)
-        self.emit(filtered)
+        self._emit(0, filtered)
         self.latest = [None] * len(self.layer.parts)
 
     def end(self) -> None:
@@ -93,8 +97,13 @@ class Collector:
     def _whole(self, x: Tensor) -> None:
         causal = CausalFilter(self.layer.kernel)
         self.sequences = x.shape[1] if x.dim() > 2 else 1
-        for step in x:
+        for self.age, step in enumerate(x, start=1):
             self.emit([causal.step(step)])
+
+    def _emit(self, site: int, filtered: list[Tensor]) -> None:
+        self.ages[site] += 1
+        self.age = self.ages[site]
+        self.emit(filtered)
 
 
 def _floating(x: Tensor) -> Tensor:

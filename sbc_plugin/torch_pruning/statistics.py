@@ -47,7 +47,7 @@ def gather_consumers(
         device = calibration.device or layer.parts[0].tensor.device
         accumulator = HessianAccumulator(layer.columns + 1, layer.hessians or 1, device)
         reservoir = Reservoir(_into(layer.name, accumulator), calibration.max_samples)
-        collectors.append(WithConstant(layer, reservoir.add))
+        collectors.append(_collector_with_constant(layer, reservoir.add))
         accumulators.append(accumulator)
         reservoirs.append(reservoir)
     for number in run_batches(Runner(model, library, forward), collectors, data, calibration.temporal):
@@ -83,37 +83,26 @@ def find_readers(
     return library, layers + extra, skipped
 
 
-class WithConstant(Collector):
-    """Collects a layer's samples with one more column: the constant 1, filtered as long as the input is.
+def _collector_with_constant(layer: SpikingLayer, sink: Callable[[Tensor], None]) -> Collector:
+    """Collect a layer's samples with one more column: the constant 1, filtered as long as the input is.
 
     Args:
         layer: whose inputs.
         sink: takes blocks of samples (hessians, n, columns + 1).
     """
+    causal, groups = CausalFilter(layer.kernel), layer.parts[0].form.groups
+    constants: list[Tensor] = []  # the constant 1 after 1, 2, ... steps, each (hessians, 1, 1)
 
-    def __init__(self, layer: SpikingLayer, sink: Callable[[Tensor], None]) -> None:
-        self.sink = sink
-        super().__init__(layer, self._emit)
+    def emit(filtered: list[Tensor]) -> None:
+        while len(constants) < collector.age:
+            answer = causal.step(torch.ones(1, dtype=torch.float64, device="cpu"))
+            constants.append(answer.reshape(-1, 1, 1).repeat_interleave(groups, dim=0))
+        constant = constants[collector.age - 1]
+        for samples in as_samples(layer, filtered):
+            sink(torch.cat([samples, constant.to(samples).expand(-1, samples.shape[1], 1)], dim=-1))
 
-    def begin(self) -> None:
-        """A new batch: its sequences start from rest."""
-        super().begin()
-        self.clocks = [CausalFilter(self.layer.kernel) for _ in self.layer.sites]
-        self.clock = self.clocks[0]
-
-    def _on_input(self, index: int, x: Tensor) -> None:
-        self.clock = self.clocks[self.calls % len(self.clocks)]
-        super()._on_input(index, x)
-
-    def _whole(self, x: Tensor) -> None:
-        self.clock = CausalFilter(self.layer.kernel)
-        super()._whole(x)
-
-    def _emit(self, filtered: list[Tensor]) -> None:
-        constant = self.clock.step(torch.ones(1, dtype=torch.float64, device="cpu")).reshape(-1, 1, 1)
-        constant = constant.repeat_interleave(self.layer.parts[0].form.groups, dim=0)
-        for samples in as_samples(self.layer, filtered):
-            self.sink(torch.cat([samples, constant.to(samples).expand(-1, samples.shape[1], 1)], dim=-1))
+    collector = Collector(layer, emit)
+    return collector
 
 
 def _into(name: str, accumulator: HessianAccumulator) -> Callable[[Tensor], None]:
