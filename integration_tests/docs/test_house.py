@@ -37,3 +37,10 @@ def test_arrows_point_down() -> None:
 def test_arrows_that_follow_from_others_are_left_out() -> None:
     edges = {"a": frozenset("bc"), "b": frozenset("c"), "c": frozenset[str]()}
     assert house.needed(edges) == {"a": ["b"], "b": ["c"], "c": []}
+
+
+def test_the_flow_names_files_that_exist() -> None:
+    _, _, flow = house.PAGE.read_text().partition("## The flow")
+    files = re.findall(r"[ ,]((?:\w+/)?\w+\.py)", flow)
+    assert len(files) > 8
+    assert not [file for file in files if not (import_graph.PACKAGE / file).exists()]
