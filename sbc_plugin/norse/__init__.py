@@ -1,23 +1,20 @@
 """Norse models: which neuron integrates each weight, its impulse response, and what every neuron did at every step."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nirtorch.graph import Node, TorchGraph
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.plain import copying
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.norse import discovery
+from sbc_plugin.norse.copying import copy_model
 from sbc_plugin.norse.driving import as_input, default_forward, is_step_model
 from sbc_plugin.norse.linear import linear_neurons, linear_state
 from sbc_plugin.norse.membranes import MembraneReport, StateReport, quantize_membranes, restore_membranes
 from sbc_plugin.norse.neurons import holds_weights, is_neuron, is_spiking, register_neuron, state_tensor, threshold_of
 from sbc_plugin.norse.recording import NeuronRecord, Step, intercept_steps, record_states
 from sbc_plugin.norse.states import FlatStep, drop_surrogates, flat_step
-from sbc_plugin.norse.tracing import check_plain
 
 __all__ = [
     "FlatStep",
@@ -82,28 +79,3 @@ def thresholds(model: nn.Module) -> dict[str, Tensor]:
     """The threshold of every neuron module that spikes, by name: a scalar, or a value a neuron."""
     found = {name: threshold_of(module) for name, module in model.named_modules()}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy, also of NIR graphs, whose cyclic nodes ``copy.deepcopy`` cannot hash while it builds them.
-
-    Raises:
-        UnsupportedModelError: a weight is parametrised, or the model keeps tensors of an autograd graph.
-    """
-    check_plain(model)
-    memo: dict[int, Any] = {}
-    with copying(model):
-        for module in model.modules():
-            for value in vars(module).values():
-                for node in value.node_list if isinstance(value, TorchGraph) else ():
-                    _copy_node(node, memo)
-        return copy.deepcopy(model, memo)
-
-
-def _copy_node(node: Node, memo: dict[int, Any]) -> Node:
-    if id(node) not in memo:
-        twin = memo[id(node)] = Node(copy.deepcopy(node.elem, memo), node.name)
-        for outgoing, shape in node.outgoing_nodes.items():
-            twin.add_outgoing(_copy_node(outgoing, memo), shape)
-    found: Node = memo[id(node)]
-    return found

@@ -17,7 +17,8 @@ from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.core.quantization.fixed_point import FixedPoint, check_bits, fixed_point
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
 from sbc_plugin.evaluation.report import table
-from sbc_plugin.layers import Forward, library_of
+from sbc_plugin.layers import Forward
+from sbc_plugin.norse.copying import copy_model
 from sbc_plugin.norse.driving import default_forward
 from sbc_plugin.norse.neurons import NEURONS, is_integrator, state_tensor
 from sbc_plugin.norse.recording import Step, intercept_steps
@@ -141,8 +142,10 @@ def quantize_membranes(
     check_bits(bits)
     if scale not in SCALES:
         raise SettingsError(f"scale={scale!r} is unknown; use one of {', '.join(map(repr, SCALES))}")
-    library = library_of(model)
-    for name, neuron in _neurons(model):
+    neurons = _neurons(model)
+    if not neurons:
+        raise UnsupportedModelError(f"{type(model).__name__} holds no spiking neuron of Norse, so it has no state to round")
+    for name, neuron in neurons:
         if isinstance(vars(neuron).get("activation"), RoundedStep):
             raise SettingsError(f"neuron {name!r} has rounded states already; call restore_membranes(model) first")
     _, data = peek(calibration_data)
@@ -156,7 +159,7 @@ def quantize_membranes(
     if scale == "mae":
         grids = _least_error(model, data, forward, grids)
     shares = _saturated(model, data, forward, grids)
-    target = model if inplace else library.copy_model(model)
+    target = model if inplace else copy_model(model)
     for name, neuron in _neurons(target):
         for attribute in STEPS if name in grids else ():
             step = getattr(neuron, attribute, None)
