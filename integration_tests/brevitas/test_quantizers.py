@@ -1,6 +1,7 @@
 """Quantizers by name: the grid is core's, bit by bit, and stays where it is."""
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 brevitas = pytest.importorskip("brevitas.nn")
 
 import sbc_plugin.brevitas as adapter  # noqa: E402
-from sbc_plugin.brevitas import weight_quantizer  # noqa: E402
+from sbc_plugin.brevitas import quantizers, weight_quantizer  # noqa: E402
 from sbc_plugin.core.quantization.grids import make_grid  # noqa: E402
 from sbc_plugin.errors import SettingsError  # noqa: E402
 
@@ -126,6 +127,14 @@ def test_names_of_classes() -> None:
                 name = f"SBCInt{bits}WeightPer{kind}{suffix}"
                 assert getattr(adapter, name) is weight_quantizer(f"int{bits}", granularity, scale)
                 assert name in adapter.__all__ and getattr(adapter, name).__name__ == name
+                assert name in dir(adapter) and name in dir(quantizers)
+                assert pickle.loads(pickle.dumps(getattr(adapter, name))) is getattr(quantizers, name)
+    assert weight_quantizer("int4") is weight_quantizer("int4", "channel", scale="mse")
+    for module in (adapter, quantizers):
+        assert not hasattr(module, "SBCInt4WeightPerTensor")
+    listed: dict[str, object] = {}
+    exec("from sbc_plugin.brevitas import *", listed)
+    assert listed["SBCInt4WeightPerChannelFloat"] is weight_quantizer("int4", "channel", "absmax")
 
 
 @pytest.mark.parametrize(

@@ -1,94 +1,24 @@
 """SBC in Brevitas: quantizers whose grid stays, layers replaced in spiking models, and a ``gptq_mode`` that knows time.
 
-Importing this patches nothing.
+The quantizers of 2, 3, 4 and 8 bits are attributes of this package as well, named in Brevitas' manner, such as
+``SBCInt4WeightPerChannelFloat``. Importing this patches nothing.
 """
 
+from brevitas.inject import ExtendedInjector
+
+from sbc_plugin.brevitas import quantizers
 from sbc_plugin.brevitas.backend import check_backend, into_backend
 from sbc_plugin.brevitas.export import Exported, export_onnx
 from sbc_plugin.brevitas.freezing import freeze
 from sbc_plugin.brevitas.integers import integers
 from sbc_plugin.brevitas.layers import quantize_layers
 from sbc_plugin.brevitas.mode import sbc_mode
-from sbc_plugin.brevitas.quantizers import (
-    SBCInt2WeightPerChannelFloat,
-    SBCInt2WeightPerChannelFloatMSE,
-    SBCInt2WeightPerChannelPowerOfTwo,
-    SBCInt2WeightPerGroupFloat,
-    SBCInt2WeightPerGroupFloatMSE,
-    SBCInt2WeightPerGroupPowerOfTwo,
-    SBCInt2WeightPerTensorFloat,
-    SBCInt2WeightPerTensorFloatMSE,
-    SBCInt2WeightPerTensorPowerOfTwo,
-    SBCInt3WeightPerChannelFloat,
-    SBCInt3WeightPerChannelFloatMSE,
-    SBCInt3WeightPerChannelPowerOfTwo,
-    SBCInt3WeightPerGroupFloat,
-    SBCInt3WeightPerGroupFloatMSE,
-    SBCInt3WeightPerGroupPowerOfTwo,
-    SBCInt3WeightPerTensorFloat,
-    SBCInt3WeightPerTensorFloatMSE,
-    SBCInt3WeightPerTensorPowerOfTwo,
-    SBCInt4WeightPerChannelFloat,
-    SBCInt4WeightPerChannelFloatMSE,
-    SBCInt4WeightPerChannelPowerOfTwo,
-    SBCInt4WeightPerGroupFloat,
-    SBCInt4WeightPerGroupFloatMSE,
-    SBCInt4WeightPerGroupPowerOfTwo,
-    SBCInt4WeightPerTensorFloat,
-    SBCInt4WeightPerTensorFloatMSE,
-    SBCInt4WeightPerTensorPowerOfTwo,
-    SBCInt8WeightPerChannelFloat,
-    SBCInt8WeightPerChannelFloatMSE,
-    SBCInt8WeightPerChannelPowerOfTwo,
-    SBCInt8WeightPerGroupFloat,
-    SBCInt8WeightPerGroupFloatMSE,
-    SBCInt8WeightPerGroupPowerOfTwo,
-    SBCInt8WeightPerTensorFloat,
-    SBCInt8WeightPerTensorFloatMSE,
-    SBCInt8WeightPerTensorPowerOfTwo,
-    weight_quantizer,
-)
+from sbc_plugin.brevitas.quantizers import weight_quantizer
 from sbc_plugin.core.quantization.integers import Integers
 
 __all__ = [
     "Exported",
     "Integers",
-    "SBCInt2WeightPerChannelFloat",
-    "SBCInt2WeightPerChannelFloatMSE",
-    "SBCInt2WeightPerChannelPowerOfTwo",
-    "SBCInt2WeightPerGroupFloat",
-    "SBCInt2WeightPerGroupFloatMSE",
-    "SBCInt2WeightPerGroupPowerOfTwo",
-    "SBCInt2WeightPerTensorFloat",
-    "SBCInt2WeightPerTensorFloatMSE",
-    "SBCInt2WeightPerTensorPowerOfTwo",
-    "SBCInt3WeightPerChannelFloat",
-    "SBCInt3WeightPerChannelFloatMSE",
-    "SBCInt3WeightPerChannelPowerOfTwo",
-    "SBCInt3WeightPerGroupFloat",
-    "SBCInt3WeightPerGroupFloatMSE",
-    "SBCInt3WeightPerGroupPowerOfTwo",
-    "SBCInt3WeightPerTensorFloat",
-    "SBCInt3WeightPerTensorFloatMSE",
-    "SBCInt3WeightPerTensorPowerOfTwo",
-    "SBCInt4WeightPerChannelFloat",
-    "SBCInt4WeightPerChannelFloatMSE",
-    "SBCInt4WeightPerChannelPowerOfTwo",
-    "SBCInt4WeightPerGroupFloat",
-    "SBCInt4WeightPerGroupFloatMSE",
-    "SBCInt4WeightPerGroupPowerOfTwo",
-    "SBCInt4WeightPerTensorFloat",
-    "SBCInt4WeightPerTensorFloatMSE",
-    "SBCInt4WeightPerTensorPowerOfTwo",
-    "SBCInt8WeightPerChannelFloat",
-    "SBCInt8WeightPerChannelFloatMSE",
-    "SBCInt8WeightPerChannelPowerOfTwo",
-    "SBCInt8WeightPerGroupFloat",
-    "SBCInt8WeightPerGroupFloatMSE",
-    "SBCInt8WeightPerGroupPowerOfTwo",
-    "SBCInt8WeightPerTensorFloat",
-    "SBCInt8WeightPerTensorFloatMSE",
-    "SBCInt8WeightPerTensorPowerOfTwo",
     "check_backend",
     "export_onnx",
     "freeze",
@@ -97,4 +27,20 @@ __all__ = [
     "quantize_layers",
     "sbc_mode",
     "weight_quantizer",
+    *quantizers.NAMED,
 ]
+
+
+def __getattr__(name: str) -> type[ExtendedInjector]:
+    """One of the named quantizers.
+
+    Raises:
+        AttributeError: no quantizer of this name.
+    """
+    if name in quantizers.NAMED:
+        return weight_quantizer(*quantizers.NAMED[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

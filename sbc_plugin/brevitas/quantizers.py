@@ -7,6 +7,7 @@ fraction of it.
 """
 
 from functools import cache
+from itertools import product
 from types import new_class
 from typing import Any
 
@@ -35,7 +36,21 @@ from sbc_plugin.settings import SCALES
 BITS = {f"int{bits}": bits for bits in range(2, 9)} | {"ternary": 2, "binary": 1}
 SUFFIXES = {"absmax": "Float", "mse": "FloatMSE", "power_of_two": "PowerOfTwo"}
 GROUP_SIZE = 32
-GROUPS = f"group:{GROUP_SIZE}"
+_NAMED_BITS, _NAMED_GRANULARITIES = (2, 3, 4, 8), ("tensor", "channel", f"group:{GROUP_SIZE}")
+
+
+def _title(name: str, granularity: str, scale: str) -> str:
+    """The class name of a quantizer, in Brevitas' manner; groups of the usual size do not say it."""
+    kind, _, size = granularity.partition(":")
+    grouped = "" if size in ("", str(GROUP_SIZE)) else size
+    return f"SBC{name.capitalize()}WeightPer{kind.capitalize()}{grouped}{SUFFIXES[scale]}"
+
+
+# Quantizers that this module and the package offer as attributes: name -> arguments of weight_quantizer.
+NAMED = {
+    _title(f"int{bits}", granularity, scale): (f"int{bits}", granularity, scale)
+    for bits, granularity, scale in product(_NAMED_BITS, _NAMED_GRANULARITIES, SUFFIXES)
+}
 
 
 class GridScale(nn.Module):
@@ -88,7 +103,6 @@ def _binary_scale(rows: Tensor, scale: str) -> Tensor:
     return found.log2().round().exp2() if scale == "power_of_two" else found
 
 
-@cache
 def weight_quantizer(name: str, granularity: str = "channel", scale: str = "mse") -> type[ExtendedInjector]:
     """The quantizer class for ``weight_quant=`` of any Brevitas layer; the same class for the same arguments.
 
@@ -112,6 +126,13 @@ def weight_quantizer(name: str, granularity: str = "channel", scale: str = "mse"
         raise SettingsError(f"granularity={granularity!r} is unknown; use 'tensor', 'channel' or 'group:32'")
     if name == "binary" and kind == "group":
         raise SettingsError("a binary quantizer has no groups in Brevitas; use granularity 'channel' or 'tensor'")
+    return _class_of(name, granularity, scale)
+
+
+@cache
+def _class_of(name: str, granularity: str, scale: str) -> type[ExtendedInjector]:
+    """The class of a quantizer: Brevitas reads from a class body what to put together."""
+    kind, _, size = granularity.partition(":")
     settings: dict[str, Any] = {
         "bit_width": BITS[name],
         "bit_width_impl_type": BitWidthImplType.CONST,
@@ -139,49 +160,21 @@ def weight_quantizer(name: str, granularity: str = "channel", scale: str = "mse"
         }
     if kind == "group":
         settings |= {"group_size": int(size), "proxy_class": GroupwiseWeightQuantProxyFromInjector}
-    title = _title(name, kind, size, scale)
-    made: type[ExtendedInjector] = new_class(title, (WeightQuantSolver,), {}, lambda body: body.update(settings))
-    return made
+    title = _title(name, granularity, scale)
+    quantizer: type[ExtendedInjector] = new_class(title, (WeightQuantSolver,), {}, lambda body: body.update(settings))
+    return quantizer
 
 
-def _title(name: str, kind: str, size: str, scale: str) -> str:
-    grouped = "" if size in ("", str(GROUP_SIZE)) else size
-    return f"SBC{name.capitalize()}WeightPer{kind.capitalize()}{grouped}{SUFFIXES[scale]}"
+def __getattr__(name: str) -> type[ExtendedInjector]:
+    """One of the quantizers in ``NAMED``: pickle and Brevitas look for a quantizer in its module, by its name.
+
+    Raises:
+        AttributeError: no quantizer of this name.
+    """
+    if name in NAMED:
+        return weight_quantizer(*NAMED[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-SBCInt2WeightPerTensorFloat = weight_quantizer("int2", "tensor", "absmax")
-SBCInt2WeightPerTensorFloatMSE = weight_quantizer("int2", "tensor", "mse")
-SBCInt2WeightPerTensorPowerOfTwo = weight_quantizer("int2", "tensor", "power_of_two")
-SBCInt2WeightPerChannelFloat = weight_quantizer("int2", "channel", "absmax")
-SBCInt2WeightPerChannelFloatMSE = weight_quantizer("int2", "channel", "mse")
-SBCInt2WeightPerChannelPowerOfTwo = weight_quantizer("int2", "channel", "power_of_two")
-SBCInt2WeightPerGroupFloat = weight_quantizer("int2", GROUPS, "absmax")
-SBCInt2WeightPerGroupFloatMSE = weight_quantizer("int2", GROUPS, "mse")
-SBCInt2WeightPerGroupPowerOfTwo = weight_quantizer("int2", GROUPS, "power_of_two")
-SBCInt3WeightPerTensorFloat = weight_quantizer("int3", "tensor", "absmax")
-SBCInt3WeightPerTensorFloatMSE = weight_quantizer("int3", "tensor", "mse")
-SBCInt3WeightPerTensorPowerOfTwo = weight_quantizer("int3", "tensor", "power_of_two")
-SBCInt3WeightPerChannelFloat = weight_quantizer("int3", "channel", "absmax")
-SBCInt3WeightPerChannelFloatMSE = weight_quantizer("int3", "channel", "mse")
-SBCInt3WeightPerChannelPowerOfTwo = weight_quantizer("int3", "channel", "power_of_two")
-SBCInt3WeightPerGroupFloat = weight_quantizer("int3", GROUPS, "absmax")
-SBCInt3WeightPerGroupFloatMSE = weight_quantizer("int3", GROUPS, "mse")
-SBCInt3WeightPerGroupPowerOfTwo = weight_quantizer("int3", GROUPS, "power_of_two")
-SBCInt4WeightPerTensorFloat = weight_quantizer("int4", "tensor", "absmax")
-SBCInt4WeightPerTensorFloatMSE = weight_quantizer("int4", "tensor", "mse")
-SBCInt4WeightPerTensorPowerOfTwo = weight_quantizer("int4", "tensor", "power_of_two")
-SBCInt4WeightPerChannelFloat = weight_quantizer("int4", "channel", "absmax")
-SBCInt4WeightPerChannelFloatMSE = weight_quantizer("int4", "channel", "mse")
-SBCInt4WeightPerChannelPowerOfTwo = weight_quantizer("int4", "channel", "power_of_two")
-SBCInt4WeightPerGroupFloat = weight_quantizer("int4", GROUPS, "absmax")
-SBCInt4WeightPerGroupFloatMSE = weight_quantizer("int4", GROUPS, "mse")
-SBCInt4WeightPerGroupPowerOfTwo = weight_quantizer("int4", GROUPS, "power_of_two")
-SBCInt8WeightPerTensorFloat = weight_quantizer("int8", "tensor", "absmax")
-SBCInt8WeightPerTensorFloatMSE = weight_quantizer("int8", "tensor", "mse")
-SBCInt8WeightPerTensorPowerOfTwo = weight_quantizer("int8", "tensor", "power_of_two")
-SBCInt8WeightPerChannelFloat = weight_quantizer("int8", "channel", "absmax")
-SBCInt8WeightPerChannelFloatMSE = weight_quantizer("int8", "channel", "mse")
-SBCInt8WeightPerChannelPowerOfTwo = weight_quantizer("int8", "channel", "power_of_two")
-SBCInt8WeightPerGroupFloat = weight_quantizer("int8", GROUPS, "absmax")
-SBCInt8WeightPerGroupFloatMSE = weight_quantizer("int8", GROUPS, "mse")
-SBCInt8WeightPerGroupPowerOfTwo = weight_quantizer("int8", GROUPS, "power_of_two")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *NAMED})

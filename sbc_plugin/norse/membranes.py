@@ -144,7 +144,7 @@ def quantize_membranes(
         raise SettingsError(f"scale={scale!r} is unknown; use one of {', '.join(map(repr, SCALES))}")
     neurons = _neurons(model)
     if not neurons:
-        raise UnsupportedModelError(f"{type(model).__name__} holds no spiking neuron of Norse, so it has no state to round")
+        raise UnsupportedModelError(f"{type(model).__name__} holds no spiking neuron of Norse; nothing to round")
     for name, neuron in neurons:
         if isinstance(vars(neuron).get("activation"), RoundedStep):
             raise SettingsError(f"neuron {name!r} has rounded states already; call restore_membranes(model) first")
