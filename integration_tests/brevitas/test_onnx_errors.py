@@ -16,7 +16,7 @@ from integration_tests.models.networks import BOX
 from integration_tests.models.one_shot import compress
 from sbc_plugin import Quantize
 from sbc_plugin.brevitas import export, export_onnx, freeze, integers, quantize_layers, weight_quantizer
-from sbc_plugin.brevitas.tracing import Summing
+from sbc_plugin.brevitas.onnx_trace import Summing
 from sbc_plugin.errors import CalibrationError, CheckpointError, SettingsError, UnsupportedModelError
 
 X = (torch.rand(6, 3, 8, generator=torch.Generator().manual_seed(0)) < 0.4).float()

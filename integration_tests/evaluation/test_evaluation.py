@@ -21,7 +21,7 @@ from sbc_plugin.evaluation.evaluate import BINS, RECORDED, SHOWN, TRACES, Evalua
 from sbc_plugin.evaluation.page import page
 from sbc_plugin.evaluation.report import Report
 from sbc_plugin.norse import record_states
-from sbc_plugin.norse.driving import drive_steps
+from sbc_plugin.norse.forward import drive_steps
 
 STEPS, SEQUENCES, INPUTS, HIDDEN, CLASSES = 12, 20, 6, 30, 3
 

@@ -12,7 +12,7 @@ from integration_tests.models.networks import BOX, IAF, LI, LIF, Attention, B, L
 from sbc_plugin import Calibration, Prune, calibrate, compress
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError
 from sbc_plugin.norse import find_layers, register_neuron
-from sbc_plugin.norse.driving import is_step_model
+from sbc_plugin.norse.forward import is_step_model
 
 HALF = Prune(0.5)
 

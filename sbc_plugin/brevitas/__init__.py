@@ -10,9 +10,9 @@ from sbc_plugin.brevitas import quantizers
 from sbc_plugin.brevitas.backend import check_backend, into_backend
 from sbc_plugin.brevitas.export import Exported, export_onnx
 from sbc_plugin.brevitas.freezing import freeze
-from sbc_plugin.brevitas.integers import integers
 from sbc_plugin.brevitas.layers import quantize_layers
 from sbc_plugin.brevitas.mode import sbc_mode
+from sbc_plugin.brevitas.quantizer_integers import integers
 from sbc_plugin.brevitas.quantizers import weight_quantizer
 from sbc_plugin.core.quantization.integers import Integers
 

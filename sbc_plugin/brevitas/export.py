@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.brevitas.freezing import check_quantised
-from sbc_plugin.brevitas.integers import integers
 from sbc_plugin.brevitas.layers import copy_model, is_quantised, replace_modules
-from sbc_plugin.brevitas.tracing import TRACED_OPSET, Sequence, Summing, check_runs, free_axes, has_divisor, trace
+from sbc_plugin.brevitas.onnx_trace import TRACED_OPSET, Sequence, Summing, check_runs, free_axes, has_divisor, trace
+from sbc_plugin.brevitas.quantizer_integers import integers
 from sbc_plugin.calibration.batches import input_of
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.checkpoint.atomic import replacing
@@ -168,7 +168,7 @@ def _example(model: nn.Module, batch: Any, steps: int | None) -> Tensor:
 def _tidy(
     path: Path, kind: str, found: dict[str, Integers], opset: int | None, states: dict[str, Tensor], steps: int | None
 ) -> None:
-    from sbc_plugin.brevitas.graphs import tidy  # needs onnx
+    from sbc_plugin.brevitas.onnx_graph import tidy  # needs onnx
 
     initial = {
         name: value.flatten()[0].item() if (value == value.flatten()[0]).all() else value.tolist()

@@ -10,7 +10,7 @@ from sbc_plugin.checkpoint.atomic import check_target
 from sbc_plugin.compression.compress import compress
 from sbc_plugin.evaluation.report import Report
 from sbc_plugin.nir.network import Network
-from sbc_plugin.nir.neurons import Reset
+from sbc_plugin.nir.neuron_nodes import Reset
 from sbc_plugin.nir.reading import read
 from sbc_plugin.nir.writing import write
 from sbc_plugin.settings import Calibration, Prune, Quantize

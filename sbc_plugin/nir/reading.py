@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 
 from sbc_plugin.errors import CheckpointError, SettingsError, UnsupportedModelError, in_layer
 from sbc_plugin.nir.network import Edge, Network, running_order, shape_after
-from sbc_plugin.nir.neurons import NEURON_NODES, Gain, Reset, neuron_of, reset_named
+from sbc_plugin.nir.neuron_nodes import NEURON_NODES, Gain, Reset, neuron_of, reset_named
 
 DEFAULT_DT = 1e-3  # s; that of Norse's own import
 Shape = tuple[int, ...]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from sbc_plugin.checkpoint.atomic import replacing
 from sbc_plugin.errors import SettingsError, UnsupportedModelError, in_layer
-from sbc_plugin.nir.integers import integers
 from sbc_plugin.nir.network import running_order, shape_after
-from sbc_plugin.nir.neurons import Gain, Reset, node_of, reset_of
+from sbc_plugin.nir.neuron_nodes import Gain, Reset, node_of, reset_of
 from sbc_plugin.nir.reading import Shape
+from sbc_plugin.nir.weight_integers import integers
 from sbc_plugin.nir.wiring import wiring_of
 
 CELLS = (SNNCell, SNNRecurrentCell, SNN, SNNRecurrent)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.norse import discovery
 from sbc_plugin.norse.copying import copy_model
-from sbc_plugin.norse.driving import as_input, default_forward, is_step_model
+from sbc_plugin.norse.forward import as_input, default_forward, is_step_model
 from sbc_plugin.norse.linear import linear_neurons, linear_state
 from sbc_plugin.norse.membranes import MembraneReport, StateReport, quantize_membranes, restore_membranes
 from sbc_plugin.norse.neurons import holds_weights, is_neuron, is_spiking, register_neuron, state_tensor, threshold_of

@@ -11,9 +11,9 @@ from sbc_plugin.core.kernels import Kernel, distinct
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import UNEVEN_GAIN, Forward, Part, Site, SpikingLayer
-from sbc_plugin.norse.following import Path, constant_gain
+from sbc_plugin.norse.autograd_paths import Path, constant_gain
+from sbc_plugin.norse.call_trace import Chain, Trace, Use, WeightCall, trace
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_spiking, kernel_of
-from sbc_plugin.norse.tracing import Chain, Trace, Use, WeightCall, trace
 
 MOST_VARIANTS = 8
 

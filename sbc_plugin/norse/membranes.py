@@ -19,7 +19,7 @@ from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelE
 from sbc_plugin.evaluation.report import table
 from sbc_plugin.layers import Forward
 from sbc_plugin.norse.copying import copy_model
-from sbc_plugin.norse.driving import default_forward
+from sbc_plugin.norse.forward import default_forward
 from sbc_plugin.norse.neurons import NEURONS, is_integrator, state_tensor
 from sbc_plugin.norse.recording import Step, intercept_steps
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.layers import Forward
-from sbc_plugin.norse.driving import default_forward
+from sbc_plugin.norse.forward import default_forward
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT, below_threshold, is_spiking, state_tensor
 
 

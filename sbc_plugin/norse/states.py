@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.errors import UnsupportedModelError, in_layer
-from sbc_plugin.norse.driving import default_forward, is_step_model
+from sbc_plugin.norse.forward import default_forward, is_step_model
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT
 from sbc_plugin.norse.recording import Step, intercept_steps
 

@@ -13,7 +13,7 @@ from sbc_plugin.calibration.plain import refuse_computed
 from sbc_plugin.core.matrix_form import MatrixForm, matrix_form
 from sbc_plugin.errors import CalibrationError, in_layer
 from sbc_plugin.layers import Forward
-from sbc_plugin.norse.following import Origin, Path, origins, tagged
+from sbc_plugin.norse.autograd_paths import Origin, Path, origins, tagged
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_integrator, state_tensor
 from sbc_plugin.norse.recording import Step, intercept_steps
 

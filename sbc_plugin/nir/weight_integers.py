@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sbc_plugin.core.quantization.integers import Integers, in_units
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.nir.network import Edge
-from sbc_plugin.nir.neurons import NEURON_CLASSES, Gain
+from sbc_plugin.nir.neuron_nodes import NEURON_CLASSES, Gain
 from sbc_plugin.nir.wiring import wiring_of
 
 LARGEST = 127  # a code of 8 bits; -128 is left out, so that every code has its negative
