@@ -89,7 +89,7 @@ class Published:
                 parts = [part.form.columns for part in layer.parts]
                 chosen = {"granularity": quantize.granularity, "symmetric": quantize.symmetric}
                 grid = make_grid(weight, quantize.bits, **chosen, scale="absmax", mask=mask, parts=parts)
-                weight = gptq(weight, hessian, grid, mask, damping=self.damping, groups=groups).weight
+                weight = gptq(weight, hessian, grid, mask, damping=self.damping, groups=groups)
             layer.write(weight)
         return model
 

@@ -131,18 +131,26 @@ def with_surrogate(ground: Ground, width: float | None) -> nn.Module:
 
 
 def allocated(ground: Ground, method: str, exponent: float = 2.0) -> nn.Module:
-    """The published method with the budget dealt in another way."""
+    """The published method with the budget dealt in another way.
+
+    Args:
+        ground: the network and its data.
+        method: of ``allocate_zeros``.
+        exponent: of LAMP's scores, which are 2 in its source.
+    """
     published = ground.unchanged
     layers = published.layers_of(ground.dense)
+    weights = {layer.name: layer.weight() for layer in layers}
     saliencies = None
     if method == "loss":
         hessians = published.hessians
         saliencies = {
             layer.name: saliency(layer, layer.weight(), hessians[layer.name], SETTINGS.damping) for layer in layers
         }
-    weights = {layer.name: layer.weight() for layer in layers}
-    sparsity = ground.prune.sparsity
-    zeros = allocate_zeros(weights, sparsity, method=method, exponent=exponent, saliencies=saliencies)
+    elif method == "lamp":  # LAMP's scores are those of losses, taken of powers of the weights
+        sizes = {name: weight.double().abs() for name, weight in weights.items()}
+        method, saliencies = "loss", {name: (size / size.max()).pow(exponent) for name, size in sizes.items()}
+    zeros = allocate_zeros(weights, ground.prune.sparsity, method=method, saliencies=saliencies)
     return published.compress(ground.prune, zeros=zeros)
 
 

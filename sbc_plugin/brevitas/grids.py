@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sbc_plugin.brevitas.layers import Quantised
 from sbc_plugin.core.hessian import Solution, layer_loss
-from sbc_plugin.core.quantization.gptq import gptq_weight
+from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import GridMovedError, SettingsError, UnsupportedModelError
 from sbc_plugin.settings import Quantize
@@ -127,7 +127,7 @@ def solve(
     if binary and mask is not None and not mask.all():
         raise SettingsError("binary weights are never zero, so a mask cannot hold; use 'ternary' or 'int2'")
     half = (grid.scale / 2).to(weight) if binary else 0.0
-    moved = gptq_weight(weight + half, hessian, grid, mask, damping=damping, groups=groups, order=order)
+    moved = gptq(weight + half, hessian, grid, mask, damping=damping, groups=groups, order=order)
     new = moved - half
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device, torch.bool)
     return Solution(new, kept, layer_loss(weight, new, hessian.float(), groups), None if binary else grid)

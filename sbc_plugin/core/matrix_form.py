@@ -35,10 +35,6 @@ class MatrixForm:
     positions: int = 1
     convolution: Convolution | None = None
 
-    def weight(self, weight: Tensor) -> Tensor:
-        """(groups, rows / groups, columns) view of a module's weight."""
-        return weight.reshape(self.groups, self.rows // self.groups, self.columns)
-
     def samples(self, x: Tensor, pooling: Pooling | None = None) -> Tensor:
         """(groups, samples, columns) of an input: (batch, channels, *space), or (..., columns) for Linear.
 

@@ -1,6 +1,6 @@
-"""What is measured on spike trains: distances, rates, and the operations that a network's spikes cause.
+"""What is measured on spike trains: their distance, and the operations that a network's spikes cause.
 
-Time is the first axis. Time constants and steps are in seconds, rates in Hz.
+Time is the first axis. Time constants and steps are in seconds.
 """
 
 import math
@@ -51,38 +51,6 @@ def van_rossum_distance(spikes_a: Tensor, spikes_b: Tensor, *, tau: float, dt: f
         trace = trace * decay + (a.to(dtype) - b.to(dtype))
         total += trace.square()
     return total * (dt / tau)
-
-
-def firing_rates(spikes: Tensor, dt: float) -> Tensor:
-    """Mean rate of each neuron in Hz, shape (...), float64, of ``spikes`` (T, B, ...); any entry but 0 is a spike.
-
-    Args:
-        spikes: (T, B, ...) of any dtype; the mean is over T and B.
-        dt: length of a step, s.
-
-    Raises:
-        CalibrationError: there is no step or no sequence, or no neuron axis.
-        SettingsError: dt is not positive.
-
-    >>> firing_rates(torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]), dt=1e-3).tolist()
-    [1000.0, 0.0]
-    """
-    if not dt > 0:
-        raise SettingsError(f"dt={dt:g}: the length of a step in seconds, above 0")
-    steps, sequences = spikes.shape[:2] if spikes.dim() > 2 else (0, 0)
-    return _spike_counts(spikes).to(torch.float64) / (steps * sequences * dt)
-
-
-def dead_neurons(spikes: Tensor) -> Tensor:
-    """True for each neuron that never spikes, shape (...), bool, of ``spikes`` (T, B, ...).
-
-    Raises:
-        CalibrationError: there is no step or no sequence, or no neuron axis.
-
-    >>> dead_neurons(torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])).tolist()
-    [False, True]
-    """
-    return _spike_counts(spikes) == 0
 
 
 @dataclass(frozen=True)
@@ -150,9 +118,3 @@ def energy(operations: Operations) -> float:
     1.36e-11
     """
     return operations.acs * JOULES_PER_AC + operations.macs * JOULES_PER_MAC
-
-
-def _spike_counts(spikes: Tensor) -> Tensor:
-    if spikes.dim() < 3 or 0 in spikes.shape[:2]:
-        raise CalibrationError(f"spikes have shape {tuple(spikes.shape)}, expected (T, B, neurons ...) with T, B > 0")
-    return spikes.count_nonzero((0, 1))

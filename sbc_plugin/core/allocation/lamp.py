@@ -17,7 +17,6 @@ def allocate_zeros(
     sparsity: float,
     *,
     method: str = "lamp",
-    exponent: float = 2.0,
     saliencies: Mapping[str, Tensor] | None = None,
 ) -> dict[str, int]:
     """The number of zeros of each layer; together ``round(sparsity * number of weights)``.
@@ -27,7 +26,6 @@ def allocate_zeros(
         sparsity: fraction of zeros over all layers, 0 to 1.
         method: "lamp" one threshold over all layers on :func:`lamp_scores`; "uniform" the same sparsity in every layer,
             by largest remainders; "loss" likewise, with ``saliencies`` in place of squared weights.
-        exponent: of LAMP's scores, 2 in its source.
         saliencies: name -> loss of removing each weight, of any scale, one for each weight; for "loss" only.
 
     Raises:
@@ -54,7 +52,7 @@ def allocate_zeros(
     if method == "uniform":
         return _with_present(present, budget, lambda names, left: _same_sparsity({n: sizes[n] for n in names}, left))
     if method == "lamp":
-        scores = {name: lamp_scores(weight, exponent).flatten().cpu() for name, weight in weights.items()}
+        scores = {name: lamp_scores(weight).flatten().cpu() for name, weight in weights.items()}
     elif method == "loss" and saliencies is not None:
         found = {name: saliency.numel() for name, saliency in saliencies.items()}
         if found != sizes:

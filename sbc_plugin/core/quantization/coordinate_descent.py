@@ -34,7 +34,7 @@ def descend(
     Args:
         weight: (rows, columns), before quantisation.
         start: (rows, columns), on the grid and zero where masked, e.g. of
-            :func:`~sbc_plugin.core.quantization.gptq.gptq_weight`.
+            :func:`~sbc_plugin.core.quantization.gptq.gptq`.
         hessian: (columns, columns) or (groups, columns, columns), undamped; its dtype is computed in.
         grid: of ``start``; its scales stay.
         mask: (rows, columns), True = kept; the others stay 0. None keeps all.

@@ -6,16 +6,12 @@ With a mask, masked weights become exactly zero in the same pass (joint pruning 
 Source: docs/theory.md, equations 3 to 5; Frantar et al. 2022, "GPTQ", arXiv 2210.17323.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import Solution, cholesky, layer_loss, row_groups
-from sbc_plugin.core.quantization.grids import SMALLEST_SCALE, Grid, make_grid, round_to_nearest
+from sbc_plugin.core.hessian import cholesky, row_groups
+from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import CalibrationError, SettingsError
-
-__all__ = ["Grid", "gptq", "make_grid", "refit_scale", "round_to_nearest"]
 
 
 def gptq(
@@ -28,7 +24,7 @@ def gptq(
     groups: Tensor | None = None,
     block: int = 128,
     order: str = "descending",
-) -> Solution:
+) -> Tensor:
     """Round ``weight`` to ``grid`` column by column so that the layer's output stays close.
 
     Column j's error ``e = (w_j - q_j) / U_jj`` changes the columns k > j by ``- e U_jk``, where ``H^-1 = U^T U`` with U
@@ -46,7 +42,7 @@ def gptq(
         order: "descending" takes the columns with the largest H_jj first, "given" from left to right.
 
     Returns:
-        The weight on the grid, in the dtype of ``weight``; its mask; its loss on the undamped Hessian.
+        The weight on the grid, in the dtype of ``weight``.
 
     Raises:
         CalibrationError: the Hessian is of another width than the weight.
@@ -55,44 +51,7 @@ def gptq(
 
     >>> weight, hessian = torch.tensor([[0.6, 0.6]]), torch.tensor([[2.0, 1.9], [1.9, 2.0]])
     >>> grid = Grid(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32), bits=4, symmetric=True)
-    >>> gptq(weight, hessian, grid).weight.tolist()  # the second input makes up for the first
-    [[1.0, 0.0]]
-    """
-    new = gptq_weight(weight, hessian, grid, mask, damping=damping, groups=groups, block=block, order=order)
-    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device, torch.bool)
-    return Solution(weight=new, mask=kept, loss=layer_loss(weight.detach(), new, hessian, groups), grid=grid)
-
-
-def gptq_weight(
-    weight: Tensor,
-    hessian: Tensor,
-    grid: Grid,
-    mask: Tensor | None = None,
-    *,
-    damping: float = 0.01,
-    groups: Tensor | None = None,
-    block: int = 128,
-    order: str = "descending",
-) -> Tensor:
-    """The weight of :func:`gptq`, for callers that have no use for its loss, which takes a third of the time.
-
-    Args:
-        weight: as for :func:`gptq`, and so are the others.
-        hessian: undamped.
-        grid: of this weight.
-        mask: True = kept.
-        damping: fraction of mean diag H.
-        groups: the Hessian of each row.
-        block: changes speed only.
-        order: "descending" or "given".
-
-    Raises:
-        CalibrationError: the Hessian is of another width than the weight.
-        SettingsError: order or block out of range, or the grid does not fit the weight.
-        SingularHessianError: the damped Hessian is not positive definite.
-
-    >>> grid = Grid(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32), bits=4, symmetric=True)
-    >>> gptq_weight(torch.tensor([[0.6, 0.6]]), torch.tensor([[2.0, 1.9], [1.9, 2.0]]), grid).tolist()
+    >>> gptq(weight, hessian, grid).tolist()  # the second input makes up for the first
     [[1.0, 0.0]]
     """
     rows, columns = weight.shape
@@ -124,47 +83,6 @@ def gptq_weight(
             )
             codes[mine, chosen] = _round_columns(part, grid.code_range, factor, block).T
     return grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
-
-
-def refit_scale(weight: Tensor, codes: Tensor, hessian: Tensor, grid: Grid, groups: Tensor | None = None) -> Grid:
-    """The grid whose scales minimise the layer's loss while the codes stay: ``s_r = (c H w^T) / (c H c^T)``.
-
-    Args:
-        weight: (rows, columns), the weight before quantisation.
-        codes: (rows, columns), integer codes on ``grid``.
-        hessian: (columns, columns) or (groups, columns, columns), undamped.
-        grid: one scale for the tensor (then numerator and denominator are summed over rows) or one a row.
-        groups: (rows,), the Hessian of each row; by default rows are dealt evenly.
-
-    Returns:
-        The grid with new scales; a scale stays where the codes have no output or the best scale is not positive.
-
-    Raises:
-        CalibrationError: the Hessian is of another width than the weight.
-        SettingsError: scales of column groups, or scales that have to stay powers of two.
-
-    >>> grid = make_grid(torch.tensor([[1.0, 0.8]]), bits=2, scale="absmax")
-    >>> refit_scale(torch.tensor([[1.0, 0.8]]), torch.tensor([[1, 1]]), torch.eye(2), grid).scale.tolist()
-    [[0.8999999761581421]]
-    """
-    _check_width(hessian, weight.shape[1])
-    if grid.power_of_two:
-        raise SettingsError(
-            'a refitted scale is no power of two; make the grid with scale="mse" or "absmax", or do not refit'
-        )
-    if grid.scale.shape[1] > 1:
-        raise SettingsError(f"the grid has {grid.scale.shape[1]} scales a row, a refit takes one; do not refit")
-    levels = (codes - grid.zero_point).to(hessian)
-    pushed = torch.empty_like(levels)
-    owner = row_groups(len(weight), hessian, groups)
-    for group, part in enumerate(hessian if hessian.dim() == 3 else hessian[None]):
-        pushed[owner == group] = levels[owner == group] @ part
-    along = (pushed * weight.detach().to(hessian)).sum(1, keepdim=True)
-    norm = (pushed * levels).sum(1, keepdim=True)
-    if len(grid.scale) == 1:
-        along, norm = along.sum(0, keepdim=True), norm.sum(0, keepdim=True)
-    scale = (along / norm).to(grid.scale)
-    return replace(grid, scale=scale.where(scale.isfinite() & (scale > SMALLEST_SCALE), grid.scale))
 
 
 def _check_width(hessian: Tensor, columns: int) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sbc_plugin.core.hessian import Solution, damped, quadratic, row_groups
 from sbc_plugin.core.quantization.coordinate_descent import descend
-from sbc_plugin.core.quantization.gptq import gptq_weight
+from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid, make_grid
 
 # Half to double the scale of least weight error, in steps of 6 %: the output's best scale may lie on either side.
@@ -65,7 +65,7 @@ def quantise(
     grid = make_grid(weight, bits, granularity=granularity, scale=scale, symmetric=symmetric, mask=mask, parts=parts)
     if scale == "mse":
         grid = least_loss_grid(weight, hessian, grid, mask, damping=damping, groups=groups, row_scale=row_scale)
-    start = gptq_weight(weight, hessian, grid, mask, damping=damping, groups=groups)
+    start = gptq(weight, hessian, grid, mask, damping=damping, groups=groups)
     return descend(weight, start, hessian, grid, mask, damping=damping, groups=groups)
 
 
@@ -113,7 +113,7 @@ def least_loss_grid(
         repeated = weight.detach().to(hessian).repeat(len(some), 1)
         owners = owner.repeat(len(some))
         kept = None if mask is None else mask.repeat(len(some), 1)
-        new = gptq_weight(repeated, hessian, stacked, kept, damping=damping, groups=owners)
+        new = gptq(repeated, hessian, stacked, kept, damping=damping, groups=owners)
         losses.append(quadratic(repeated - new, matrix, owners).view(len(some), rows))
     loss = torch.cat(losses)
     if len(grid.scale) == 1:

@@ -25,8 +25,9 @@ def same(found: Tensor, expected: Tensor) -> None:
 def product(module: nn.Linear | Convolution, x: Tensor, pooling: Pooling | None = None) -> Tensor:
     """(rows, samples) by the matrix form, from weight and samples of each group."""
     form = matrix_form(module)
-    weight, samples = form.weight(module.weight.detach()), form.samples(x, pooling)
-    assert weight.shape == (form.groups, form.rows // form.groups, form.columns)
+    weight, samples = module.weight.detach().flatten(1), form.samples(x, pooling)
+    assert weight.shape == (form.rows, form.columns)
+    weight = weight.reshape(form.groups, -1, form.columns)
     return (weight @ samples.mT).flatten(0, 1)
 
 

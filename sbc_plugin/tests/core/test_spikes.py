@@ -9,9 +9,7 @@ from torch.testing import assert_close
 
 from sbc_plugin.core.spikes import (
     Operations,
-    dead_neurons,
     energy,
-    firing_rates,
     synaptic_operations,
     van_rossum_distance,
 )
@@ -59,18 +57,6 @@ def test_distance_takes_spikes_of_any_dtype(dtype: torch.dtype) -> None:
     assert_close(distance.double(), expected, rtol=1e-5, atol=0)  # float32 over 25 steps
 
 
-def test_rates_and_dead_neurons() -> None:
-    spikes = spikes_of(10, 3, 2, 4)
-    spikes[:, :, 1, 2] = 0.0
-    rates = firing_rates(spikes, dt=DT)
-    for channel in range(2):
-        for neuron in range(4):
-            count = sum(spikes[t, b, channel, neuron].item() for t in range(10) for b in range(3))
-            assert rates[channel, neuron].item() == pytest.approx(count / (3 * 10 * DT), rel=1e-14)
-    assert dead_neurons(spikes).nonzero().tolist() == [[1, 2]]
-    assert torch.equal(firing_rates(spikes.bool(), DT), rates)
-
-
 @pytest.mark.parametrize("groups", [None, [1, 0, 1, 1]])
 def test_operations_are_those_of_loops(groups: list[int] | None) -> None:
     samples, weight = spikes_of(2, 7, 5), spikes_of(4, 5, seed=2) * -0.5
@@ -109,13 +95,6 @@ def test_bad_input_is_named() -> None:
         van_rossum_distance(spikes, spikes[1:], tau=TAU, dt=DT)
     with pytest.raises(SettingsError, match=r"tau=0, dt=0.001"):
         van_rossum_distance(spikes, spikes, tau=0, dt=DT)
-    with pytest.raises(SettingsError, match="dt=-1"):
-        firing_rates(spikes, dt=-1)
-    for wrong in (spikes[:, 0], spikes[:0], spikes[:, :0]):
-        with pytest.raises(CalibrationError, match=r"expected \(T, B, neurons"):
-            firing_rates(wrong, DT)
-        with pytest.raises(CalibrationError, match=r"expected \(T, B, neurons"):
-            dead_neurons(wrong)
     with pytest.raises(CalibrationError, match=r"\(5, 2, 3\).*\(4, 2\)"):
         synaptic_operations(spikes, spikes_of(4, 2))
     with pytest.raises(SettingsError, match="4 rows"):

@@ -72,7 +72,7 @@ def test_groups_of_rows_are_solved_apart(owners: list[int] | None) -> None:
 def test_lowers_the_loss_that_gptq_leaves_in_every_row(bits: int, damping: float) -> None:
     weight, hessian = weight_of(150), hessian_of(columns=150)
     grid, mask = make_grid(weight, bits), mask_of(weight)
-    start = gptq(weight, hessian, grid, mask, damping=damping).weight
+    start = gptq(weight, hessian, grid, mask, damping=damping)
     new = descend(weight, start, hessian, grid, mask, damping=damping).weight
     losses = [quadratic(weight - q, damped(hessian, damping)) for q in (start, new)]
     assert (losses[1] <= losses[0] * (1 + 1e-12)).all() and losses[1].sum() < losses[0].sum()

@@ -21,7 +21,7 @@ def losses_by_factor(weight: Tensor, hessian: Tensor, grid: Grid, mask: Tensor |
     """Damped loss (factors, rows) after GPTQ, one factor after the other."""
     found = []
     for factor in FACTORS:
-        new = gptq(weight, hessian, replace(grid, scale=grid.scale * factor), mask, groups=OWNERS).weight
+        new = gptq(weight, hessian, replace(grid, scale=grid.scale * factor), mask, groups=OWNERS)
         found.append(quadratic(weight - new, damped(hessian, 0.01), OWNERS))
     return torch.stack(found)
 
@@ -68,7 +68,7 @@ def test_large_layers_try_fewer_factors_and_always_their_own(
 def test_loses_no_more_than_gptq_on_the_grid_of_least_weight_error(bits: int, granularity: str) -> None:
     weight, hessian = weight_of(), hessian_of()
     matrix = damped(hessian, 0.01)
-    plain = gptq(weight, hessian, make_grid(weight, bits, granularity=granularity)).weight
+    plain = gptq(weight, hessian, make_grid(weight, bits, granularity=granularity))
     new = quantise(weight, hessian, bits, granularity=granularity).weight
     losses = [quadratic(weight - q, matrix) for q in (plain, new)]
     assert losses[1].sum() < losses[0].sum()
@@ -80,7 +80,7 @@ def test_loses_no_more_than_gptq_on_the_grid_of_least_weight_error(bits: int, gr
 def test_scales_that_were_asked_for_stay(scale: str) -> None:
     weight, hessian = weight_of(), hessian_of()
     grid = make_grid(weight, 3, scale=scale)
-    expected = descend(weight, gptq(weight, hessian, grid).weight, hessian, grid).weight
+    expected = descend(weight, gptq(weight, hessian, grid), hessian, grid).weight
     assert torch.equal(quantise(weight, hessian, 3, scale=scale).weight, expected)
 
 
