@@ -21,7 +21,8 @@ from integration_tests.benchmarks import tables
 from sbc_plugin import calibrate
 from sbc_plugin.core.hessian import layer_loss
 from sbc_plugin.core.pruning.obs import obs_mask
-from sbc_plugin.core.pruning.prune import magnitude_mask, prune, refit
+from sbc_plugin.core.pruning.prune import magnitude_mask, prune
+from sbc_plugin.core.pruning.refit import refit
 from sbc_plugin.demo.saccades import saccade_events
 
 STEPS, SIDE, DIGIT, HIDDEN, SEQUENCES = 10, 34, 28, 500, 1000

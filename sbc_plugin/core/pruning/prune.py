@@ -1,14 +1,19 @@
 """Prune one layer: choose a mask with a solver, then refit the weights that are left.
 
-The solvers: ``magnitude`` (the plain baseline), ``obs`` (greedy, :mod:`sbc_plugin.core.pruning.obs`), ``admm`` and
-``hybrid`` (:mod:`sbc_plugin.core.pruning.admm`). Budgets are met exactly, with ties too.
+The solvers: ``magnitude`` (the plain baseline), ``obs`` (greedy, :mod:`sbc_plugin.core.pruning.obs`), ``admm``
+(:mod:`sbc_plugin.core.pruning.admm`) and ``hybrid`` (:mod:`sbc_plugin.core.pruning.hybrid`). Budgets are met exactly,
+with ties too.
 """
+
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sbc_plugin.core.hessian import Solution, layer_loss
-from sbc_plugin.core.pruning.admm import admm_mask, hybrid_mask
+from sbc_plugin.core.pruning.admm import admm_mask
+from sbc_plugin.core.pruning.hybrid import hybrid_mask
 from sbc_plugin.core.pruning.obs import obs_mask
 from sbc_plugin.core.pruning.patterns import (
     check_pattern,
@@ -18,12 +23,14 @@ from sbc_plugin.core.pruning.patterns import (
     pattern_zeros,
 )
 from sbc_plugin.core.pruning.problem import check_shapes, check_zeros
-from sbc_plugin.core.pruning.refit import refit
+from sbc_plugin.core.pruning.refit import refit as refit_rows  # because `refit` is a keyword of prune
 from sbc_plugin.errors import SettingsError
 
-__all__ = ["SOLVERS", "magnitude_mask", "prune", "refit"]
-
-SOLVERS = ("auto", "magnitude", "obs", "admm", "hybrid")
+SEARCHES: Mapping[str, Callable[..., Tensor]] = {
+    "obs": partial(obs_mask, step=1),
+    "admm": admm_mask,
+    "hybrid": hybrid_mask,
+}
 SMALL = 2**33  # rows * columns^3, up to which "auto" takes exact OBS
 
 
@@ -72,8 +79,8 @@ def prune(
     """
     check_shapes(weight, hessian)
     rows, columns = weight.shape
-    if solver not in SOLVERS:
-        raise SettingsError(f"solver {solver!r} is not known; expected one of {', '.join(SOLVERS)}")
+    if solver not in (known := ("auto", "magnitude", *SEARCHES)):
+        raise SettingsError(f"solver {solver!r} is not known; expected one of {', '.join(known)}")
     if row_scale is not None and (row_scale.shape != (rows,) or not row_scale.isfinite().all()):
         raise SettingsError(f"row_scale of shape {tuple(row_scale.shape)}, expected {rows} finite gains, one a row")
     gain = hessian.new_ones(rows, 1) if row_scale is None else row_scale.to(hessian)[:, None]
@@ -83,22 +90,16 @@ def prune(
         solver = "obs" if greedy else "hybrid"
     if solver == "magnitude":
         mask = magnitude_mask(weight, zeros, pattern=pattern, positions=positions).to(hessian.device)
-    elif solver == "obs":
-        mask = obs_mask(
-            scaled, hessian, zeros, pattern=pattern, positions=positions, step=1, damping=damping, groups=groups
-        )
     else:
-        find = admm_mask if solver == "admm" else hybrid_mask
-        mask = find(scaled, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups)
+        mask = SEARCHES[solver](
+            scaled, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups
+        )
     if refit:
         new = refit_rows(weight, mask, hessian, damping=damping, groups=groups)
     else:
         new = weight.where(mask.to(weight.device), 0.0)
     loss = layer_loss(scaled, new.to(hessian) * gain, hessian, groups)
     return Solution(new, mask.to(weight.device), loss)
-
-
-refit_rows = refit  # under a second name, because `refit` is a keyword of prune
 
 
 def magnitude_mask(weight: Tensor, zeros: int, *, pattern: str = "unstructured", positions: int = 1) -> Tensor:

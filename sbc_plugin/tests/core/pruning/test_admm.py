@@ -3,8 +3,9 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.core.hessian import layer_loss
-from sbc_plugin.core.pruning import admm, obs
-from sbc_plugin.core.pruning.admm import admm_mask, hybrid_mask
+from sbc_plugin.core.pruning import admm, hybrid, obs
+from sbc_plugin.core.pruning.admm import admm_mask
+from sbc_plugin.core.pruning.hybrid import hybrid_mask
 from sbc_plugin.core.pruning.obs import obs_mask
 from sbc_plugin.core.pruning.patterns import smallest
 from sbc_plugin.core.pruning.problem import Problem
@@ -66,21 +67,21 @@ def test_equal_hessians_of_groups_are_one_hessian(find, pattern: str) -> None:  
 def test_batches_of_survivors_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = layer(9, 24)
     expected = hybrid_mask(weight, hessian, 180)
-    monkeypatch.setattr(admm, "BATCH_ELEMENTS", 1)
+    monkeypatch.setattr(hybrid, "BATCH_ELEMENTS", 1)
     assert torch.equal(hybrid_mask(weight, hessian, 180), expected)
 
 
 def test_obs_is_left_no_more_rows_and_survivors_than_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = layer(8, 24)
-    monkeypatch.setattr(admm, "OBS_WORK", 8 * 10**3)
+    monkeypatch.setattr(hybrid, "OBS_WORK", 8 * 10**3)
     asked = []
-    plain = admm.eliminate_survivors
+    plain = hybrid.eliminate_survivors
 
     def note(problem: Problem, kept: Tensor, zeros: int, damping: float) -> Tensor:
         asked.append(int(kept.sum()))
         return plain(problem, kept, zeros, damping)
 
-    monkeypatch.setattr(admm, "eliminate_survivors", note)
+    monkeypatch.setattr(hybrid, "eliminate_survivors", note)
     for final in (16, 48, 79, 81, 150):
         mask = hybrid_mask(weight, hessian, 192 - final)
         assert int(mask.sum()) == final

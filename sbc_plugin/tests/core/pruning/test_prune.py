@@ -7,8 +7,10 @@ from sbc_plugin.core.hessian import layer_loss
 from sbc_plugin.core.pruning import prune as pruning
 from sbc_plugin.core.pruning import refit as refit_module
 from sbc_plugin.core.pruning.patterns import parse_pattern, pattern_order, pattern_zeros
-from sbc_plugin.core.pruning.prune import SOLVERS, magnitude_mask, prune, refit
+from sbc_plugin.core.pruning.prune import magnitude_mask, prune
+from sbc_plugin.core.pruning.refit import refit
 from sbc_plugin.errors import CalibrationError, SettingsError, SingularHessianError
+from sbc_plugin.settings import SOLVERS
 
 ROWS, COLUMNS = 6, 24
 DEAD = [1, 2, 3, 7, 12, 13, 14, 15]  # three of a group of four, and a whole block
