@@ -21,6 +21,7 @@ from sbc_plugin import Calibration, calibrate
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
 from sbc_plugin.brevitas.grids import read_grid, write
 from sbc_plugin.brevitas.layers import is_quantised
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.demo import digits, network
@@ -127,7 +128,7 @@ def solved(model: Any, hessians: dict[str, Tensor]) -> Any:
             scale=torch.cat([grid.scale for grid in grids], 1),
             zero_point=torch.cat([grid.zero_point for grid in grids], 1),
         )
-        new = gptq(torch.cat(weights, 1), hessian, whole)
+        new = gptq(torch.cat(weights, 1), LayerHessian(hessian), whole)
         for part, grid, block in zip(parts, grids, new.split([w.shape[1] for w in weights], 1), strict=True):
             write(part, block, grid)
     return model

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import gather
-from sbc_plugin.compression.layer import positions_of, unfit_pattern
+from sbc_plugin.compression.layer import layer_hessian, positions_of, unfit_pattern
 from sbc_plugin.core.allocation.lamp import allocate_zeros
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.pruning.obs import elimination, obs_mask, pool
 from sbc_plugin.core.pruning.patterns import parse_pattern, pattern_zeros
 from sbc_plugin.core.pruning.problem import pose
@@ -62,8 +63,7 @@ class Published:
     def order(self) -> None:
         """Eliminate every weight of every layer, in the order in which OBS would give it up."""
         for layer in self.layers_of(self.dense):
-            problem = pose(*self.scaled(layer), 0, damping=self.damping, groups=self.groups(layer))
-            self.orders[layer.name] = elimination(problem, None, self.damping)
+            self.orders[layer.name] = elimination(pose(*self.scaled(layer), 0), None)
 
     def compress(
         self, prune: Prune | None, quantize: Quantize | None = None, zeros: dict[str, int] | None = None
@@ -80,16 +80,16 @@ class Published:
         if zeros is None:
             zeros = {} if prune is None else self.budget(layers, prune)
         for layer in layers:
-            weight, hessian, groups = layer.weight(), self.hessians[layer.name], self.groups(layer)
+            weight, hessian = layer.weight(), self.hessian_of(layer)
             mask = weight != 0
             if prune is not None and layer.name in zeros:
                 mask = self.mask(layer, zeros[layer.name], prune.pattern)
-                weight = refit(weight, mask, hessian, damping=self.damping, groups=groups)
+                weight = refit(weight, mask, hessian)
             if quantize is not None:
                 parts = [part.form.columns for part in layer.parts]
                 chosen = {"granularity": quantize.granularity, "symmetric": quantize.symmetric}
                 grid = make_grid(weight, quantize.bits, **chosen, scale="absmax", mask=mask, parts=parts)
-                weight = gptq(weight, hessian, grid, mask, damping=self.damping, groups=groups)
+                weight = gptq(weight, hessian, grid, mask)
             layer.write(weight)
         return model
 
@@ -103,10 +103,9 @@ class Published:
 
     def mask(self, layer: SpikingLayer, zeros: int, pattern: str) -> Tensor:
         """True = kept, (rows, columns)."""
-        settings: dict[str, Any] = {"damping": self.damping, "groups": self.groups(layer)}
         if pattern != "unstructured":
-            return obs_mask(*self.scaled(layer), zeros, pattern=pattern, positions=positions_of(layer), **settings)
-        problem = pose(*self.scaled(layer), zeros, **settings)
+            return obs_mask(*self.scaled(layer), zeros, pattern=pattern, positions=positions_of(layer))
+        problem = pose(*self.scaled(layer), zeros)
         return problem.mask(pool(*self.orders[layer.name], problem, problem.zeros))
 
     def layers_of(self, model: nn.Module) -> list[SpikingLayer]:
@@ -114,11 +113,11 @@ class Published:
         layers, _ = self.library.find_layers(model, self.first, self.forward, SETTINGS.temporal)
         return [self.change(layer) for layer in layers]
 
-    def scaled(self, layer: SpikingLayer) -> tuple[Tensor, Tensor]:
+    def scaled(self, layer: SpikingLayer) -> tuple[Tensor, LayerHessian]:
         """Weight, with each row's gain up to its neuron (BatchNorm), and Hessian."""
-        hessian = self.hessians[layer.name]
-        return layer.weight().to(hessian) * layer.gain.to(hessian)[:, None], hessian
+        hessian = self.hessian_of(layer)
+        return layer.weight().to(hessian.matrix) * layer.gain.to(hessian.matrix)[:, None], hessian
 
-    def groups(self, layer: SpikingLayer) -> Tensor | None:
-        """The Hessian of each row, where there are several."""
-        return layer.groups if self.hessians[layer.name].dim() == 3 else None
+    def hessian_of(self, layer: SpikingLayer) -> LayerHessian:
+        """The layer's Hessian as solvers take it."""
+        return layer_hessian(layer, self.hessians[layer.name], self.damping)

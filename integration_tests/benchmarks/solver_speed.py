@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from integration_tests.benchmarks import tables
 from sbc_plugin import calibrate
-from sbc_plugin.core.hessian import layer_loss
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.pruning.obs import obs_mask
 from sbc_plugin.core.pruning.prune import magnitude_mask, prune
 from sbc_plugin.core.pruning.refit import refit
@@ -68,14 +68,14 @@ def lines() -> Iterator[dict[str, Any]]:
     x, labels = events()
     network = trained(x, labels)
     found = calibrate(network, [x])
-    hessian, weight = found["0"].hessian(), network[0].weight.detach()  # type: ignore[index, operator, union-attr]
+    hessian, weight = LayerHessian(found["0"].hessian()), network[0].weight.detach()  # type: ignore[index, operator, union-attr]
     zeros = round(SPARSITY * weight.numel())
     for solver in SOLVERS:
         wall, processor = time.perf_counter(), time.process_time()
         if solver in ("magnitude", "obs"):
             plain = solver == "magnitude"
             mask = magnitude_mask(weight, zeros) if plain else obs_mask(weight, hessian, zeros, step=OBS_STEP)
-            loss = layer_loss(weight, refit(weight, mask, hessian), hessian)
+            loss = hessian.loss(weight, refit(weight, mask, hessian))
         else:
             solution = prune(weight, hessian, zeros, solver=solver)
             mask, loss = solution.mask, solution.loss
@@ -88,7 +88,7 @@ def lines() -> Iterator[dict[str, Any]]:
             "wall_seconds": time.perf_counter() - wall,
             "rows": weight.shape[0],
             "columns": weight.shape[1],
-            "silent_columns": int((hessian.diagonal() == 0).sum()),
+            "silent_columns": int(hessian.dead.sum()),
             "sparsity": SPARSITY,
         }
 

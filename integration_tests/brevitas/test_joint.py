@@ -14,6 +14,7 @@ from integration_tests.models.cases import CASES  # noqa: E402
 from integration_tests.models.one_shot import compress  # noqa: E402
 from sbc_plugin import Calibration, Prune, Quantize, calibrate  # noqa: E402
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer  # noqa: E402
+from sbc_plugin.core.hessian import LayerHessian  # noqa: E402
 from sbc_plugin.core.pruning.refit import refit  # noqa: E402
 from sbc_plugin.core.quantization.gptq import gptq  # noqa: E402
 from sbc_plugin.core.quantization.grids import make_grid  # noqa: E402
@@ -94,7 +95,7 @@ def test_a_layer_without_a_mask_keeps_its_own_grid() -> None:
     names = list(quantised(new))
     quantise(new, data, mask={names[1]: torch.ones_like(new.get_submodule(names[1]).weight)}, order="one-shot")
     flat = model.get_submodule(names[0]).weight.detach()
-    wanted = gptq(flat, calibrate(model, data)[names[0]].hessian(), make_grid(flat, 4))
+    wanted = gptq(flat, LayerHessian(calibrate(model, data)[names[0]].hessian()), make_grid(flat, 4))
     assert torch.equal(new.get_submodule(names[0]).quant_weight().value, wanted)
 
 
@@ -109,7 +110,10 @@ def test_groups_of_a_convolution_keep_their_scales() -> None:
     sbc = quantise(new, data, mask={name: mask}, order="one-shot")
     flat, hessian = model.get_submodule(name).weight.detach().flatten(1), calibrate(model, data)[name].hessian()
     wanted = gptq(
-        refit(flat, mask.flatten(1), hessian), hessian, make_grid(flat, 4, granularity="group:1"), mask.flatten(1)
+        refit(flat, mask.flatten(1), LayerHessian(hessian)),
+        LayerHessian(hessian),
+        make_grid(flat, 4, granularity="group:1"),
+        mask.flatten(1),
     )
     assert torch.equal(module.quant_weight().scale, grid)
     assert torch.equal(sbc.solutions[name].weight, wanted)

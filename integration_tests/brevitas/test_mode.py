@@ -14,6 +14,7 @@ from integration_tests.models.cases import CASES  # noqa: E402
 from integration_tests.models.networks import BOX, LIF, Case, over_time  # noqa: E402
 from sbc_plugin import Calibration, calibrate  # noqa: E402
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer  # noqa: E402
+from sbc_plugin.core.hessian import LayerHessian  # noqa: E402
 from sbc_plugin.core.quantization.gptq import gptq  # noqa: E402
 from sbc_plugin.core.quantization.grids import Grid, make_grid  # noqa: E402
 
@@ -74,7 +75,7 @@ def test_integers_are_those_of_core_on_the_same_hessian(name: str, bits: int, gr
         grids = [full_grid(m.weight.shape, w, bits, granularity) for m, w in zip(members, flat, strict=True)]
         scale = torch.cat([g.of_columns(w.shape[1])[0].expand(w.shape) for g, w in zip(grids, flat, strict=True)], 1)
         grid = Grid(scale, torch.zeros_like(scale, dtype=torch.int32), bits, symmetric=True)
-        wanted = gptq(torch.cat(flat, 1), accumulator.hessian(), grid)
+        wanted = gptq(torch.cat(flat, 1), LayerHessian(accumulator.hessian()), grid)
         for part, block in zip(joint.split(" + "), wanted.split([w.shape[1] for w in flat], 1), strict=True):
             assert torch.equal(found[part].flatten(1), block), part
             solved.append(part)
@@ -93,7 +94,7 @@ def test_groups_of_several_columns(bits: int, kind: str) -> None:
     quantise(new, data, once)
     flat = layer.weight.detach().flatten(1)
     grid = full_grid(tuple(layer.weight.shape), flat, bits, "group:4")
-    wanted = gptq(flat, calibrate(model, data)["0"].hessian(), grid)
+    wanted = gptq(flat, LayerHessian(calibrate(model, data)["0"].hessian()), grid)
     assert torch.equal(weights(new)["0"].flatten(1), wanted)
 
 
@@ -109,7 +110,7 @@ def test_each_layer_sees_what_the_quantised_ones_before_it_send() -> None:
     hessian = calibrate(model, data)[second].hessian()
     assert not torch.equal(hessian, dense)
     flat = model.get_submodule(second).weight.detach()
-    assert torch.equal(weights(new)[second], gptq(flat, hessian, make_grid(flat, 2)))
+    assert torch.equal(weights(new)[second], gptq(flat, LayerHessian(hessian), make_grid(flat, 2)))
 
 
 class Stacked(nn.Module):
@@ -167,8 +168,8 @@ def test_filters_start_anew_with_each_sequence() -> None:
     halves = [calibrate(model, [half])["a"] for half in (x[:4], x[4:])]
     halves[0].merge(halves[1])
     flat = model.a.weight.detach()
-    assert torch.equal(sbc.solutions["a"].weight, gptq(flat, halves[0].hessian(), make_grid(flat, 8)))
-    whole = gptq(flat, calibrate(model, [x])["a"].hessian(), make_grid(flat, 8))
+    assert torch.equal(sbc.solutions["a"].weight, gptq(flat, LayerHessian(halves[0].hessian()), make_grid(flat, 8)))
+    whole = gptq(flat, LayerHessian(calibrate(model, [x])["a"].hessian()), make_grid(flat, 8))
     assert not torch.equal(sbc.solutions["a"].weight, whole)
 
 
@@ -187,12 +188,12 @@ def test_a_loop_written_for_images_works_with_m_of_one() -> None:
     patches = torch.nn.functional.unfold(x, 3).mT.reshape(-1, 2, 9).movedim(1, 0).double()
     hessian = 2 * patches.mT @ patches / patches.shape[1]
     flat = model[0].weight.detach().flatten(1)
-    wanted = gptq(flat, hessian, make_grid(flat, 3))
+    wanted = gptq(flat, LayerHessian(hessian), make_grid(flat, 3))
     assert torch.equal(sbc.solutions["0"].weight, wanted)
     model[0].weight.data = wanted.view_as(model[0].weight)
     hidden = model[:4](x).detach().double()
     flat = model[4].weight.detach()
-    wanted = gptq(flat, 2 * hidden.mT @ hidden / len(hidden), make_grid(flat, 3))
+    wanted = gptq(flat, LayerHessian(2 * hidden.mT @ hidden / len(hidden)), make_grid(flat, 3))
     assert torch.equal(sbc.solutions["4"].weight, wanted)
 
 
@@ -201,7 +202,7 @@ def test_a_model_that_is_one_layer() -> None:
     new, _ = quantize_layers(layer, weight_quantizer("int3"))
     quantise(new, [x], once)
     flat = layer.weight.detach()
-    wanted = gptq(flat, 2 * (x.T @ x).double() / 20, make_grid(flat, 3))
+    wanted = gptq(flat, LayerHessian(2 * (x.T @ x).double() / 20), make_grid(flat, 3))
     assert torch.equal(new.quant_weight().value, wanted)
 
 
@@ -245,16 +246,16 @@ def test_settings_reach_the_solver() -> None:
         new, _ = quantize_layers(layer, weight_quantizer("int2"))
         quantise(new, [x], once, damping=damping, act_order=act_order)
         order = "descending" if act_order else "given"
-        wanted = gptq(flat, hessian, make_grid(flat, 2), damping=damping, order=order)
+        wanted = gptq(flat, LayerHessian(hessian, damping=damping), make_grid(flat, 2), order=order)
         assert torch.equal(new.quant_weight().value, wanted)
-        assert not torch.equal(wanted, gptq(flat, hessian, make_grid(flat, 2)))
+        assert not torch.equal(wanted, gptq(flat, LayerHessian(hessian), make_grid(flat, 2)))
     new, _ = quantize_layers(layer, weight_quantizer("int2"))
     quantise(new, [x], once, dtype=torch.float32)
-    assert torch.equal(new.quant_weight().value, gptq(flat, hessian.float(), make_grid(flat, 2)))
+    assert torch.equal(new.quant_weight().value, gptq(flat, LayerHessian(hessian.float()), make_grid(flat, 2)))
     case = CASES["step"]
     new, _ = quantize_layers(case.model(), weight_quantizer("int8"))
     sbc = quantise(new, data_of(case), once, temporal=False, order="one-shot")
     hessians = calibrate(case.model(), data_of(case), calibration=Calibration(temporal=False))
     for name, solution in sbc.solutions.items():
         flat = case.model().get_submodule(name).weight.detach()
-        assert torch.equal(solution.weight, gptq(flat, hessians[name].hessian(), make_grid(flat, 8)))
+        assert torch.equal(solution.weight, gptq(flat, LayerHessian(hessians[name].hessian()), make_grid(flat, 8)))

@@ -11,7 +11,7 @@ from integration_tests.models.cases import CASES
 from integration_tests.models.networks import Case, braille
 from integration_tests.models.one_shot import compress
 from sbc_plugin import Calibration, Prune, Quantize, Report, calibrate
-from sbc_plugin.core.hessian import layer_loss
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.norse import find_layers
 
@@ -150,7 +150,7 @@ def test_sbc_loses_less_membrane_than_the_baselines(settings: dict[str, Any]) ->
             new, _ = compress(dense, data, method=method, forward=case.forward, **settings)
             for old, changed in zip(layers_of(case, dense), layers_of(case, new), strict=True):
                 hessian = hessians[old.name].hessian()
-                losses[method] += layer_loss(old.weight(), changed.weight(), hessian, _groups(old))
+                losses[method] += LayerHessian(hessian, _groups(old)).loss(old.weight(), changed.weight())
     assert losses["sbc"] < 0.95 * losses["obc"]
     assert losses["sbc"] < 0.5 * losses["magnitude"] and losses["sbc"] < 0.5 * losses["rtn"]
 
@@ -167,7 +167,7 @@ def test_the_reported_loss_is_that_of_the_written_weights() -> None:
     hessians = calibrate(dense, data)
     for row, old, changed in zip(report.layers, layers_of(case, dense), layers_of(case, new), strict=True):
         gain, hessian = old.gain[:, None], hessians[row.name].hessian()
-        expected = layer_loss(old.weight() * gain, changed.weight() * gain, hessian, _groups(old))
+        expected = LayerHessian(hessian, _groups(old)).loss(old.weight() * gain, changed.weight() * gain)
         assert row.loss == pytest.approx(expected, rel=1e-9)
         assert row.samples == hessians[row.name].count
         assert row.sparsity == (changed.weight() == 0).double().mean().item()

@@ -12,7 +12,7 @@ from integration_tests.models.one_shot import compress
 from sbc_plugin import Calibration, Prune, calibrate, compare
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression.silent import unread_neurons
-from sbc_plugin.core.allocation.silent import dead_columns
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.norse import find_layers
 
 INPUTS, HIDDEN, OUTPUTS = 8, 6, 3
@@ -87,7 +87,7 @@ def unheard(model: nn.Module) -> dict[str, list[int]]:
     layers, _ = find_layers(model, batch())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     sums = calibrate(model, [batch()])
-    dead = {layer.name: dead_columns(sums[layer.name].sum_xx, layer.rows) for layer in layers}
+    dead = {layer.name: LayerHessian(sums[layer.name].sum_xx).dead_weights(layer.rows) for layer in layers}
     found = unread_neurons(Runner(model, library), layers, dead, [batch()])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return {name: rows.nonzero()[:, 0].tolist() for name, rows in found.items()}

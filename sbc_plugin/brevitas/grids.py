@@ -1,13 +1,13 @@
 """The grid of a Brevitas layer: read once, checked to stay where it is, and written to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sbc_plugin.brevitas.layers import Quantised
-from sbc_plugin.core.hessian import Solution, layer_loss
+from sbc_plugin.core.hessian import LayerHessian, Solution
 from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import GridMovedError, SettingsError, UnsupportedModelError
@@ -106,16 +106,7 @@ def set_scale(layer: Quantised, scale: Tensor, rule: Quantize) -> Grid:
     return read_grid(layer)
 
 
-def solve(
-    weight: Tensor,
-    hessian: Tensor,
-    grid: Grid,
-    mask: Tensor | None,
-    *,
-    damping: float,
-    groups: Tensor | None,
-    order: str,
-) -> Solution:
+def solve(weight: Tensor, hessian: LayerHessian, grid: Grid, mask: Tensor | None, *, order: str) -> Solution:
     """:func:`~sbc_plugin.core.quantization.gptq.gptq`, binary grids included. Raises as it does.
 
     The loss is computed in float32, for it is only told, and in float64 would take a third of all the time.
@@ -127,10 +118,11 @@ def solve(
     if binary and mask is not None and not mask.all():
         raise SettingsError("binary weights are never zero, so a mask cannot hold; use 'ternary' or 'int2'")
     half = (grid.scale / 2).to(weight) if binary else 0.0
-    moved = gptq(weight + half, hessian, grid, mask, damping=damping, groups=groups, order=order)
+    moved = gptq(weight + half, hessian, grid, mask, order=order)
     new = moved - half
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device, torch.bool)
-    return Solution(new, kept, layer_loss(weight, new, hessian.float(), groups), None if binary else grid)
+    loss = replace(hessian, matrix=hessian.matrix.float()).loss(weight, new)
+    return Solution(new, kept, loss, None if binary else grid)
 
 
 def write(layer: Quantised, weight: Tensor, grid: Grid) -> None:

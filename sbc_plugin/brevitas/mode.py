@@ -222,7 +222,8 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         if self.keep_zeros or any(part.name in self.mask for part in parts):
             solution = self._jointly(layer, hessian)
         else:
-            solution = solve(layer.weight(), hessian, self._grid_of(layer), None, **self._options(layer, hessian))
+            known = solving.layer_hessian(layer, hessian, self.calibration.damping)
+            solution = solve(layer.weight(), known, self._grid_of(layer), None, order=self._order)
         blocks = solution.weight.split([part.form.columns for part in parts], 1)
         for part, block in zip(parts, blocks, strict=True):
             module = self._modules[part.name]
@@ -234,12 +235,12 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
     def _jointly(self, layer: SpikingLayer, hessian: Tensor) -> Solution:
         """Kept weights move to their optimum on the mask, and scales follow them, as in ``compress``."""
         mask = torch.cat([self._mask_of(part) for part in layer.parts], 1)
-        options = self._options(layer, hessian)
-        weight = refit(layer.weight(), mask, hessian, damping=options["damping"], groups=options["groups"])
+        known = solving.layer_hessian(layer, hessian, self.calibration.damping)
+        weight = refit(layer.weight(), mask, known)
         rules = {rule_of(self._modules[part.name]) for part in layer.parts}
         rule = rules.pop()
         if rules or rule is None:
-            return solve(weight, hessian, self._grid_of(layer), mask, **options)
+            return solve(weight, known, self._grid_of(layer), mask, order=self._order)
         recipe = solving.Recipe("sbc", None, rule, self.calibration.damping)
         solution = solving.solve(layer, weight, hessian, None, recipe)
         assert solution.grid is not None
@@ -250,12 +251,9 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
             self._grids[part.name] = set_scale(module, block, rule)
         return solution
 
-    def _options(self, layer: SpikingLayer, hessian: Tensor) -> dict[str, Any]:
-        return {
-            "damping": self.calibration.damping,
-            "groups": layer.groups if hessian.dim() == 3 else None,
-            "order": "descending" if self.act_order else "given",
-        }
+    @property
+    def _order(self) -> str:
+        return "descending" if self.act_order else "given"
 
     def _grid_of(self, layer: SpikingLayer) -> Grid:
         return _side_by_side(layer, [self._grids[part.name] for part in layer.parts])

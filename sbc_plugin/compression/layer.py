@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import Solution, damped, inverse, layer_loss, quadratic, row_groups
+from sbc_plugin.core.hessian import LayerHessian, Solution
 from sbc_plugin.core.pruning.patterns import check_pattern, parse_pattern
 from sbc_plugin.core.pruning.prune import prune as prune_layer
 from sbc_plugin.core.pruning.refit import refit, rescaled
@@ -49,6 +49,11 @@ def positions_of(layer: SpikingLayer) -> int:
     return layer.parts[0].form.positions if len(layer.parts) == 1 else 1
 
 
+def layer_hessian(layer: SpikingLayer, hessian: Tensor, damping: float) -> LayerHessian:
+    """A layer's Hessian as the solvers take it: with the Hessian of each row, where there are several."""
+    return LayerHessian(hessian, layer.groups if hessian.dim() == 3 else None, damping)
+
+
 def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | None, recipe: Recipe) -> Solution:
     """Prune and quantise one layer.
 
@@ -71,26 +76,26 @@ def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | Non
         check_heard(hessian)
     gain = layer.gain.to(hessian)
     gain = gain.where(gain > 0, gain[gain > 0].min() if (gain > 0).any() else 1.0)
-    groups = layer.groups if hessian.dim() == 3 else None
+    known = layer_hessian(layer, hessian, recipe.damping)
     present = weight != 0
     new, mask, grid = weight, present, None
     if zeros is not None and recipe.prune is not None:
         solver = recipe.prune.solver if second_order else "magnitude"
         adapt = recipe.prune.refit and second_order
         solution = prune_layer(
-            weight, hessian, zeros, pattern=recipe.prune.pattern, positions=positions_of(layer), solver=solver,
-            damping=recipe.damping, refit=adapt, groups=groups, row_scale=gain,
+            weight, known, zeros, pattern=recipe.prune.pattern, positions=positions_of(layer), solver=solver,
+            refit=adapt, row_scale=gain,
         )  # fmt: skip
         new, mask = solution.weight, solution.mask & present
         if adapt and not torch.equal(mask, solution.mask):
-            new = refit(weight, mask, hessian, damping=recipe.damping, groups=groups)
+            new = refit(weight, mask, known)
         new = new.where(mask, 0.0)
         if adapt and recipe.prune.rescale:
-            new = rescaled(weight, new, hessian, groups=groups)
+            new = rescaled(weight, new, known)
     if recipe.quantize is not None:
-        new, grid = _quantised(layer, new, hessian, mask, recipe, gain)
+        new, grid = _quantised(layer, new, known, mask, recipe, gain)
     scaled = gain[:, None].to(weight)
-    return Solution(new, mask, layer_loss(weight * scaled, new * scaled, hessian, groups), grid)
+    return Solution(new, mask, known.loss(weight * scaled, new * scaled), grid)
 
 
 def check_heard(hessian: Tensor) -> None:
@@ -107,7 +112,7 @@ def check_heard(hessian: Tensor) -> None:
 
 
 def _quantised(
-    layer: SpikingLayer, weight: Tensor, hessian: Tensor, mask: Tensor, recipe: Recipe, gain: Tensor
+    layer: SpikingLayer, weight: Tensor, hessian: LayerHessian, mask: Tensor, recipe: Recipe, gain: Tensor
 ) -> tuple[Tensor, Grid | None]:
     assert recipe.quantize is not None
     settings = asdict(recipe.quantize) | {"mask": mask, "parts": [part.form.columns for part in layer.parts]}
@@ -115,8 +120,7 @@ def _quantised(
     if recipe.method not in SECOND_ORDER:
         grid = make_grid(weight, **settings)
         return round_to_nearest(weight, grid, mask), grid
-    groups = layer.groups if hessian.dim() == 3 else None
-    solution = quantise(weight, hessian, **settings, damping=recipe.damping, groups=groups, row_scale=gain)
+    solution = quantise(weight, hessian, **settings, row_scale=gain)
     return solution.weight, solution.grid
 
 
@@ -132,12 +136,13 @@ def saliency(layer: SpikingLayer, weight: Tensor, hessian: Tensor, damping: floa
     Raises:
         SingularHessianError: the damped Hessian is not positive definite.
     """
+    known = layer_hessian(layer, hessian, damping)
     with in_layer(layer.name):
-        curvature = 1 / inverse(damped(hessian, damping), damping).diagonal(dim1=-2, dim2=-1)
+        curvature = 1 / known.inverse().diagonal(dim1=-2, dim2=-1)
     if hessian.dim() == 3:
-        curvature = curvature[layer.groups.to(curvature.device)]
+        curvature = curvature[known.owner(len(weight))]
     scaled = weight.to(hessian) * layer.gain.to(hessian)[:, None]
-    total = 2 * quadratic(scaled, hessian, layer.groups if hessian.dim() == 3 else None).sum()
+    total = 2 * known.quadratic(scaled).sum()
     return scaled.square() * curvature / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
@@ -163,9 +168,10 @@ def sequential_target(
         SingularHessianError: the damped Hessian is not positive definite.
     """
     check_heard(hessian)
-    correction = alpha * inverse(damped(hessian, damping), damping) @ drift
+    known = LayerHessian(hessian, groups, damping)
+    correction = alpha * known.inverse() @ drift
     correction = correction if correction.dim() == 3 else correction[None]
-    owner = row_groups(len(weight), correction, groups)
+    owner = known.owner(len(weight))
     new = weight.clone()
     for group, matrix in enumerate(correction):
         rows = (owner == group).to(weight.device)

@@ -23,8 +23,8 @@ from sbc_plugin.compression.layer import (
 )
 from sbc_plugin.compression.plan import silent_first
 from sbc_plugin.compression.silent import unread_neurons
-from sbc_plugin.core.allocation.silent import dead_columns, give_silent
-from sbc_plugin.core.hessian import Solution
+from sbc_plugin.core.allocation.silent import give_silent
+from sbc_plugin.core.hessian import LayerHessian, Solution
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import in_layer
 from sbc_plugin.evaluation.report import LayerReport, joined
@@ -168,7 +168,7 @@ class Stage:
             return weights
         assert self.recipe.prune is not None
         dead = {
-            layer.name: dead_columns(statistics[layer.name].accumulator.sum_xx, layer.rows, layer.groups)
+            layer.name: LayerHessian(statistics[layer.name].accumulator.sum_xx, layer.groups).dead_weights(layer.rows)
             for layer in self.layers
         }
         unread = unread_neurons(self.runner, self.layers, dead, self.data)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import row_groups
+from sbc_plugin.core.hessian import owner_of_rows
 from sbc_plugin.errors import CalibrationError, SettingsError
 
 JOULES_PER_MAC = 4.6e-12
@@ -74,7 +74,7 @@ class Operations:
         return Operations(self.acs + other.acs, self.macs + other.macs, self.dense + other.dense)
 
 
-def synaptic_operations(samples: Tensor, weight: Tensor, groups: Tensor | None = None) -> Operations:
+def synaptic_operations(samples: Tensor, weight: Tensor, row_groups: Tensor | None = None) -> Operations:
     """Count the products of ``weight @ sample`` whose weight and input are both nonzero, over all samples.
 
     As in NeuroBench's ``SynapticOperations``: they are accumulates if every input of this call is -1, 0 or 1, else
@@ -85,11 +85,11 @@ def synaptic_operations(samples: Tensor, weight: Tensor, groups: Tensor | None =
     Args:
         samples: (n, columns), or (groups, n, columns): the layer's inputs in matrix form, not filtered in time.
         weight: (rows, columns).
-        groups: (rows,), the group of each row; by default rows are dealt evenly.
+        row_groups: (rows,), the group of each row; by default rows are dealt evenly.
 
     Raises:
         CalibrationError: the samples are of another width than the weight.
-        SettingsError: the rows cannot be dealt evenly and ``groups`` does not say how.
+        SettingsError: the rows cannot be dealt evenly, and ``row_groups`` is None.
 
     >>> synaptic_operations(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.5, 0.0], [0.5, -1.0]]))
     Operations(acs=5, macs=0, dense=8)
@@ -100,7 +100,7 @@ def synaptic_operations(samples: Tensor, weight: Tensor, groups: Tensor | None =
         )
     active = samples.count_nonzero(-2).reshape(-1, weight.shape[1])  # (groups, columns)
     present = torch.zeros_like(active)
-    owner = row_groups(len(weight), samples, groups)
+    owner = owner_of_rows(len(weight), len(active), row_groups, samples.device)
     present.index_add_(0, owner, (weight != 0).to(active))
     effective = int((active * present).sum())
     spiking = bool(((samples == 0) | (samples == 1) | (samples == -1)).all())

@@ -12,7 +12,7 @@ from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import run_batches
 from sbc_plugin.calibration.plain import PlainNetworks, library_or_plain
 from sbc_plugin.compression.layer import check_heard
-from sbc_plugin.core.hessian import HessianAccumulator, quadratic
+from sbc_plugin.core.hessian import HessianAccumulator, LayerHessian
 from sbc_plugin.core.kernels import CausalFilter
 from sbc_plugin.errors import in_layer
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
@@ -119,7 +119,7 @@ def _consumer(layer: SpikingLayer, hessian: Tensor, damping: float) -> Consumer:
     owner = layer.groups.to(hessian.device)
     gain = layer.gain.to(hessian)
     weight = torch.cat([matrix(part) for part in layer.parts], dim=1).to(hessian)
-    total = quadratic(weight * gain[:, None], hessian[:, :-1, :-1], owner).sum()
+    total = LayerHessian(hessian[:, :-1, :-1], owner).quadratic(weight * gain[:, None]).sum()
     ridge = torch.cat([damping * inputs.mean(-1, keepdim=True).expand_as(inputs), inputs.new_zeros(len(inputs), 1)], 1)
     silent = hessian.diagonal(dim1=-2, dim2=-1) == 0
     hessian = hessian + torch.diag_embed(ridge.where(~silent, 1.0))

@@ -21,6 +21,7 @@ from integration_tests.benchmarks.run import quick
 from integration_tests.benchmarks.subjects import SUBJECTS
 from sbc_plugin import Prune, Quantize, calibrate
 from sbc_plugin.core.allocation.lamp import allocate_zeros
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.pruning.obs import obs_mask
 from sbc_plugin.core.pruning.refit import refit
 from sbc_plugin.core.quantization.gptq import gptq
@@ -152,11 +153,11 @@ def test_published_is_greedy_obs_and_gptq_on_the_same_hessians() -> None:
     sparse = method.compress(Prune(0.9), None)
     joint = method.compress(Prune(0.9), Quantize(4))
     for name, weight in weights.items():
-        mask = obs_mask(weight, hessians[name], zeros[name], step=None)
-        expected = refit(weight, mask, hessians[name])
+        mask = obs_mask(weight, LayerHessian(hessians[name]), zeros[name], step=None)
+        expected = refit(weight, mask, LayerHessian(hessians[name]))
         assert torch.equal(sparse.get_submodule(name).weight.flatten(1), expected)
         grid = make_grid(expected, 4, scale="absmax", mask=mask)
-        rounded = gptq(expected, hessians[name], grid, mask)
+        rounded = gptq(expected, LayerHessian(hessians[name]), grid, mask)
         assert torch.equal(joint.get_submodule(name).weight.flatten(1), rounded)
         assert torch.equal(dense.get_submodule(name).weight.flatten(1), weight)
 

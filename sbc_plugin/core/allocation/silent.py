@@ -9,26 +9,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import row_groups
-
-
-def dead_columns(hessian: Tensor, rows: int, groups: Tensor | None = None) -> Tensor:
-    """True where a weight's input never spiked: (rows, columns) of a Hessian (columns, columns) or (groups, ...).
-
-    Args:
-        hessian: undamped, or any multiple of it.
-        rows: of the weight.
-        groups: (rows,), the Hessian of each row; by default rows are dealt evenly.
-
-    >>> dead_columns(torch.diag(torch.tensor([2.0, 0.0])), rows=1).tolist()
-    [[False, True]]
-
-    Raises:
-        SettingsError: the rows cannot be dealt evenly and ``groups`` does not say how.
-    """
-    live = hessian.diagonal(dim1=-2, dim2=-1).reshape(-1, hessian.shape[-1]) != 0
-    return ~live[row_groups(rows, hessian, groups)]
-
 
 def give_silent(
     weights: Mapping[str, Tensor], dead: Mapping[str, Tensor], unheard: Mapping[str, Tensor], zeros: int

@@ -10,7 +10,7 @@ Sources: Meng et al. 2024 (ALPS), arXiv 2406.07831; Boza 2024, arXiv 2401.02938.
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import inverse
+from sbc_plugin.core.hessian import LayerHessian, inverse
 from sbc_plugin.core.pruning.obs import EXACT_COLUMNS
 from sbc_plugin.core.pruning.patterns import keep_largest
 from sbc_plugin.core.pruning.problem import Problem, pose
@@ -23,29 +23,25 @@ PENALTY, GROWTH = 0.1, 3.0  # of the normalised Hessian, whose diagonal is 1
 
 def admm_mask(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: LayerHessian,
     zeros: int,
     *,
     pattern: str = "unstructured",
     positions: int = 1,
-    damping: float = 0.01,
-    groups: Tensor | None = None,
     iterations: int = ITERATIONS,
 ) -> Tensor:
     """The mask (rows, columns), True = kept, of ADMM with exactly ``zeros`` zeros.
 
     Args:
         weight: (rows, columns).
-        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        hessian: of the layer.
         zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies.
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
-        damping: fraction of the mean diagonal that is added to it.
-        groups: (rows,), the Hessian of each row.
         iterations: of ADMM, 1 or more.
 
-    >>> hessian = torch.tensor([[2.0, 1.8], [1.8, 2.0]])
-    >>> admm_mask(torch.tensor([[1.0, 1.1], [5.0, 5.0]]), hessian, 2, damping=0.0).tolist()
+    >>> hessian = LayerHessian(torch.tensor([[2.0, 1.8], [1.8, 2.0]]), damping=0.0)
+    >>> admm_mask(torch.tensor([[1.0, 1.1], [5.0, 5.0]]), hessian, 2).tolist()
     [[False, False], [True, True]]
 
     Raises:
@@ -55,11 +51,11 @@ def admm_mask(
     """
     if iterations < 1:
         raise SettingsError(f"{iterations} iterations of ADMM asked for, expected 1 or more")
-    problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups)
-    return problem.mask(admm_removed(problem, problem.zeros, iterations, damping))
+    problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions)
+    return problem.mask(admm_removed(problem, problem.zeros, iterations))
 
 
-def admm_removed(problem: Problem, zeros: int, iterations: int, damping: float) -> Tensor:
+def admm_removed(problem: Problem, zeros: int, iterations: int) -> Tensor:
     """The live weights (rows, columns) that ADMM removes, ``zeros`` of them, for N:M those that each group has left.
 
     Raises:
@@ -77,7 +73,7 @@ def admm_removed(problem: Problem, zeros: int, iterations: int, damping: float) 
     for iteration in range(iterations):
         if iteration % STAGE == 0:
             rho = PENALTY * GROWTH ** (iteration // STAGE)
-            step = rho * inverse(normal + rho * eye, damping)
+            step = rho * inverse(normal + rho * eye, problem.damping)
             dual = dual / GROWTH if iteration else dual  # it is scaled by the penalty
         V, pull = dual.clone(), Z - dual - W
         if len(normal) == 1:

@@ -6,7 +6,7 @@ Greedy OBS finds better masks than ADMM and costs ``columns^3`` a row, so it is 
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import inverse
+from sbc_plugin.core.hessian import LayerHessian, inverse
 from sbc_plugin.core.pruning.admm import ITERATIONS, admm_removed
 from sbc_plugin.core.pruning.obs import eliminate, pool, search_dtype
 from sbc_plugin.core.pruning.problem import Problem, pose
@@ -20,13 +20,11 @@ OBS_WORK = 2**34  # rows * survivors^3 that the hybrid leaves to OBS: some ten s
 
 def hybrid_mask(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: LayerHessian,
     zeros: int,
     *,
     pattern: str = "unstructured",
     positions: int = 1,
-    damping: float = 0.01,
-    groups: Tensor | None = None,
     preselect: float | None = None,
     iterations: int | None = None,
 ) -> Tensor:
@@ -37,18 +35,16 @@ def hybrid_mask(
 
     Args:
         weight: (rows, columns).
-        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        hessian: of the layer.
         zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies.
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
-        damping: fraction of the mean diagonal that is added to it.
-        groups: (rows,), the Hessian of each row.
         preselect: weights kept in the end as a fraction of what ADMM keeps, above 0, at most 1. None: 0.3, more where
             ``rows * survivors^3`` would be beyond reason, up to 1, which leaves all to ADMM.
         iterations: of ADMM, 1 or more; None: 10 where ``preselect`` is at most 0.3, 30 where ADMM decides more.
 
-    >>> hessian = torch.tensor([[2.0, 1.8], [1.8, 2.0]])
-    >>> hybrid_mask(torch.tensor([[1.0, 1.1], [5.0, 5.0]]), hessian, 2, damping=0.0).tolist()
+    >>> hessian = LayerHessian(torch.tensor([[2.0, 1.8], [1.8, 2.0]]), damping=0.0)
+    >>> hybrid_mask(torch.tensor([[1.0, 1.1], [5.0, 5.0]]), hessian, 2).tolist()
     [[False, False], [True, True]]
 
     Raises:
@@ -58,7 +54,7 @@ def hybrid_mask(
     """
     if (iterations is not None and iterations < 1) or (preselect is not None and not 0 < preselect <= 1):
         raise SettingsError(f"iterations={iterations} and preselect={preselect}; expected >= 1, and in (0, 1]")
-    problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups)
+    problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions)
     size = problem.pattern.size if problem.pattern.kind == "block" else 1
     left = int(problem.live.sum())
     final, reach = left - problem.zeros, len(weight) * (OBS_WORK / len(weight)) ** (1 / 3)
@@ -69,14 +65,14 @@ def hybrid_mask(
     if iterations is None:
         iterations = PRESELECT_ITERATIONS if preselect <= PRESELECT else ITERATIONS
     first = problem.zeros if preselect == 1 else max(0, int((left - final / preselect) // size * size))
-    removed = admm_removed(problem, first, iterations, damping)
+    removed = admm_removed(problem, first, iterations)
     rest = problem.zeros - first
     if rest:
-        removed = removed | eliminate_survivors(problem, problem.live & ~removed, rest, damping)
+        removed = removed | eliminate_survivors(problem, problem.live & ~removed, rest)
     return problem.mask(removed)
 
 
-def eliminate_survivors(problem: Problem, kept: Tensor, zeros: int, damping: float) -> Tensor:
+def eliminate_survivors(problem: Problem, kept: Tensor, zeros: int) -> Tensor:
     """Exact OBS inside ``kept`` (rows, columns): which ``zeros`` of them to remove, (rows, columns).
 
     Rows start from the least-squares optimum on what is kept, and are batched by how much that is.
@@ -90,7 +86,7 @@ def eliminate_survivors(problem: Problem, kept: Tensor, zeros: int, damping: flo
     for group, H in enumerate(problem.hessian):
         mine = problem.owner == group
         pull[mine] = problem.weight[mine] @ H
-    dtype = search_dtype(problem, damping)
+    dtype = search_dtype(problem)
     hessian, pull = problem.hessian.to(dtype), pull.to(dtype)
     order = torch.zeros(rows, steps, dtype=torch.long, device=kept.device)
     loss = problem.weight.new_full((rows, steps), float("inf"))
@@ -99,7 +95,7 @@ def eliminate_survivors(problem: Problem, kept: Tensor, zeros: int, damping: flo
         width = count[last - 1]
         batch = ranked[max(0, last - max(1, BATCH_ELEMENTS // width**2)) : last]
         places, filled = survivors(kept[batch], width)
-        G = inverse(subsystems(hessian, problem.owner[batch], places, filled), damping)
+        G = inverse(subsystems(hessian, problem.owner[batch], places, filled), problem.damping)
         w = (G @ (pull[batch].gather(1, places) * filled)[..., None])[..., 0]
         found, cost = eliminate(w, G, filled, block=size)
         order[batch, : found.shape[1]] = places.gather(1, found * size) // size

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sbc_plugin.core.hessian import inverse
+from sbc_plugin.core.hessian import LayerHessian, inverse
 from sbc_plugin.core.pruning.patterns import ranks
 from sbc_plugin.core.pruning.problem import Problem, pose
 from sbc_plugin.errors import SettingsError, SingularHessianError
@@ -27,30 +27,26 @@ SHRINK = 0.85  # columns that are done are dropped once this fraction or less is
 
 def obs_mask(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: LayerHessian,
     zeros: int,
     *,
     pattern: str = "unstructured",
     positions: int = 1,
     step: int | None = None,
-    damping: float = 0.01,
-    groups: Tensor | None = None,
 ) -> Tensor:
     """The mask (rows, columns), True = kept, of greedy OBS with exactly ``zeros`` zeros.
 
     Args:
         weight: (rows, columns).
-        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        hessian: of the layer.
         zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies.
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
         step: weights that a row loses at once (B_in); 1 is exact, None is ceil(columns / 256). Whole blocks, at least
             one.
-        damping: fraction of the mean diagonal that is added to it.
-        groups: (rows,), the Hessian of each row.
 
-    >>> hessian = torch.tensor([[2.0, 1.8], [1.8, 2.0]])
-    >>> obs_mask(torch.tensor([[1.0, 1.1], [5.0, 5.0]]), hessian, 2, damping=0.0).tolist()
+    >>> hessian = LayerHessian(torch.tensor([[2.0, 1.8], [1.8, 2.0]]), damping=0.0)
+    >>> obs_mask(torch.tensor([[1.0, 1.1], [5.0, 5.0]]), hessian, 2).tolist()
     [[False, False], [True, True]]
 
     Raises:
@@ -58,15 +54,15 @@ def obs_mask(
         CalibrationError: weight and Hessian do not belong together.
         SingularHessianError: the damped Hessian is not positive definite.
     """
-    problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups)
+    problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions)
     if step is not None and step < 1:
         raise SettingsError(f"step is {step}, expected 1 or more weights a step")
     if problem.zeros == 0:
         return problem.mask(torch.zeros_like(problem.live))
-    return problem.mask(pool(*elimination(problem, step, damping), problem, problem.zeros))
+    return problem.mask(pool(*elimination(problem, step), problem, problem.zeros))
 
 
-def elimination(problem: Problem, step: int | None, damping: float) -> tuple[Tensor, Tensor]:
+def elimination(problem: Problem, step: int | None) -> tuple[Tensor, Tensor]:
     """The order in which every row gives up all its weights, and their losses, as :func:`pool` takes them.
 
     Without N:M it does not depend on how many zeros are asked for: masks of several sparsities may be cut from it.
@@ -74,14 +70,13 @@ def elimination(problem: Problem, step: int | None, damping: float) -> tuple[Ten
     Args:
         problem: the layer.
         step: weights that a row loses at once; None is ceil(columns / 256).
-        damping: fraction of the mean diagonal that is in the problem's Hessian.
 
     Raises:
         SingularHessianError: the damped Hessian is not positive definite.
     """
     columns = len(problem.columns)
-    dtype = search_dtype(problem, damping)
-    start = inverse(problem.hessian, damping).to(dtype)
+    dtype = search_dtype(problem)
+    start = inverse(problem.hessian, problem.damping).to(dtype)
     size = max(1, BATCH_ELEMENTS // columns**2)
     orders, losses = [], []
     for rows in torch.arange(len(problem.weight), device=start.device).split(size):
@@ -102,9 +97,9 @@ def elimination(problem: Problem, step: int | None, damping: float) -> tuple[Ten
     return order, torch.cat([pad(loss, (0, steps - loss.shape[1]), value=float("inf")) for loss in losses])
 
 
-def search_dtype(problem: Problem, damping: float) -> torch.dtype:
+def search_dtype(problem: Problem) -> torch.dtype:
     """The dtype in which an order of elimination is found: the Hessian's, or float32 for many, well damped columns."""
-    many = len(problem.columns) > EXACT_COLUMNS and damping >= SAFE_DAMPING
+    many = len(problem.columns) > EXACT_COLUMNS and problem.damping >= SAFE_DAMPING
     return torch.float32 if many else problem.hessian.dtype
 
 

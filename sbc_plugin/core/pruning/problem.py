@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import damped, row_groups
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.pruning.patterns import (
     Pattern,
     check_pattern,
@@ -37,6 +37,7 @@ class Problem:
         pattern: groups and blocks are contiguous columns.
         columns: (columns,), where each column is in the layer.
         removed: (rows, all columns of the layer), weights on dead columns that are given up.
+        damping: the fraction of the mean diagonal that ``hessian`` contains.
     """
 
     weight: Tensor
@@ -47,6 +48,7 @@ class Problem:
     pattern: Pattern
     columns: Tensor
     removed: Tensor
+    damping: float
 
     @property
     def capacity(self) -> Tensor:
@@ -61,20 +63,15 @@ class Problem:
         return ~whole
 
 
-def grouped(hessian: Tensor) -> Tensor:
-    """The Hessian with its group axis, (groups, columns, columns)."""
-    return hessian if hessian.dim() == 3 else hessian[None]
-
-
-def check_shapes(weight: Tensor, hessian: Tensor) -> None:
-    """Make sure that ``hessian`` (..., columns, columns) belongs to ``weight`` (rows, columns).
+def check_shapes(weight: Tensor, hessian: LayerHessian) -> None:
+    """Make sure that ``hessian`` belongs to ``weight`` (rows, columns).
 
     Raises:
         CalibrationError: it does not, or the weight holds NaN or infinity.
     """
     rows, columns = weight.shape
-    if hessian.dim() not in (2, 3) or hessian.shape[-2:] != (columns, columns):
-        found = tuple(hessian.shape)
+    if hessian.matrix.dim() not in (2, 3) or hessian.matrix.shape[-2:] != (columns, columns):
+        found = tuple(hessian.matrix.shape)
         raise CalibrationError(
             f"the weight has {columns} columns, its Hessian has shape {found}; calibrate again after changing the model"
         )
@@ -97,44 +94,21 @@ def check_zeros(zeros: int, rows: int, columns: int, pattern: Pattern) -> None:
         )
 
 
-def live_hessian(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """The damped Hessian (groups, columns, columns), 1 where the diagonal was 0; and where it was not.
-
-    Raises:
-        SettingsError: damping is negative or no number.
-    """
-    if not 0 <= damping < float("inf"):
-        raise SettingsError(f"damping is {damping}, expected a finite fraction of the mean diagonal, 0 or more")
-    whole = damped(grouped(hessian), damping)
-    live = grouped(hessian).diagonal(dim1=-2, dim2=-1) != 0
-    whole.diagonal(dim1=-2, dim2=-1)[~live] = 1.0
-    return whole, live
-
-
 def pose(
-    weight: Tensor,
-    hessian: Tensor,
-    zeros: int,
-    *,
-    pattern: str = "unstructured",
-    positions: int = 1,
-    damping: float = 0.01,
-    groups: Tensor | None = None,
+    weight: Tensor, hessian: LayerHessian, zeros: int, *, pattern: str = "unstructured", positions: int = 1
 ) -> Problem:
     """Damp, order columns by pattern, and give up weights on dead columns.
 
     Args:
         weight: (rows, columns).
-        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        hessian: of the layer.
         zeros: zeros the layer shall have; blocks round it down, N:M fixes it.
         pattern: see :func:`sbc_plugin.core.pruning.patterns.parse_pattern`.
         positions: kernel positions, so that column = channel * positions + position.
-        damping: fraction of the mean diagonal.
-        groups: (rows,), the Hessian of each row.
 
     Raises:
         CalibrationError: weight and Hessian do not belong together.
-        SettingsError: zeros, pattern, damping or groups do not fit the layer.
+        SettingsError: zeros, pattern, damping or ``row_groups`` do not fit the layer.
     """
     check_shapes(weight, hessian)
     parsed = parse_pattern(pattern)
@@ -142,9 +116,9 @@ def pose(
     check_pattern(parsed, columns, positions)
     check_zeros(zeros, rows, columns, parsed)
     zeros = pattern_zeros(parsed, rows, columns, zeros)
-    owner = row_groups(rows, hessian, groups)
-    whole, live = live_hessian(hessian, damping)
-    order = pattern_order(parsed, columns, positions, hessian.device)
+    owner = hessian.owner(rows)
+    whole, live = hessian.positive_definite(), ~hessian.dead
+    order = pattern_order(parsed, columns, positions, whole.device)
     weight = weight.to(whole)[:, order]
     evidence = live[:, order][owner] & (weight != 0)
     removable = evidence
@@ -158,7 +132,7 @@ def pose(
         weight, evidence, removable = weight[:, order], evidence[:, order], removable[:, order]
     if not torch.equal(order, torch.arange(columns, device=order.device)):
         whole = whole[:, order[:, None], order]
-    return Problem(weight * evidence, whole, owner, removable, zeros, parsed, order, removed)
+    return Problem(weight * evidence, whole, owner, removable, zeros, parsed, order, removed, hessian.damping)
 
 
 def give_up(weight: Tensor, live: Tensor, zeros: int, pattern: Pattern) -> tuple[Tensor, int]:

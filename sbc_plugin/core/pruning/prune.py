@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import Solution, layer_loss
+from sbc_plugin.core.hessian import LayerHessian, Solution
 from sbc_plugin.core.pruning.admm import admm_mask
 from sbc_plugin.core.pruning.hybrid import hybrid_mask
 from sbc_plugin.core.pruning.obs import obs_mask
@@ -36,15 +36,13 @@ SMALL = 2**33  # rows * columns^3, up to which "auto" takes exact OBS
 
 def prune(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: LayerHessian,
     zeros: int,
     *,
     pattern: str = "unstructured",
     positions: int = 1,
     solver: str = "auto",
-    damping: float = 0.01,
     refit: bool = True,
-    groups: Tensor | None = None,
     row_scale: Tensor | None = None,
 ) -> Solution:
     """Remove exactly ``zeros`` weights of a layer and move the others to the least-squares optimum on the mask.
@@ -54,21 +52,19 @@ def prune(
 
     Args:
         weight: (rows, columns).
-        hessian: (columns, columns) or (groups, columns, columns), undamped. Solvers compute in its dtype;
-            above 512 columns masks are searched in float32, and only the refit is in its dtype.
+        hessian: of the layer. Solvers compute in its dtype; above 512 columns masks are searched in float32, and only
+            the refit is in its dtype.
         zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies
             (:func:`sbc_plugin.core.pruning.patterns.pattern_zeros`).
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
         solver: "auto", "magnitude" (looks at the weight only), "obs", "admm" or "hybrid". "auto" is exact
             "obs" for small layers, "hybrid" above and for N:M, where it is ADMM.
-        damping: fraction of the mean diagonal that is added to it.
         refit: False leaves the kept weights as they were.
-        groups: (rows,), the Hessian of each row; rows are dealt evenly without it.
         row_scale: (rows,), gain between a row and its neuron (BatchNorm's gamma / sigma); it ranks rows.
 
-    >>> hessian = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
-    >>> solution = prune(torch.tensor([[1.0, 2.0]]), hessian, 1, damping=0.0)
+    >>> hessian = LayerHessian(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), damping=0.0)
+    >>> solution = prune(torch.tensor([[1.0, 2.0]]), hessian, 1)
     >>> solution.weight.tolist(), solution.mask.tolist()
     ([[0.0, 2.5]], [[False, True]])
 
@@ -83,22 +79,18 @@ def prune(
         raise SettingsError(f"solver {solver!r} is not known; expected one of {', '.join(known)}")
     if row_scale is not None and (row_scale.shape != (rows,) or not row_scale.isfinite().all()):
         raise SettingsError(f"row_scale of shape {tuple(row_scale.shape)}, expected {rows} finite gains, one a row")
-    gain = hessian.new_ones(rows, 1) if row_scale is None else row_scale.to(hessian)[:, None]
-    scaled = weight.to(hessian) * gain
+    matrix = hessian.matrix
+    gain = matrix.new_ones(rows, 1) if row_scale is None else row_scale.to(matrix)[:, None]
+    scaled = weight.to(matrix) * gain
     if solver == "auto":
         greedy = rows * columns**3 <= SMALL and parse_pattern(pattern).kind != "n:m"  # ADMM finds better N:M masks
         solver = "obs" if greedy else "hybrid"
     if solver == "magnitude":
-        mask = magnitude_mask(weight, zeros, pattern=pattern, positions=positions).to(hessian.device)
+        mask = magnitude_mask(weight, zeros, pattern=pattern, positions=positions).to(matrix.device)
     else:
-        mask = SEARCHES[solver](
-            scaled, hessian, zeros, pattern=pattern, positions=positions, damping=damping, groups=groups
-        )
-    if refit:
-        new = refit_rows(weight, mask, hessian, damping=damping, groups=groups)
-    else:
-        new = weight.where(mask.to(weight.device), 0.0)
-    loss = layer_loss(scaled, new.to(hessian) * gain, hessian, groups)
+        mask = SEARCHES[solver](scaled, hessian, zeros, pattern=pattern, positions=positions)
+    new = refit_rows(weight, mask, hessian) if refit else weight.where(mask.to(weight.device), 0.0)
+    loss = hessian.loss(scaled, new.to(matrix) * gain)
     return Solution(new, mask.to(weight.device), loss)
 
 

@@ -8,17 +8,15 @@ solved in batches.
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import cholesky, inverse, quadratic, row_groups
-from sbc_plugin.core.pruning.problem import check_shapes, live_hessian
+from sbc_plugin.core.hessian import LayerHessian, cholesky, inverse
+from sbc_plugin.core.pruning.problem import check_shapes
 from sbc_plugin.errors import SettingsError
 
 BATCH_ELEMENTS = 2**24  # of one batch of padded systems (rows, size, size)
 MOST = 2.0  # a row that lost more than three quarters of its mean square would mostly have its errors amplified
 
 
-def refit(
-    weight: Tensor, mask: Tensor, hessian: Tensor, *, damping: float = 0.01, groups: Tensor | None = None
-) -> Tensor:
+def refit(weight: Tensor, mask: Tensor, hessian: LayerHessian) -> Tensor:
     """The weight (rows, columns), in the dtype of ``weight``, that is 0 off the mask and optimal on it.
 
     A kept weight on a dead column (``H_jj = 0``) stays as it is: nothing is known about it.
@@ -26,12 +24,10 @@ def refit(
     Args:
         weight: (rows, columns), the dense weight.
         mask: (rows, columns), True = kept.
-        hessian: (columns, columns) or (groups, columns, columns), undamped.
-        damping: fraction of the mean diagonal that is added to it.
-        groups: (rows,), the Hessian of each row.
+        hessian: of the layer.
 
-    >>> hessian = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
-    >>> refit(torch.tensor([[1.0, 1.0]]), torch.tensor([[True, False]]), hessian, damping=0.0).tolist()
+    >>> hessian = LayerHessian(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), damping=0.0)
+    >>> refit(torch.tensor([[1.0, 1.0]]), torch.tensor([[True, False]]), hessian).tolist()
     [[1.5, 0.0]]
 
     Raises:
@@ -42,8 +38,8 @@ def refit(
     check_shapes(weight, hessian)
     if mask.shape != weight.shape:
         raise SettingsError(f"the mask has shape {tuple(mask.shape)}, the weight {tuple(weight.shape)}")
-    whole, live = live_hessian(hessian, damping)
-    owner = row_groups(len(weight), hessian, groups)
+    whole, live, damping = hessian.positive_definite(), ~hessian.dead, hessian.damping
+    owner = hessian.owner(len(weight))
     w, mask = weight.to(whole), mask.to(whole.device)
     removed = ~mask & live[owner]
     kept = mask & live[owner]
@@ -63,7 +59,7 @@ def refit(
     return (w + delta).where(mask, 0.0).to(weight)  # not times the mask, which would leave -0.0
 
 
-def rescaled(weight: Tensor, new: Tensor, hessian: Tensor, *, groups: Tensor | None = None) -> Tensor:
+def rescaled(weight: Tensor, new: Tensor, hessian: LayerHessian) -> Tensor:
     """``new`` with each row scaled by ``sqrt(w H w / w' H w')``, from 1 to ``MOST``: its output keeps its mean square.
 
     A least-squares optimum is a prediction of the row's output and varies less than what it predicts, so its neuron
@@ -72,15 +68,14 @@ def rescaled(weight: Tensor, new: Tensor, hessian: Tensor, *, groups: Tensor | N
     Args:
         weight: (rows, columns), dense.
         new: (rows, columns), refitted.
-        hessian: (columns, columns) or (groups, columns, columns), undamped.
-        groups: (rows,), the Hessian of each row.
+        hessian: of the layer.
 
-    >>> rescaled(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 4.0]]), torch.eye(2)).tolist()
+    >>> rescaled(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 4.0]]), LayerHessian(torch.eye(2))).tolist()
     [[0.0, 5.0]]
     """
-    before, after = (quadratic(w.to(hessian), hessian, groups) for w in (weight, new))
+    before, after = (hessian.quadratic(w.to(hessian.matrix)) for w in (weight, new))
     ratio = (before / after).where(after > 0, 1.0).sqrt().clamp(1.0, MOST)
-    return (new.to(hessian) * ratio[:, None]).to(new)
+    return (new.to(hessian.matrix) * ratio[:, None]).to(new)
 
 
 def solve_rows(matrix: Tensor, chosen: Tensor, target: Tensor, damping: float) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import Solution, damped, layer_loss, row_groups
+from sbc_plugin.core.hessian import LayerHessian, Solution
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import SettingsError
 
@@ -17,12 +17,10 @@ from sbc_plugin.errors import SettingsError
 def descend(
     weight: Tensor,
     start: Tensor,
-    hessian: Tensor,
+    hessian: LayerHessian,
     grid: Grid,
     mask: Tensor | None = None,
     *,
-    damping: float = 0.01,
-    groups: Tensor | None = None,
     sweeps: int = 20,
     block: int = 128,
 ) -> Solution:
@@ -35,11 +33,9 @@ def descend(
         weight: (rows, columns), before quantisation.
         start: (rows, columns), on the grid and zero where masked, e.g. of
             :func:`~sbc_plugin.core.quantization.gptq.gptq`.
-        hessian: (columns, columns) or (groups, columns, columns), undamped; its dtype is computed in.
+        hessian: of the layer; with the damping of ``start``'s solver its damped loss never rises.
         grid: of ``start``; its scales stay.
         mask: (rows, columns), True = kept; the others stay 0. None keeps all.
-        damping: fraction of mean diag H added to the diagonal; with that of ``start``'s solver its loss never rises.
-        groups: (rows,), the Hessian of each row; by default rows are dealt evenly.
         sweeps: the most visits to each column; a row is left alone once a sweep has changed nothing in it.
         block: columns whose effect on all others is brought up to date in one matrix product; changes speed only.
 
@@ -49,7 +45,7 @@ def descend(
     Raises:
         SettingsError: sweeps or block out of range, or the grid does not fit the weight.
 
-    >>> weight, hessian = torch.tensor([[0.6, 0.6]]), torch.tensor([[2.0, 1.9], [1.9, 2.0]])
+    >>> weight, hessian = torch.tensor([[0.6, 0.6]]), LayerHessian(torch.tensor([[2.0, 1.9], [1.9, 2.0]]))
     >>> grid = Grid(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32), bits=4, symmetric=True)
     >>> descend(weight, torch.tensor([[1.0, 1.0]]), hessian, grid).weight.tolist()  # the first makes up for the second
     [[0.0, 1.0]]
@@ -58,11 +54,11 @@ def descend(
         raise SettingsError(f"sweeps={sweeps}, block={block}: sweeps cannot be negative, and a block has a column")
     rows, columns = weight.shape
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device, torch.bool)
-    target, codes = weight.detach().to(hessian), grid.codes(start).to(hessian)
-    scale, zero_point = (part.to(hessian).expand(rows, columns) for part in grid.of_columns(columns))
-    owner = row_groups(rows, hessian, groups)
-    for group, undamped in enumerate(hessian if hessian.dim() == 3 else hessian[None]):
-        matrix, free = damped(undamped, damping), kept.to(codes.device) & (undamped.diagonal() != 0)
+    target, codes = weight.detach().to(hessian.matrix), grid.codes(start).to(hessian.matrix)
+    scale, zero_point = (part.to(codes).expand(rows, columns) for part in grid.of_columns(columns))
+    owner = hessian.owner(rows)
+    for group, own in enumerate(hessian.each()):
+        matrix, free = own.damped(), kept.to(codes.device) & ~own.dead
         moving = (owner == group).nonzero()[:, 0]
         before, *part = (tensor[moving] for tensor in (codes, target, scale, zero_point, free))
         for _ in range(sweeps):
@@ -75,7 +71,7 @@ def descend(
                 moving, after, *part = (tensor[moved] for tensor in (moving, after, *part))
             before = after
     new = grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
-    return Solution(weight=new, mask=kept, loss=layer_loss(target, new.to(hessian), hessian, groups), grid=grid)
+    return Solution(weight=new, mask=kept, loss=hessian.loss(target, new), grid=grid)
 
 
 def _sweep(codes: Tensor, part: Sequence[Tensor], hessian: Tensor, code_range: tuple[int, int], block: int) -> Tensor:

@@ -9,19 +9,17 @@ Source: docs/theory.md, equations 3 to 5; Frantar et al. 2022, "GPTQ", arXiv 221
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import cholesky, row_groups
+from sbc_plugin.core.hessian import LayerHessian, cholesky
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import CalibrationError, SettingsError
 
 
 def gptq(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: LayerHessian,
     grid: Grid,
     mask: Tensor | None = None,
     *,
-    damping: float = 0.01,
-    groups: Tensor | None = None,
     block: int = 128,
     order: str = "descending",
 ) -> Tensor:
@@ -32,12 +30,10 @@ def gptq(
 
     Args:
         weight: (rows, columns).
-        hessian: (columns, columns) or (groups, columns, columns), undamped; its dtype is computed in.
+        hessian: of the layer.
         grid: of this weight; its scales stay with their columns, whatever the order.
         mask: (rows, columns), True = kept; the others become 0 and their error is pushed as well. None keeps all.
             Refit the weight on its mask first and make the grid from that: this pass then makes up for rounding alone.
-        damping: fraction of mean diag H added to the diagonal.
-        groups: (rows,), the Hessian of each row; by default rows are dealt evenly.
         block: columns whose updates to all later columns are done in one matrix product; changes speed only.
         order: "descending" takes the columns with the largest H_jj first, "given" from left to right.
 
@@ -49,7 +45,7 @@ def gptq(
         SettingsError: order or block out of range, or the grid does not fit the weight.
         SingularHessianError: the damped Hessian is not positive definite.
 
-    >>> weight, hessian = torch.tensor([[0.6, 0.6]]), torch.tensor([[2.0, 1.9], [1.9, 2.0]])
+    >>> weight, hessian = torch.tensor([[0.6, 0.6]]), LayerHessian(torch.tensor([[2.0, 1.9], [1.9, 2.0]]))
     >>> grid = Grid(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32), bits=4, symmetric=True)
     >>> gptq(weight, hessian, grid).tolist()  # the second input makes up for the first
     [[1.0, 0.0]]
@@ -60,22 +56,22 @@ def gptq(
         raise SettingsError(f'order {order!r} is unknown; use "descending" or "given"')
     if block < 1:
         raise SettingsError(f"block={block}: at least one column is needed")
-    start = weight.detach().to(hessian)
-    allowed = None if mask is None or bool(mask.all()) else mask.to(hessian.device, torch.bool)
-    scale, zero_point = (part.to(hessian).expand(rows, columns) for part in grid.of_columns(columns))
+    start = weight.detach().to(hessian.matrix)
+    allowed = None if mask is None or bool(mask.all()) else mask.to(start.device, torch.bool)
+    scale, zero_point = (part.to(start).expand(rows, columns) for part in grid.of_columns(columns))
     shift = zero_point if bool(grid.zero_point.any()) else None
     codes = torch.empty_like(start)
-    owner = row_groups(rows, hessian, groups)
-    for group, undamped in enumerate(hessian if hessian.dim() == 3 else hessian[None]):
+    owner = hessian.owner(rows)
+    for group, undamped in enumerate(hessian.groups):
         mine = (owner == group).nonzero()
         diagonal = undamped.diagonal()
-        sequence = torch.arange(columns, device=hessian.device)
+        sequence = torch.arange(columns, device=start.device)
         if order == "descending":
             sequence = diagonal.argsort(descending=True, stable=True)
         # Backwards, for the Cholesky factor then is the one that the solver needs.
         heard = diagonal[sequence] != 0
         live, silent = sequence[heard].flip(0), sequence[~heard]
-        for chosen, factor in ((live, _push_factor(undamped, live, damping)), (silent, None)):
+        for chosen, factor in ((live, _push_factor(undamped, live, hessian.damping)), (silent, None)):
             # Transposed, for a column of the weight is then contiguous.
             part = tuple(
                 None if tensor is None else tensor[mine, chosen].T.contiguous()
@@ -85,9 +81,9 @@ def gptq(
     return grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
 
 
-def _check_width(hessian: Tensor, columns: int) -> None:
-    if hessian.shape[-1] != columns:
-        found = f"Hessian has {hessian.shape[-1]} columns, weight has {columns}"
+def _check_width(hessian: LayerHessian, columns: int) -> None:
+    if hessian.columns != columns:
+        found = f"Hessian has {hessian.columns} columns, weight has {columns}"
         raise CalibrationError(f"{found}; calibrate again after changing the model")
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import Solution, damped, quadratic, row_groups
+from sbc_plugin.core.hessian import LayerHessian, Solution
 from sbc_plugin.core.quantization.coordinate_descent import descend
 from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid, make_grid
@@ -19,7 +19,7 @@ CHUNK = 2**23  # elements of the stacked copies of the weight
 
 def quantise(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: LayerHessian,
     bits: int,
     *,
     granularity: str = "channel",
@@ -27,8 +27,6 @@ def quantise(
     symmetric: bool = True,
     mask: Tensor | None = None,
     parts: Sequence[int] | None = None,
-    damping: float = 0.01,
-    groups: Tensor | None = None,
     row_scale: Tensor | None = None,
 ) -> Solution:
     """Grid, codes and weight of one layer: scales by the layer's loss, GPTQ, then coordinate descent on the codes.
@@ -40,15 +38,13 @@ def quantise(
 
     Args:
         weight: (rows, columns); zero where masked, refitted on the mask.
-        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        hessian: of the layer.
         bits: 2 to 8.
         granularity: as for ``make_grid``; the groups of a row, and its parts, share the factor.
         scale: "mse", "absmax" or "power_of_two".
         symmetric: see :class:`~sbc_plugin.core.quantization.grids.Grid`.
         mask: (rows, columns), True = kept; the others become exactly 0.
         parts: columns of each weight, where several stand side by side: they share no scale.
-        damping: fraction of mean diag H added to the diagonal.
-        groups: (rows,), the Hessian of each row; by default rows are dealt evenly.
         row_scale: (rows,), what scales each row's output; counts where rows share a scale.
 
     Returns:
@@ -59,24 +55,22 @@ def quantise(
         SettingsError: a setting out of range, or a granularity that does not fit.
         SingularHessianError: the damped Hessian is not positive definite.
 
-    >>> quantise(torch.tensor([[1.0, 0.4, -0.9]]), torch.diag(torch.tensor([1.0, 0.1, 1.0])), bits=2).weight.tolist()
+    >>> hessian = LayerHessian(torch.diag(torch.tensor([1.0, 0.1, 1.0])))
+    >>> quantise(torch.tensor([[1.0, 0.4, -0.9]]), hessian, bits=2).weight.tolist()
     [[0.949999988079071, 0.0, -0.949999988079071]]
     """
     grid = make_grid(weight, bits, granularity=granularity, scale=scale, symmetric=symmetric, mask=mask, parts=parts)
     if scale == "mse":
-        grid = least_loss_grid(weight, hessian, grid, mask, damping=damping, groups=groups, row_scale=row_scale)
-    start = gptq(weight, hessian, grid, mask, damping=damping, groups=groups)
-    return descend(weight, start, hessian, grid, mask, damping=damping, groups=groups)
+        grid = least_loss_grid(weight, hessian, grid, mask, row_scale=row_scale)
+    return descend(weight, gptq(weight, hessian, grid, mask), hessian, grid, mask)
 
 
 def least_loss_grid(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: LayerHessian,
     grid: Grid,
     mask: Tensor | None = None,
     *,
-    damping: float = 0.01,
-    groups: Tensor | None = None,
     row_scale: Tensor | None = None,
     factors: Sequence[float] = FACTORS,
 ) -> Grid:
@@ -86,11 +80,9 @@ def least_loss_grid(
 
     Args:
         weight: (rows, columns).
-        hessian: (columns, columns) or (groups, columns, columns), undamped.
+        hessian: of the layer.
         grid: where to start from.
         mask: (rows, columns), True = kept.
-        damping: fraction of mean diag H added to the diagonal.
-        groups: (rows,), the Hessian of each row; by default rows are dealt evenly.
         row_scale: (rows,), what scales each row's output; counts where rows share a scale.
         factors: to try besides 1; thinned out where the layer is large.
 
@@ -103,18 +95,18 @@ def least_loss_grid(
         SingularHessianError: the damped Hessian is not positive definite.
     """
     rows, columns = weight.shape
-    owner, matrix = row_groups(rows, hessian, groups), damped(hessian, damping)
+    owner, damped = hessian.owner(rows), hessian.damped()
     chosen = _affordable(factors, rows * columns**2)
     at_once = max(1, CHUNK // weight.numel())
     losses = []
     for first in range(0, len(chosen), at_once):
         some = chosen[first : first + at_once]
         stacked = _stacked(grid, some, rows)
-        repeated = weight.detach().to(hessian).repeat(len(some), 1)
+        repeated = weight.detach().to(damped).repeat(len(some), 1)
         owners = owner.repeat(len(some))
         kept = None if mask is None else mask.repeat(len(some), 1)
-        new = gptq(repeated, hessian, stacked, kept, damping=damping, groups=owners)
-        losses.append(quadratic(repeated - new, matrix, owners).view(len(some), rows))
+        new = gptq(repeated, replace(hessian, row_groups=owners), stacked, kept)
+        losses.append(LayerHessian(damped, owners).quadratic(repeated - new).view(len(some), rows))
     loss = torch.cat(losses)
     if len(grid.scale) == 1:
         gain = torch.ones_like(loss[0]) if row_scale is None else row_scale.to(loss)

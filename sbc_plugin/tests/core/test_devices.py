@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.core.allocation.knapsack import choose
-from sbc_plugin.core.hessian import HessianAccumulator
+from sbc_plugin.core.hessian import HessianAccumulator, LayerHessian
 from sbc_plugin.core.kernels import distinct, filter_causal, impulse_response, lif, lif_box
 from sbc_plugin.core.pruning.channels import Reader, channel_losses, elimination_scores
 from sbc_plugin.core.pruning.prune import prune
@@ -49,11 +49,11 @@ def reader() -> Reader:
 
 
 def pruned(solver: str, pattern: str) -> Callable[[], Tensor]:
-    return lambda: prune(weight(), hessian(), ROWS * COLUMNS // 2, solver=solver, pattern=pattern).weight
+    return lambda: prune(weight(), LayerHessian(hessian()), ROWS * COLUMNS // 2, solver=solver, pattern=pattern).weight
 
 
 def quantised(scale: str, granularity: str) -> Callable[[], Tensor]:
-    return lambda: quantise(weight(), hessian(), 3, scale=scale, granularity=granularity).weight
+    return lambda: quantise(weight(), LayerHessian(hessian()), 3, scale=scale, granularity=granularity).weight
 
 
 SOLVERS, PATTERNS = ("magnitude", "obs", "admm", "hybrid"), ("unstructured", "2:4", "block:2")

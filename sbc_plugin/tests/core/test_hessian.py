@@ -1,4 +1,4 @@
-"""The accumulator against one product over all samples; damping, inverse and losses against dense algebra."""
+"""The accumulator against one product over all samples; what solvers ask of a Hessian against dense algebra."""
 
 import pytest
 import torch
@@ -7,12 +7,9 @@ from torch.testing import assert_close
 
 from sbc_plugin.core.hessian import (
     HessianAccumulator,
+    LayerHessian,
     cholesky,
-    damped,
     inverse,
-    layer_loss,
-    quadratic,
-    row_groups,
 )
 from sbc_plugin.errors import CalibrationError, SettingsError, SingularHessianError
 
@@ -114,7 +111,7 @@ def test_hessian_of_nothing() -> None:
 
 def test_damping_is_relative_to_each_groups_own_diagonal() -> None:
     hessian = torch.stack([torch.diag(torch.tensor([1.0, 3.0])), torch.diag(torch.tensor([10.0, 30.0]))])
-    result = damped(hessian, 0.1)
+    result = LayerHessian(hessian, damping=0.1).damped()
     assert_close(result[0], torch.diag(torch.tensor([1.2, 3.2])))
     assert_close(result[1], torch.diag(torch.tensor([12.0, 32.0])))
     assert torch.equal(hessian[0], torch.diag(torch.tensor([1.0, 3.0])))
@@ -122,19 +119,105 @@ def test_damping_is_relative_to_each_groups_own_diagonal() -> None:
 
 def test_a_silent_group_is_damped_by_the_mean_of_all() -> None:
     hessian = torch.stack([torch.eye(3), torch.zeros(3, 3)]).double()
-    result = damped(hessian, 0.1)
+    result = LayerHessian(hessian, damping=0.1).damped()
     assert_close(result, torch.stack([1.1 * torch.eye(3), 0.05 * torch.eye(3)]).double())
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (3, 6, 6)])
 def test_inverse_and_factor(shape: tuple[int, ...]) -> None:
     root = torch.randn(shape, dtype=torch.float64)
-    hessian = damped(root @ root.mT, 0.1)
+    hessian = LayerHessian(root @ root.mT, damping=0.1).damped()
     # condition numbers of about 1e3
     assert_close(inverse(hessian) @ hessian, torch.eye(6).double().expand(shape), rtol=0, atol=1e-11)
     factor = cholesky(hessian)
     assert_close(factor @ factor.mT, hessian)
     assert torch.equal(factor, factor.tril())
+
+
+def samples_of(*groups: int) -> Tensor:
+    """Float64 samples (*groups, 30, 6); column 2 is dead everywhere, column 4 in the last group."""
+    samples = torch.randn(*groups, 30, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    samples[..., 2] = 0
+    samples.reshape(-1, 30, 6)[-1, :, 4] = 0
+    return samples
+
+
+def hessian_of(*groups: int, damping: float = 0.05) -> LayerHessian:
+    samples = samples_of(*groups)
+    return LayerHessian(2 * samples.mT @ samples / 30, damping=damping)
+
+
+@pytest.mark.parametrize("groups", [(), (3,)])
+def test_dead_columns_are_those_without_a_spike(groups: tuple[int, ...]) -> None:
+    expected = (samples_of(*groups) == 0).all(-2).reshape(-1, 6)
+    assert torch.equal(hessian_of(*groups).dead, expected) and expected.sum(1).tolist() == [1, 1, 2][-len(expected) :]
+
+
+def test_dead_weights_are_those_of_the_rows_own_hessian() -> None:
+    matrix = torch.stack([torch.diag(torch.tensor([1.0, 0.0])), torch.diag(torch.tensor([0.0, 2.0]))])
+    assert LayerHessian(matrix).dead_weights(2).tolist() == [[False, True], [True, False]]
+    assert LayerHessian(matrix, torch.tensor([1, 1])).dead_weights(2).tolist() == [[True, False], [True, False]]
+    assert LayerHessian(matrix[0]).dead_weights(3).tolist() == [[False, True]] * 3
+
+
+@pytest.mark.parametrize("groups", [(), (3,)])
+def test_damping_inverse_and_factor_are_those_of_each_group_alone(groups: tuple[int, ...]) -> None:
+    hessian = hessian_of(*groups)
+    damped, factor, inverted = (x.reshape(-1, 6, 6) for x in (hessian.damped(), hessian.cholesky(), hessian.inverse()))
+    for group, alone in enumerate(hessian.groups):
+        expected = alone + 0.05 * alone.trace() / 6 * torch.eye(6, dtype=torch.float64)
+        assert_close(damped[group], expected, rtol=1e-14, atol=0)  # a sum of six numbers in another order
+        assert_close(factor[group] @ factor[group].mT, expected, rtol=1e-12, atol=1e-12)
+        assert_close(inverted[group], torch.linalg.inv(expected), rtol=1e-11, atol=1e-11)  # condition of about 100
+    shape = hessian.matrix.shape
+    assert hessian.damped().shape == hessian.cholesky().shape == hessian.inverse().shape == shape
+
+
+@pytest.mark.parametrize("groups", [(), (3,)])
+def test_positive_definite_without_damping_where_dead_columns_are_left_out(groups: tuple[int, ...]) -> None:
+    hessian = hessian_of(*groups, damping=0.0)
+    found = hessian.positive_definite()
+    assert found.shape == (len(hessian.groups), 6, 6) and (torch.linalg.eigvalsh(found) > 0).all()
+    for alone, whole, dead in zip(hessian.groups, found, hessian.dead, strict=True):
+        assert torch.equal(whole[~dead][:, ~dead], alone[~dead][:, ~dead])
+        assert torch.equal(whole[dead], torch.eye(6, dtype=torch.float64)[dead])
+        assert torch.equal(whole[:, dead], torch.eye(6, dtype=torch.float64)[:, dead])
+
+
+@pytest.mark.parametrize("damping", [-0.1, float("inf"), float("nan")])
+def test_a_damping_that_is_no_fraction_is_refused(damping: float) -> None:
+    with pytest.raises(SettingsError, match=f"damping is {damping}, expected a finite fraction"):
+        hessian_of(damping=damping).positive_definite()
+
+
+@pytest.mark.parametrize("groups", [(), (3,)])
+def test_each_group_alone_has_its_matrix_and_the_damping(groups: tuple[int, ...]) -> None:
+    hessian = hessian_of(*groups)
+    alone = list(hessian.each())
+    assert torch.equal(torch.stack([one.matrix for one in alone]), hessian.groups) and hessian.columns == 6
+    assert all(one.damping == 0.05 and one.row_groups is None for one in alone)
+    assert all(torch.equal(one.dead[0], dead) for one, dead in zip(alone, hessian.dead, strict=True))
+
+
+@pytest.mark.parametrize("owners", [None, [2, 0, 0, 1, 2, 1]])
+def test_losses_are_those_of_the_samples_of_each_row(owners: list[int] | None) -> None:
+    samples, hessian = samples_of(3), hessian_of(3)
+    hessian = LayerHessian(hessian.matrix, None if owners is None else torch.tensor(owners))
+    weight, new = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = list(enumerate(owners or [0, 0, 1, 1, 2, 2]))
+    lost = torch.stack([(samples[group] @ (weight[row] - new[row])).square().mean() for row, group in rows])
+    sent = torch.stack([(samples[group] @ weight[row]).square().mean() for row, group in rows])
+    # 1/2 e^T H e with H = 2 X^T X / count is the mean square of X e
+    assert_close(hessian.quadratic(weight - new), lost, rtol=1e-12, atol=0)
+    assert hessian.loss(weight, new) == pytest.approx(float(lost.sum() / sent.sum()), rel=1e-12)
+
+
+def test_a_hessian_stays_as_it_was() -> None:
+    hessian = hessian_of(3)
+    before = hessian.matrix.clone()
+    hessian.damped(), hessian.positive_definite(), hessian.cholesky(), hessian.inverse()
+    hessian.loss(torch.ones(3, 6), torch.zeros(3, 6))
+    assert torch.equal(hessian.matrix, before)
 
 
 def test_singular_hessians_say_what_to_do() -> None:
@@ -143,7 +226,7 @@ def test_singular_hessians_say_what_to_do() -> None:
         inverse(singular, 0.0)
     with pytest.raises(SingularHessianError, match="not positive definite; raise"):
         cholesky(torch.stack([torch.eye(3), -torch.eye(3)]))
-    assert inverse(damped(singular, 0.01), 0.01).isfinite().all()
+    assert inverse(LayerHessian(singular, damping=0.01).damped(), 0.01).isfinite().all()
 
 
 def test_nan_is_told_apart_from_not_positive_definite() -> None:
@@ -155,24 +238,26 @@ def test_quadratic_is_half_the_form_of_each_row() -> None:
     root, error = torch.randn(2, 4, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
     hessian, groups = root @ root.mT, torch.tensor([1, 0, 0, 1, 1, 0])
     expected = torch.stack([error[row] @ hessian[groups[row]] @ error[row] / 2 for row in range(6)])
-    assert_close(quadratic(error, hessian, groups), expected)
-    assert_close(quadratic(error, hessian[0]), torch.stack([e @ hessian[0] @ e / 2 for e in error]))
-    assert_close(quadratic(error, hessian), quadratic(error, hessian, torch.tensor([0, 0, 0, 1, 1, 1])))
+    assert_close(LayerHessian(hessian, groups).quadratic(error), expected)
+    assert_close(LayerHessian(hessian[0]).quadratic(error), torch.stack([e @ hessian[0] @ e / 2 for e in error]))
+    assert_close(
+        LayerHessian(hessian).quadratic(error), LayerHessian(hessian, torch.tensor([0, 0, 0, 1, 1, 1])).quadratic(error)
+    )
 
 
 def test_layer_loss_is_the_share_of_the_output_lost() -> None:
     x, weight = torch.randn(40, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
     new = weight * (torch.rand(3, 5) < 0.5)
     expected = (x @ (weight - new).T).square().sum() / (x @ weight.T).square().sum()
-    assert layer_loss(weight, new, filled(x).hessian()) == pytest.approx(expected.item(), rel=1e-12)
-    assert layer_loss(weight, weight, filled(x).hessian()) == 0
-    assert layer_loss(weight, torch.zeros_like(weight), filled(x).hessian()) == pytest.approx(1)
-    assert layer_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.eye(2)) == 0
+    assert LayerHessian(filled(x).hessian()).loss(weight, new) == pytest.approx(expected.item(), rel=1e-12)
+    assert LayerHessian(filled(x).hessian()).loss(weight, weight) == 0
+    assert LayerHessian(filled(x).hessian()).loss(weight, torch.zeros_like(weight)) == pytest.approx(1)
+    assert LayerHessian(torch.eye(2)).loss(torch.zeros(1, 2), torch.zeros(1, 2)) == 0
 
 
 def test_rows_are_dealt_evenly_unless_told() -> None:
-    assert row_groups(4, torch.zeros(3, 3)).tolist() == [0] * 4
-    assert row_groups(6, torch.zeros(3, 2, 2)).tolist() == [0, 0, 1, 1, 2, 2]
-    assert row_groups(3, torch.zeros(2, 2, 2), torch.tensor([1, 0, 1])).tolist() == [1, 0, 1]
-    with pytest.raises(SettingsError, match="5 rows cannot be dealt to 2 Hessians; pass `groups`"):
-        row_groups(5, torch.zeros(2, 2, 2))
+    assert LayerHessian(torch.zeros(3, 3)).owner(4).tolist() == [0] * 4
+    assert LayerHessian(torch.zeros(3, 2, 2)).owner(6).tolist() == [0, 0, 1, 1, 2, 2]
+    assert LayerHessian(torch.zeros(2, 2, 2), torch.tensor([1, 0, 1])).owner(3).tolist() == [1, 0, 1]
+    with pytest.raises(SettingsError, match="5 rows cannot be dealt to 2 Hessians; pass `row_groups`"):
+        LayerHessian(torch.zeros(2, 2, 2)).owner(5)

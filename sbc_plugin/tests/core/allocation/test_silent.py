@@ -4,15 +4,8 @@ import pytest
 import torch
 
 from sbc_plugin import Prune
-from sbc_plugin.core.allocation.silent import dead_columns, give_silent
+from sbc_plugin.core.allocation.silent import give_silent
 from sbc_plugin.errors import SettingsError
-
-
-def test_dead_columns_are_those_of_the_rows_own_hessian() -> None:
-    hessian = torch.stack([torch.diag(torch.tensor([1.0, 0.0])), torch.diag(torch.tensor([0.0, 2.0]))])
-    assert dead_columns(hessian, 2).tolist() == [[False, True], [True, False]]
-    assert dead_columns(hessian, 2, torch.tensor([1, 1])).tolist() == [[True, False], [True, False]]
-    assert dead_columns(hessian[0], 3).tolist() == [[False, True]] * 3
 
 
 @pytest.mark.parametrize("zeros", range(0, 25))

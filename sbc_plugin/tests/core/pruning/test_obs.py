@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.pruning import obs
 from sbc_plugin.core.pruning.obs import eliminate, obs_mask
 from sbc_plugin.core.pruning.problem import pose
@@ -47,7 +48,7 @@ def test_blocks_are_exhaustive_elimination_of_blocks(size: int) -> None:
 @pytest.mark.parametrize(("text", "kept", "of"), [("2:4", 2, 4), ("1:3", 1, 3), ("5:6", 5, 6)])
 def test_n_of_m_is_exhaustive_elimination_with_a_capacity(text: str, kept: int, of: int) -> None:
     samples, weight, hessian = layer(2, 24)
-    mask = obs_mask(weight, hessian, 2 * 24 // of * (of - kept), pattern=text, step=1, damping=0.0)
+    mask = obs_mask(weight, LayerHessian(hessian, damping=0.0), 2 * 24 // of * (of - kept), pattern=text, step=1)
     for r in range(2):
         order, _ = eliminate_by_lstsq(samples, weight[r], groups_of=of, kept=kept)
         assert (~mask[r]).nonzero()[:, 0].tolist() == sorted(order)
@@ -68,7 +69,7 @@ def test_row_budgets_come_from_the_pooled_losses(zeros: int) -> None:
     removed = torch.zeros(5, 12, dtype=torch.bool)
     for _, r, i in sorted(pooled)[:zeros]:
         removed[r, orders[r][i]] = True
-    assert torch.equal(obs_mask(weight, hessian, zeros, step=1, damping=0.0), ~removed)
+    assert torch.equal(obs_mask(weight, LayerHessian(hessian, damping=0.0), zeros, step=1), ~removed)
 
 
 def test_several_weights_a_step_follow_the_stale_saliency() -> None:
@@ -95,36 +96,36 @@ def test_batches_panels_and_dropped_columns_change_nothing(
     pattern: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, weight, hessian = layer(7, 32)
-    expected = obs_mask(weight, hessian, 112, pattern=pattern, step=step)
+    expected = obs_mask(weight, LayerHessian(hessian), 112, pattern=pattern, step=step)
     monkeypatch.setattr(obs, "BATCH_ELEMENTS", 3 * 32**2)
-    assert torch.equal(obs_mask(weight, hessian, 112, pattern=pattern, step=step), expected)
+    assert torch.equal(obs_mask(weight, LayerHessian(hessian), 112, pattern=pattern, step=step), expected)
     monkeypatch.setattr(obs, "PANEL", 1)
     monkeypatch.setattr(obs, "SHRINK", 0.0)
-    assert torch.equal(obs_mask(weight, hessian, 112, pattern=pattern, step=step), expected)
+    assert torch.equal(obs_mask(weight, LayerHessian(hessian), 112, pattern=pattern, step=step), expected)
 
 
 def test_batches_may_hold_rows_that_were_pruned_before(monkeypatch: pytest.MonkeyPatch) -> None:
     _, weight, hessian = layer(6, 12)
     weight[0, :8], weight[1, :3] = 0, 0  # so the first batches have fewer weights to eliminate than the last
-    expected = obs_mask(weight, hessian, 40, step=1)
+    expected = obs_mask(weight, LayerHessian(hessian), 40, step=1)
     monkeypatch.setattr(obs, "BATCH_ELEMENTS", 12**2)
-    assert torch.equal(obs_mask(weight, hessian, 40, step=1), expected)
+    assert torch.equal(obs_mask(weight, LayerHessian(hessian), 40, step=1), expected)
 
 
 def test_one_elimination_has_the_masks_of_every_sparsity() -> None:
     _, weight, hessian = layer(5, 16)
     hessian[:, 3], hessian[3] = 0, 0  # a dead column
-    found = obs.elimination(pose(weight, hessian, 0), None, 0.01)
+    found = obs.elimination(pose(weight, LayerHessian(hessian), 0), None)
     for zeros in (3, 40, 70):
-        problem = pose(weight, hessian, zeros)
+        problem = pose(weight, LayerHessian(hessian), zeros)
         mask = problem.mask(obs.pool(*found, problem, problem.zeros))
-        assert torch.equal(mask, obs_mask(weight, hessian, zeros))
+        assert torch.equal(mask, obs_mask(weight, LayerHessian(hessian), zeros))
 
 
 def test_groups_pool_the_losses_of_their_own_hessians() -> None:
     (_, weight, first), (_, _, second) = layer(4, 8), layer(4, 8, seed=1)
     owner = torch.tensor([1, 0, 1, 0])
-    mask = obs_mask(weight, torch.stack([first, second]), 20, step=1, damping=0.0, groups=owner)
+    mask = obs_mask(weight, LayerHessian(torch.stack([first, second]), owner, damping=0.0), 20, step=1)
     everything = torch.ones(1, 8, dtype=torch.bool)
     pooled = []
     for r in range(4):
@@ -139,10 +140,10 @@ def test_a_singular_hessian_is_refused_with_columns_and_damping() -> None:
     samples, weight, _ = layer(2, 8)
     hessian = samples[:3].T @ samples[:3]
     with pytest.raises(SingularHessianError, match=r"8 columns .*damping=0.*raise `damping`"):
-        obs_mask(weight, hessian, 8, damping=0.0)
+        obs_mask(weight, LayerHessian(hessian, damping=0.0), 8)
 
 
 def test_a_step_of_no_weights_is_refused() -> None:
     _, weight, hessian = layer(2, 8)
     with pytest.raises(SettingsError, match="step is 0"):
-        obs_mask(weight, hessian, 8, step=0)
+        obs_mask(weight, LayerHessian(hessian), 8, step=0)

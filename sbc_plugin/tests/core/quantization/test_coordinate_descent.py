@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from sbc_plugin.core.hessian import damped, layer_loss, quadratic
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.quantization.coordinate_descent import descend
 from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid, make_grid, round_to_nearest
@@ -49,11 +49,11 @@ def test_equals_trying_every_value(bits: int, symmetric: bool, granularity: str,
     mask = mask_of(weight) if masked else None
     grid = make_grid(weight, bits, granularity=granularity, symmetric=symmetric, mask=mask)
     start = round_to_nearest(weight, grid, mask)
-    solution = descend(weight, start, hessian, grid, mask, block=5)
+    solution = descend(weight, start, LayerHessian(hessian), grid, mask, block=5)
     expected = descent_by_trying(weight, start, hessian, levels_of(grid), mask)
     # Values are on the grid, so one other code shows as a whole step, above 0.1.
     assert_close(solution.weight, expected, atol=1e-9, rtol=0)
-    assert solution.loss == pytest.approx(layer_loss(weight, expected, hessian), rel=1e-12)
+    assert solution.loss == pytest.approx(LayerHessian(hessian).loss(weight, expected), rel=1e-12)
     assert not torch.equal(solution.weight, start)
 
 
@@ -62,7 +62,7 @@ def test_groups_of_rows_are_solved_apart(owners: list[int] | None) -> None:
     weight, hessian = weight_of(), torch.stack([hessian_of(0), hessian_of(1)])
     grid = make_grid(weight, 3)
     start = round_to_nearest(weight, grid)
-    solution = descend(weight, start, hessian, grid, groups=None if owners is None else torch.tensor(owners))
+    solution = descend(weight, start, LayerHessian(hessian, None if owners is None else torch.tensor(owners)), grid)
     expected = descent_by_trying(weight, start, hessian, levels_of(grid), groups=owners)
     assert_close(solution.weight, expected, atol=1e-9, rtol=0)
 
@@ -72,21 +72,21 @@ def test_groups_of_rows_are_solved_apart(owners: list[int] | None) -> None:
 def test_lowers_the_loss_that_gptq_leaves_in_every_row(bits: int, damping: float) -> None:
     weight, hessian = weight_of(150), hessian_of(columns=150)
     grid, mask = make_grid(weight, bits), mask_of(weight)
-    start = gptq(weight, hessian, grid, mask, damping=damping)
-    new = descend(weight, start, hessian, grid, mask, damping=damping).weight
-    losses = [quadratic(weight - q, damped(hessian, damping)) for q in (start, new)]
+    start = gptq(weight, LayerHessian(hessian, damping=damping), grid, mask)
+    new = descend(weight, start, LayerHessian(hessian, damping=damping), grid, mask).weight
+    losses = [LayerHessian(LayerHessian(hessian, damping=damping).damped()).quadratic(weight - q) for q in (start, new)]
     assert (losses[1] <= losses[0] * (1 + 1e-12)).all() and losses[1].sum() < losses[0].sum()
-    once_more = descend(weight, new, hessian, grid, mask, damping=damping, sweeps=100).weight
-    assert torch.equal(descend(weight, once_more, hessian, grid, mask, damping=damping).weight, once_more)
+    once_more = descend(weight, new, LayerHessian(hessian, damping=damping), grid, mask, sweeps=100).weight
+    assert torch.equal(descend(weight, once_more, LayerHessian(hessian, damping=damping), grid, mask).weight, once_more)
 
 
 def test_blocks_change_nothing_and_no_sweep_is_the_start() -> None:
     weight, hessian = weight_of(150), hessian_of(columns=150)
     grid = make_grid(weight, 4)
     start = round_to_nearest(weight, grid)
-    found = [descend(weight, start, hessian, grid, block=block).weight for block in (1, 7, 1000)]
+    found = [descend(weight, start, LayerHessian(hessian), grid, block=block).weight for block in (1, 7, 1000)]
     assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])
-    assert torch.equal(descend(weight, start, hessian, grid, sweeps=0).weight, start)
+    assert torch.equal(descend(weight, start, LayerHessian(hessian), grid, sweeps=0).weight, start)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -94,7 +94,7 @@ def test_zeros_and_silent_columns_stay_and_all_is_on_the_grid(dtype: torch.dtype
     weight, hessian = weight_of().to(dtype), hessian_of().float()
     grid, mask = make_grid(weight, 3, symmetric=False), mask_of(weight)
     start = round_to_nearest(weight, grid, mask)
-    solution = descend(weight, start, hessian, grid, mask)
+    solution = descend(weight, start, LayerHessian(hessian), grid, mask)
     assert (solution.weight[~mask] == 0).all() and torch.equal(solution.mask, mask)
     assert torch.equal(solution.weight[:, SILENT], start[:, SILENT])
     assert solution.weight.dtype == dtype and torch.equal(grid.round(solution.weight), solution.weight)
@@ -105,13 +105,13 @@ def test_arguments_stay_unchanged() -> None:
     grid, mask = make_grid(weight, 2), mask_of(weight)
     arguments = weight, hessian, mask, round_to_nearest(weight, grid, mask)
     before = [argument.clone() for argument in arguments]
-    descend(weight, arguments[3], hessian, grid, mask)
+    descend(weight, arguments[3], LayerHessian(hessian), grid, mask)
     assert all(torch.equal(old, new) for old, new in zip(before, arguments, strict=True))
 
 
 def test_bad_settings_are_named() -> None:
     weight, grid = weight_of(), make_grid(weight_of(), 3)
     with pytest.raises(SettingsError, match="sweeps=-1"):
-        descend(weight, weight, hessian_of(), grid, sweeps=-1)
+        descend(weight, weight, LayerHessian(hessian_of()), grid, sweeps=-1)
     with pytest.raises(SettingsError, match="block=0"):
-        descend(weight, weight, hessian_of(), grid, block=0)
+        descend(weight, weight, LayerHessian(hessian_of()), grid, block=0)

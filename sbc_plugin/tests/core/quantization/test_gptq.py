@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from sbc_plugin.core.hessian import layer_loss
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid, make_grid, round_to_nearest
 from sbc_plugin.errors import CalibrationError, SettingsError, SingularHessianError
@@ -58,10 +58,12 @@ def test_equals_elimination(symmetric: bool, granularity: str, masked: bool, ord
     weight, hessian = weight_of(), hessian_of()
     mask = mask_of(weight) if masked else None
     grid = make_grid(weight, 3, granularity=granularity, symmetric=symmetric, mask=mask)
-    new = gptq(weight, hessian, grid, mask, block=7, order=order)
+    new = gptq(weight, LayerHessian(hessian), grid, mask, block=7, order=order)
     expected = gptq_by_elimination(weight, hessian, levels_of(grid), mask, order=order)
     assert_close(new, expected, **EXACT)
-    assert layer_loss(weight, new, hessian) == pytest.approx(layer_loss(weight, expected, hessian), rel=1e-12)
+    assert LayerHessian(hessian).loss(weight, new) == pytest.approx(
+        LayerHessian(hessian).loss(weight, expected), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("owners", [None, [1, 0, 0, 1, 0, 1]])
@@ -72,7 +74,7 @@ def test_groups_of_rows_are_solved_apart(masked: bool, owners: list[int] | None)
     mask = mask_of(weight) if masked else None
     grid = make_grid(weight, 3, mask=mask)
     groups = None if owners is None else torch.tensor(owners)
-    new = gptq(weight, hessian, grid, mask, groups=groups, block=7)
+    new = gptq(weight, LayerHessian(hessian, groups), grid, mask, block=7)
     expected = gptq_by_elimination(weight, hessian, levels_of(grid), mask, groups=owners)
     assert_close(new, expected, **EXACT)
 
@@ -80,25 +82,27 @@ def test_groups_of_rows_are_solved_apart(masked: bool, owners: list[int] | None)
 def test_a_group_without_rows_is_no_problem() -> None:
     weight, hessian = weight_of(), torch.stack([hessian_of(0), hessian_of(1)])
     grid = make_grid(weight, 3)
-    new = gptq(weight, hessian, grid, groups=torch.ones(ROWS, dtype=torch.long))
-    assert torch.equal(new, gptq(weight, hessian[1], grid))
+    new = gptq(weight, LayerHessian(hessian, torch.ones(ROWS, dtype=torch.long)), grid)
+    assert torch.equal(new, gptq(weight, LayerHessian(hessian[1]), grid))
 
 
 @pytest.mark.parametrize("block", [1, 7, 128])
 def test_blocks_change_nothing(block: int) -> None:
     weight, hessian = weight_of(columns=150), hessian_of(columns=150)
     grid, mask = make_grid(weight, 4), mask_of(weight)
-    whole = gptq(weight, hessian, grid, mask, block=1000)
-    assert torch.equal(gptq(weight, hessian, grid, mask, block=block), whole)
+    whole = gptq(weight, LayerHessian(hessian), grid, mask, block=1000)
+    assert torch.equal(gptq(weight, LayerHessian(hessian), grid, mask, block=block), whole)
 
 
 def test_the_order_of_the_columns_is_by_descending_diagonal() -> None:
     weight, hessian = weight_of(), hessian_of(silent=False)
     sequence = hessian.diagonal().argsort(descending=True)
     grid = make_grid(weight, 3, granularity="tensor")
-    sorted_by_hand = gptq(weight[:, sequence], hessian[sequence][:, sequence], grid, order="given")
-    assert torch.equal(gptq(weight, hessian, grid)[:, sequence], sorted_by_hand)
-    assert not torch.equal(gptq(weight, hessian, grid, order="given"), gptq(weight, hessian, grid))
+    sorted_by_hand = gptq(weight[:, sequence], LayerHessian(hessian[sequence][:, sequence]), grid, order="given")
+    assert torch.equal(gptq(weight, LayerHessian(hessian), grid)[:, sequence], sorted_by_hand)
+    assert not torch.equal(
+        gptq(weight, LayerHessian(hessian), grid, order="given"), gptq(weight, LayerHessian(hessian), grid)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -108,7 +112,7 @@ def test_every_weight_is_on_the_grid_and_zeros_stay(granularity: str, dtype: tor
     mask = mask_of(weight)
     grid = make_grid(weight, 2, granularity=granularity, mask=mask, symmetric=False)
     for h in (hessian, hessian.float()):
-        new = gptq(weight, h, grid, mask)
+        new = gptq(weight, LayerHessian(h), grid, mask)
         assert new.dtype == dtype and (new[~mask] == 0).all()
         assert torch.equal(grid.round(new), new)
 
@@ -120,40 +124,40 @@ def test_loses_less_than_rounding_on_correlated_inputs(scale: str, bits: int) ->
     for mask in (None, mask_of(weight)):
         grid = make_grid(weight, bits, scale=scale, mask=mask)
         losses = [
-            layer_loss(weight, solve(weight, grid, mask), hessian)
-            for solve in (lambda w, g, m: gptq(w, hessian, g, m), round_to_nearest)
+            LayerHessian(hessian).loss(weight, solve(weight, grid, mask))
+            for solve in (lambda w, g, m: gptq(w, LayerHessian(hessian), g, m), round_to_nearest)
         ]
         assert losses[0] < losses[1]
 
 
 def test_equals_rounding_where_inputs_are_uncorrelated() -> None:
     weight, grid = weight_of(), make_grid(weight_of(), 3)
-    new = gptq(weight, torch.eye(COLUMNS, dtype=torch.float64), grid)
+    new = gptq(weight, LayerHessian(torch.eye(COLUMNS, dtype=torch.float64)), grid)
     assert torch.equal(new, round_to_nearest(weight, grid))
 
 
 def test_silent_columns_are_rounded_to_nearest_and_change_nobody() -> None:
     weight, hessian = weight_of(), hessian_of()
     grid, mask = make_grid(weight, 3), mask_of(weight)
-    new = gptq(weight, hessian, grid, mask)
+    new = gptq(weight, LayerHessian(hessian), grid, mask)
     assert torch.equal(new[:, SILENT], round_to_nearest(weight, grid, mask)[:, SILENT])
     other = weight.clone()
     other[:, SILENT] *= 3
     heard = [column for column in range(COLUMNS) if column not in SILENT]
-    assert torch.equal(gptq(other, hessian, grid, mask)[:, heard], new[:, heard])
+    assert torch.equal(gptq(other, LayerHessian(hessian), grid, mask)[:, heard], new[:, heard])
 
 
 def test_a_silent_layer_is_rounded_to_nearest() -> None:
     weight, grid = weight_of(), make_grid(weight_of(), 3)
     silence = torch.zeros(COLUMNS, COLUMNS, dtype=torch.float64)
-    new = gptq(weight, silence, grid)
-    assert torch.equal(new, round_to_nearest(weight, grid)) and layer_loss(weight, new, silence) == 0
+    new = gptq(weight, LayerHessian(silence), grid)
+    assert torch.equal(new, round_to_nearest(weight, grid)) and LayerHessian(silence).loss(weight, new) == 0
 
 
 def test_rows_of_zeros_stay_zero() -> None:
     weight = weight_of()
     weight[2] = 0
-    assert (gptq(weight, hessian_of(), make_grid(weight, 2))[2] == 0).all()
+    assert (gptq(weight, LayerHessian(hessian_of()), make_grid(weight, 2))[2] == 0).all()
 
 
 def test_arguments_stay_unchanged() -> None:
@@ -162,7 +166,7 @@ def test_arguments_stay_unchanged() -> None:
     before = [argument.clone() for argument in arguments]
     grid = make_grid(weight, 3)
     scale = grid.scale.clone()
-    gptq(weight, hessian, grid, arguments[2], groups=arguments[3])
+    gptq(weight, LayerHessian(hessian, arguments[3]), grid, arguments[2])
     assert all(torch.equal(old, new) for old, new in zip(before, arguments, strict=True))
     assert torch.equal(grid.scale, scale)
 
@@ -170,19 +174,19 @@ def test_arguments_stay_unchanged() -> None:
 def test_a_parameter_leaves_no_graph() -> None:
     weight = torch.nn.Parameter(weight_of())
     grid = make_grid(weight, 3)
-    assert not any(found.requires_grad for found in (grid.scale, gptq(weight, hessian_of(), grid)))
+    assert not any(found.requires_grad for found in (grid.scale, gptq(weight, LayerHessian(hessian_of()), grid)))
 
 
 def test_bad_input_is_named() -> None:
     weight, hessian = weight_of(), hessian_of()
     grid = make_grid(weight, 3)
     with pytest.raises(SettingsError, match=r"'ascending'.*descending"):
-        gptq(weight, hessian, grid, order="ascending")
+        gptq(weight, LayerHessian(hessian), grid, order="ascending")
     with pytest.raises(SettingsError, match="block=0"):
-        gptq(weight, hessian, grid, block=0)
+        gptq(weight, LayerHessian(hessian), grid, block=0)
     with pytest.raises(CalibrationError, match="19 columns, weight has 20"):
-        gptq(weight, hessian[1:, 1:], grid)
+        gptq(weight, LayerHessian(hessian[1:, 1:]), grid)
     with pytest.raises(SingularHessianError, match=r"18 columns.*damping=-0.5"):
-        gptq(weight, hessian, grid, damping=-0.5)
+        gptq(weight, LayerHessian(hessian, damping=-0.5), grid)
     with pytest.raises(SingularHessianError, match="NaN"):
-        gptq(weight, hessian * float("nan"), grid)
+        gptq(weight, LayerHessian(hessian * float("nan")), grid)
