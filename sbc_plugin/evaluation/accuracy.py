@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import labels_of, peek
-from sbc_plugin.calibration.forward import Runner, eval_mode
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward
+from sbc_plugin.layers import Forward, library_of
 
 
 def accuracy(model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None) -> float:
@@ -25,14 +25,14 @@ def accuracy(model: nn.Module, data: Iterable[Any], *, forward: Forward | None =
         CalibrationError: no data, no labels, or a result of another shape.
     """
     _, data = peek(data)
-    runner = Runner.of(model, forward)
+    run = forward or library_of(model).default_forward(model)
     right = total = 0
     with eval_mode(model), torch.no_grad():
         for number, batch in enumerate(data):
             labels = labels_of(batch)
             if labels is None:
                 raise CalibrationError(f"batch {number} holds no labels; give pairs (x, labels)")
-            right += right_answers(runner.run(model, batch), labels, number)
+            right += right_answers(run(model, batch), labels, number)
             total += len(labels)
     return right / total
 
