@@ -4,13 +4,20 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-matrix test-neurobench test-wheel check bench docs install clean
+.PHONY: demo test test-portable test-matrix test-neurobench test-wheel check bench docs install clean
 
 demo: install
 	$(BIN)/sbc demo
 
 test: install
 	$(BIN)/python -m pytest
+
+# Processors differ in the instructions that torch and MKL choose, and so in the last bits: the whole suite as on a processor
+# without AVX, as on one with AVX2, and with two threads. Half an hour.
+test-portable: install
+	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 $(BIN)/python -m pytest -q
+	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -q
+	SBC_TEST_THREADS=2 $(BIN)/python -m pytest -q
 
 # Each version lies in a folder of its own before the installed one on the path: torch is not installed again.
 MATRIX := torch-pruning==1.5.* torch-pruning==1.6.* brevitas==0.13.*

@@ -1,5 +1,6 @@
-"""One thread, no denormals, a fixed seed: so that a test gives the same numbers each time, at full speed."""
+"""One thread unless asked for more, no denormals, a fixed seed: the same numbers each time, at full speed."""
 
+import os
 import random
 from importlib.util import find_spec
 
@@ -11,7 +12,7 @@ HOSTS = {"norse": "norse", "nir": "nir", "torch_pruning": "torch_pruning", "brev
 HOSTS |= {"neurobench": "neurobench"}
 collect_ignore = [folder for host, folder in HOSTS.items() if find_spec(host) is None]  # cannot be imported
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("SBC_TEST_THREADS", "1")))  # `make test-portable` takes two as well
 torch.set_flush_denormal(True)  # decaying membranes become denormal, and CPUs crawl
 
 
