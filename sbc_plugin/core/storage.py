@@ -139,34 +139,77 @@ def _plan(weight: Tensor) -> tuple[Form | None, _Grid | None]:
     """The shortest form, and the grid of its codes; None for a weight that is shortest as it is."""
     if weight.dtype not in FLOATS or weight.dim() < 2 or not weight.numel():
         return None, None
-    kept = _is_kept(weight.flatten()).nonzero()[:, 0]
-    width, gap_bytes = best_width(gaps_between(kept))
-    places = {"all": (0, weight.numel()), "mask": (-(-weight.numel() // 8), len(kept)), "gaps": (gap_bytes, len(kept))}
-    grids = _grids_of(weight)
-    coded: list[tuple[float, int | None, int, int]] = []  # bits, zero, bytes beside, which grid
-    for number, one in enumerate(grids):
-        zeros, spread = _zeros_of(one.multiples)
-        zero = int(zeros.max())
-        beside = len(one.scale) * one.scale.element_size()
-        both = _bits_for(int(one.multiples.amax()) + zero)
-        coded += [(both, zero, beside, number), (_bits_for(spread), None, beside + len(one.scale), number)]
-    coded = [choice for choice in coded if choice[0] <= 8 and (choice[1] or 0) <= MULTIPLES]
-    sizes = {
-        (where, choice): first + bytes_for(count, choice[0]) + choice[2]
-        for choice in [*coded, (weight.element_size() * 8, 0, 0, -1)]
-        for where, (first, count) in places.items()
-    }
-    where, (bits, zero_of_all, _, chosen) = min(sizes, key=lambda key: sizes[key])
-    size = min(sizes.values())
+    # 1. All ways to say where values lie, times all ways to store them; of equally short ones the first.
+    size, places, values = min(
+        (
+            (places.size + bytes_for(places.kept, values.bits) + values.beside, places, values)
+            for values in _all_values(weight)
+            for places in _all_places(weight)
+        ),
+        key=lambda choice: choice[0],
+    )
     if size >= weight.numel() * weight.element_size():
         return None, None
-    grid = None if chosen < 0 else grids[chosen]
+    # 2. As a form, in which values that are no codes have no bits.
+    grid = values.grid
+    coded = (0, 0, weight.dtype) if grid is None else (values.bits, len(grid.scale), grid.scale.dtype)
+    bits, scales, scale_dtype = coded
     form = Form(
-        tuple(weight.shape), weight.dtype, places[where][1], where, width if where == "gaps" else 0,
-        0 if grid is None else bits, zero_of_all, 0 if grid is None else len(grid.scale),
-        weight.dtype if grid is None else grid.scale.dtype, size,
-    )  # fmt: skip
+        shape=tuple(weight.shape),
+        dtype=weight.dtype,
+        kept=places.kept,
+        places=places.kind,
+        width=places.width,
+        bits=bits,
+        zero=values.zero,
+        scales=scales,
+        scale_dtype=scale_dtype,
+        size=size,
+    )
     return form, grid
+
+
+@dataclass(frozen=True)
+class _Places:
+    """One way to say where the stored values lie."""
+
+    kind: str  # "all", "mask" or "gaps"
+    size: int  # bytes
+    kept: int  # how many values are stored
+    width: int = 0  # of a gap, bits
+
+
+def _all_places(weight: Tensor) -> list[_Places]:
+    kept = _is_kept(weight.flatten()).nonzero()[:, 0]
+    width, size = best_width(gaps_between(kept))
+    return [
+        _Places("all", 0, weight.numel()),
+        _Places("mask", -(-weight.numel() // 8), len(kept)),
+        _Places("gaps", size, len(kept), width),
+    ]
+
+
+@dataclass(frozen=True)
+class _Values:
+    """One way to store values."""
+
+    bits: float  # of a value or its code
+    zero: int | None  # the code of 0.0; None where each scale has its own
+    beside: int  # bytes of scales and zero points
+    grid: _Grid | None  # None where the values themselves are stored
+
+
+def _all_values(weight: Tensor) -> list[_Values]:
+    """Codes on each grid that the weight lies on, if they fit a byte; and last the values themselves."""
+    found = []
+    for grid in _grids_of(weight):
+        zeros, largest = _zeros_of(grid.multiples)
+        zero, scales = int(zeros.max()), len(grid.scale) * grid.scale.element_size()
+        common = _bits_for(int(grid.multiples.amax()) + zero)
+        found.append(_Values(common, zero, scales, grid))
+        found.append(_Values(_bits_for(largest), None, scales + len(grid.scale), grid))
+    found = [values for values in found if values.bits <= 8 and (values.zero or 0) <= MULTIPLES]
+    return [*found, _Values(weight.element_size() * 8, 0, 0, None)]
 
 
 def _bits_for(largest: int) -> float:

@@ -62,7 +62,7 @@ def admm_removed(problem: Problem, zeros: int, iterations: int) -> Tensor:
         SingularHessianError: a damped Hessian is far from positive definite, or holds NaN or infinity.
     """
     if zeros == 0:
-        return torch.zeros_like(problem.live)
+        return torch.zeros_like(problem.candidates)
     dtype = problem.hessian.dtype if len(problem.columns) <= EXACT_COLUMNS else torch.float32
     scale = problem.hessian.diagonal(dim1=-2, dim2=-1).sqrt()  # (groups, columns)
     normal = (problem.hessian / scale[:, :, None] / scale[:, None, :]).to(dtype)
@@ -84,7 +84,7 @@ def admm_removed(problem: Problem, zeros: int, iterations: int) -> Tensor:
         removed = choose(V.square(), problem, zeros)
         Z = V.masked_fill(removed, 0.0)
         dual = V - Z
-    return removed & problem.live
+    return removed & problem.candidates
 
 
 def choose(score: Tensor, problem: Problem, zeros: int) -> Tensor:
@@ -93,5 +93,5 @@ def choose(score: Tensor, problem: Problem, zeros: int) -> Tensor:
     Weights on dead columns are not counted: those given up already come first, the others never.
     """
     given_up = problem.removed[:, problem.columns]
-    score = score.masked_fill(~problem.live, float("inf")).masked_fill(given_up, -1.0)
+    score = score.masked_fill(~problem.candidates, float("inf")).masked_fill(given_up, -1.0)
     return ~keep_largest(score, zeros + int(given_up.sum()), problem.pattern)

@@ -56,7 +56,7 @@ def hybrid_mask(
         raise SettingsError(f"iterations={iterations} and preselect={preselect}; expected >= 1, and in (0, 1]")
     problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions)
     size = problem.pattern.size if problem.pattern.kind == "block" else 1
-    left = int(problem.live.sum())
+    left = int(problem.candidates.sum())
     final, reach = left - problem.zeros, len(weight) * (OBS_WORK / len(weight)) ** (1 / 3)
     if problem.pattern.kind == "n:m":
         preselect = 1.0
@@ -68,7 +68,7 @@ def hybrid_mask(
     removed = admm_removed(problem, first, iterations)
     rest = problem.zeros - first
     if rest:
-        removed = removed | eliminate_survivors(problem, problem.live & ~removed, rest)
+        removed = removed | eliminate_survivors(problem, problem.candidates & ~removed, rest)
     return problem.mask(removed)
 
 

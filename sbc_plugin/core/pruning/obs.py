@@ -1,12 +1,12 @@
 """Greedy Optimal Brain Surgeon: the order in which the weights of each row are given up, pooled over the layer's rows.
 
 Each row repeatedly loses the weights with the smallest ``w_p^2 / G_pp``; the others move to make up for it and ``G``,
-the inverse of the Hessian of what is left, is downdated (docs/theory.md, equations 3 to 5). The loss of each step,
-pooled over all rows, tells how many weights each row gives. One weight a step is ExactOBS (Frantar and Alistarh, arXiv
-2208.11580), B_in weights a step the ordering of Shi et al. (arXiv 2506.03996).
+the inverse of the Hessian of what is left, is downdated (docs/theory.md, equations 3 to 5). The losses of all steps,
+pooled over the rows, decide how many weights each row gives. One weight a step is ExactOBS (Frantar and Alistarh, arXiv
+2208.11580); B_in weights a step is the ordering of Shi et al. (arXiv 2506.03996).
 
 The downdates are those of a pivoted Cholesky factorisation ``G = U^T U + rest``. They are collected as rows of ``U``
-for a panel of steps and applied to ``G`` at once, and columns that cannot be removed any more are dropped from ``G``.
+for a panel of steps and applied to ``G`` at once. Columns that cannot be removed any more are dropped from ``G``.
 """
 
 import torch
@@ -19,10 +19,10 @@ from sbc_plugin.core.pruning.problem import Problem, pose
 from sbc_plugin.errors import SettingsError, SingularHessianError
 
 BATCH_ELEMENTS = 2**27  # of one batch of inverse Hessians (rows, columns, columns)
-EXACT_COLUMNS = 512  # above, the order of elimination is found in float32, for half the memory traffic,
-SAFE_DAMPING = 0.005  # but only with this damping or more: without it the downdates may need more digits
+EXACT_COLUMNS = 512  # above this, the order of elimination is found in float32, which halves the memory traffic,
+SAFE_DAMPING = 0.005  # but only with this damping or more: with less the downdates may need more digits
 PANEL = 16  # columns eliminated between two updates of G
-SHRINK = 0.85  # columns that are done are dropped once this fraction or less is left
+SHRINK = 0.85  # columns that are done are dropped once at most this fraction is left
 
 
 def obs_mask(
@@ -58,7 +58,7 @@ def obs_mask(
     if step is not None and step < 1:
         raise SettingsError(f"step is {step}, expected 1 or more weights a step")
     if problem.zeros == 0:
-        return problem.mask(torch.zeros_like(problem.live))
+        return problem.mask(torch.zeros_like(problem.candidates))
     return problem.mask(pool(*elimination(problem, step), problem, problem.zeros))
 
 
@@ -84,14 +84,14 @@ def elimination(problem: Problem, step: int | None) -> tuple[Tensor, Tensor]:
         order, loss = eliminate(
             problem.weight[rows].to(dtype),
             start[problem.owner[rows]],
-            problem.live[rows],
+            problem.candidates[rows],
             block=problem.pattern.size if problem.pattern.kind == "block" else 1,
             step=-(-columns // 256) if step is None else step,
             capacity=capacity,
         )
         orders.append(order)
         losses.append(loss)
-    # Rows with fewer live weights (pruned before) end earlier: their batch is shorter.
+    # Rows with fewer candidates, since they were pruned before, end earlier, so that their batch has fewer steps.
     steps = max(order.shape[1] for order in orders)
     order = torch.cat([pad(order, (0, steps - order.shape[1])) for order in orders])
     return order, torch.cat([pad(loss, (0, steps - loss.shape[1]), value=float("inf")) for loss in losses])
@@ -128,66 +128,80 @@ def pool(order: Tensor, loss: Tensor, problem: Problem, zeros: int) -> Tensor:
 def eliminate(
     weight: Tensor,
     inverse: Tensor,
-    live: Tensor,
+    candidates: Tensor,
     *,
     block: int = 1,
     step: int = 1,
     capacity: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Eliminate the live weights of each row, cheapest first; all rows in step.
+    """Eliminate the candidates of each row, cheapest first; all rows in step.
 
     Args:
         weight: (rows, columns).
-        inverse: (rows, columns, columns), the inverse Hessian of each row. It is worked in: give a tensor of its own.
-        live: (rows, columns), weights that may go; a block may go if any of its weights may.
-        block: columns that go together.
+        inverse: (rows, columns, columns), the inverse Hessian of each row. It is overwritten.
+        candidates: (rows, columns), weights that may go; a block may go if any of its weights may.
+        block: columns that go together, a unit.
         step: weights a row loses at once.
         capacity: (rows, columns // M), how many each group of M columns can give; None: all.
 
     Returns:
-        order (rows, steps), the units (column or block) of each row as eliminated, and loss (rows, steps), the increase
-        of ``1/2 e^T H e`` by each, infinite where a row had nothing left.
+        order (rows, steps), the units of each row in the order of their elimination, and loss (rows, steps), the
+        increase of ``1/2 e^T H e`` by each, infinite where a row had nothing left.
 
     Raises:
         SingularHessianError: rounding left the downdated inverse without a factor.
     """
     rows, columns = weight.shape
     row = torch.arange(rows, device=weight.device)[:, None]
-    G, w, free = inverse, weight.clone(), live.view(rows, -1, block).any(-1)
-    place = torch.arange(columns // block, device=weight.device).expand(rows, -1)  # which unit of the start each one is
+    G, w, candidates = inverse, weight.clone(), candidates.view(rows, -1, block).any(-1)  # (rows, units) from now on
+    unit = torch.arange(columns // block, device=weight.device).expand(rows, -1)  # its number, whatever was dropped
+    M = columns if capacity is None else columns // capacity.shape[1]
     if capacity is not None:
-        free &= (capacity > 0).repeat_interleave(columns // capacity.shape[1], dim=1)
-    left = free.sum(1) if capacity is None else torch.minimum(capacity, free.view(*capacity.shape, -1).sum(-1)).sum(1)
+        candidates &= (capacity > 0).repeat_interleave(M, dim=1)
+        left = torch.minimum(capacity, candidates.view(*capacity.shape, -1).sum(-1)).sum(1)
+    else:
+        left = candidates.sum(1)
     width = max(1, step // block)  # units a step
     orders, losses = [], []
     while left.any():
+        # 1. A panel begins. Its steps fill rows of U; G stays as it is, only its diagonal blocks D are kept up to date.
         U = G.new_zeros(rows, -(-PANEL // (width * block)) * width * block, w.shape[1])
         D = block_diagonal(G, block)
         for at in range(0, U.shape[1], width * block):
-            score = saliency(w, D, free)
+            # 2. The cheapest units of each row (equation 4).
+            score = saliency(w, D, candidates)
             if capacity is not None and width > 1:
-                score = within_capacity(score, place, capacity, columns // capacity.shape[1])
+                score = within_capacity(score, unit, capacity, M)
             best = score.topk(min(width, int(left.max())), largest=False, sorted=True)
-            units, valid = best.indices, best.values.isfinite()
-            P = (units[..., None] * block + torch.arange(block, device=units.device)).flatten(1)
+            chosen, valid = best.indices, best.values.isfinite()
+            P = columns_of(chosen, block)
+            # 3. Their rows of G as they are now, and the rows of U that eliminate them.
             new = torch.baddbmm(G[row, P], U[row, :at, P], U[:, :at], alpha=-1) if at else G[row, P]
             new, y = downdate(new, w, P, valid.repeat_interleave(block, dim=1))
             U[:, at : at + P.shape[1]] = new
+            # 4. The other weights move to make up for them (equation 3), and D is downdated (equation 5).
             w -= torch.bmm(y[:, None], new)[:, 0]
             per_unit = new.view(rows, P.shape[1], -1, block)
             D -= torch.einsum("rpui,rpuj->ruij", per_unit, per_unit)
-            free[row, units] &= ~valid
-            orders.append(place.gather(1, units))
-            losses.append((y.square().view(*units.shape, block).sum(-1) / 2).masked_fill(~valid, float("inf")))
+            # 5. What went, what it cost, and what may still go.
+            orders.append(unit.gather(1, chosen))
+            losses.append((y.square().view(*chosen.shape, block).sum(-1) / 2).masked_fill(~valid, float("inf")))
+            candidates[row, chosen] &= ~valid
             if capacity is not None:
-                capacity = capacity.scatter_add(1, orders[-1] // (columns // capacity.shape[1]), -valid.to(capacity))
-                free &= capacity.gather(1, place // (columns // capacity.shape[1])) > 0
+                capacity = capacity.scatter_add(1, orders[-1] // M, -valid.to(capacity))
+                candidates &= capacity.gather(1, unit // M) > 0
             left -= valid.sum(1)
             if not left.any():
                 break
+        # 6. The panel ends: G takes all its downdates at once and loses the columns that are done.
         if left.any():
-            G, w, free, place = shrink(G.baddbmm_(U.mT, U, alpha=-1), w, free, place, block)
+            G, w, candidates, unit = shrink(G.baddbmm_(U.mT, U, alpha=-1), w, candidates, unit, block)
     return torch.cat(orders, dim=1), torch.cat(losses, dim=1)
+
+
+def columns_of(units: Tensor, block: int) -> Tensor:
+    """The columns (rows, n * block) of units (rows, n)."""
+    return (units[..., None] * block + torch.arange(block, device=units.device)).flatten(1)
 
 
 def block_diagonal(G: Tensor, block: int) -> Tensor:
@@ -196,13 +210,13 @@ def block_diagonal(G: Tensor, block: int) -> Tensor:
     return G.view(-1, units, block, units, block).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).clone()
 
 
-def saliency(w: Tensor, D: Tensor, free: Tensor) -> Tensor:
-    """``w_B^T (G_BB)^-1 w_B`` of each unit, (rows, units), infinite where it is not free (docs/theory.md, equation 4).
+def saliency(w: Tensor, D: Tensor, candidates: Tensor) -> Tensor:
+    """``w_B^T (G_BB)^-1 w_B`` of each unit, (rows, units); infinite if it is no candidate (docs/theory.md, equation 4).
 
     Args:
         w: (rows, columns).
         D: (rows, units, block, block), ``G_BB`` of each unit.
-        free: (rows, units).
+        candidates: (rows, units).
 
     Raises:
         SingularHessianError: rounding left a unit without a loss.
@@ -212,20 +226,20 @@ def saliency(w: Tensor, D: Tensor, free: Tensor) -> Tensor:
         positive = D[..., 0, 0] > 0
     else:
         eye = torch.eye(D.shape[-1], dtype=D.dtype, device=D.device)
-        factor, info = torch.linalg.cholesky_ex(torch.where(free[..., None, None], D, eye))
-        y = torch.linalg.solve_triangular(factor, w.view(*free.shape, -1, 1), upper=False)
+        factor, info = torch.linalg.cholesky_ex(torch.where(candidates[..., None, None], D, eye))
+        y = torch.linalg.solve_triangular(factor, w.view(*candidates.shape, -1, 1), upper=False)
         score = y.square().sum((-2, -1))
         positive = info == 0
-    if not ((positive & score.isfinite()) | ~free).all():
+    if not ((positive & score.isfinite()) | ~candidates).all():
         raise SingularHessianError(f"elimination over {w.shape[1]} columns lost its precision; raise `damping`")
-    return score.masked_fill(~free, float("inf"))
+    return score.masked_fill(~candidates, float("inf"))
 
 
-def within_capacity(score: Tensor, place: Tensor, capacity: Tensor, size: int) -> Tensor:
-    """``score`` (rows, units), infinite beyond the ``capacity`` (rows, groups) cheapest of each ``size`` places."""
-    whole = score.new_full((len(score), capacity.shape[1] * size), float("inf")).scatter_(1, place, score)
-    rank = ranks(whole.view(len(score), -1, size)).flatten(1).gather(1, place)
-    return score.masked_fill(rank >= capacity.gather(1, place // size), float("inf"))
+def within_capacity(score: Tensor, unit: Tensor, capacity: Tensor, size: int) -> Tensor:
+    """``score`` (rows, units), infinite beyond the ``capacity`` (rows, groups) cheapest of each group of ``size``."""
+    whole = score.new_full((len(score), capacity.shape[1] * size), float("inf")).scatter_(1, unit, score)
+    rank = ranks(whole.view(len(score), -1, size)).flatten(1).gather(1, unit)
+    return score.masked_fill(rank >= capacity.gather(1, unit // size), float("inf"))
 
 
 def downdate(new: Tensor, w: Tensor, P: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,13 +273,13 @@ def downdate(new: Tensor, w: Tensor, P: Tensor, valid: Tensor) -> tuple[Tensor, 
     return both[..., :-1], both[..., -1]
 
 
-def shrink(G: Tensor, w: Tensor, free: Tensor, place: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Drop columns that are not free once they are many. What they hold moves no weight that can still be removed."""
+def shrink(G: Tensor, w: Tensor, candidates: Tensor, unit: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Drop the columns that are no candidates once they are many: no weight that may still go depends on them."""
     row = torch.arange(len(w), device=w.device)[:, None]
-    count = int(free.sum(1).max())
-    if count > SHRINK * free.shape[1]:
-        return G, w, free, place
-    units = (~free).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-    columns = (units[..., None] * block + torch.arange(block, device=w.device)).flatten(1)
+    count = int(candidates.sum(1).max())
+    if count > SHRINK * candidates.shape[1]:
+        return G, w, candidates, unit
+    kept = (~candidates).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+    columns = columns_of(kept, block)
     G = G[row[..., None], columns[:, :, None], columns[:, None, :]]
-    return G, w.gather(1, columns), free.gather(1, units), place.gather(1, units)
+    return G, w.gather(1, columns), candidates.gather(1, kept), unit.gather(1, kept)

@@ -4,7 +4,7 @@ GPTQ never looks back: a column is rounded before the errors of later columns ar
 again, given all the others, until none changes. Source: docs/theory.md, equation 8.
 """
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,9 +58,9 @@ def descend(
     scale, zero_point = (part.to(codes).expand(rows, columns) for part in grid.of_columns(columns))
     owner = hessian.owner(rows)
     for group, own in enumerate(hessian.each()):
-        matrix, free = own.damped(), kept.to(codes.device) & ~own.dead
-        moving = (owner == group).nonzero()[:, 0]
-        before, *part = (tensor[moving] for tensor in (codes, target, scale, zero_point, free))
+        matrix, movable = own.damped(), kept.to(codes.device) & ~own.dead
+        moving = (owner == group).nonzero()[:, 0]  # the rows in which the last sweep changed something
+        before, part = codes[moving], _Part(target, scale, zero_point, movable).of(moving)
         for _ in range(sweeps):
             after = _sweep(before, part, matrix, grid.code_range, block)
             codes[moving] = after
@@ -68,56 +68,81 @@ def descend(
             if not moved.any():
                 break
             if not moved.all():
-                moving, after, *part = (tensor[moved] for tensor in (moving, after, *part))
+                moving, after, part = moving[moved], after[moved], part.of(moved)
             before = after
     new = grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
     return Solution(weight=new, mask=kept, loss=hessian.loss(target, new), grid=grid)
 
 
-def _sweep(codes: Tensor, part: Sequence[Tensor], hessian: Tensor, code_range: tuple[int, int], block: int) -> Tensor:
-    """New codes (rows, columns) after one visit to each column; ``part`` is weight, scale, zero point, free to move."""
-    weight, scale, zero_point, free = part
+class _Part(NamedTuple):
+    """What stays while the codes of some rows move, each (rows, columns)."""
+
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    movable: Tensor
+
+    def of(self, rows: Tensor) -> "_Part":
+        """These rows."""
+        return _Part(*(tensor[rows] for tensor in self))
+
+
+class _Block(NamedTuple):
+    """What the visit to a block of columns works on, each (rows, columns)."""
+
+    codes: Tensor
+    values: Tensor  # of the codes, where their turn is still to come
+    gradient: Tensor  # (w - q) H for the codes as they are now
+    scale: Tensor
+    zero_point: Tensor
+    movable: Tensor  # of the codes that may move, those whose turn is still to come
+
+
+def _sweep(codes: Tensor, part: _Part, hessian: Tensor, code_range: tuple[int, int], block: int) -> Tensor:
+    """New codes (rows, columns) after one visit to each column, block after block."""
+    weight, scale, zero_point, movable = part
     values, new = (codes - zero_point) * scale, codes.clone()
-    # Afresh in each sweep, so that rounding errors of the updates do not pile up.
-    gradient = (weight - values) @ hessian
+    gradient = (weight - values) @ hessian  # computed afresh, so that rounding errors of the updates do not pile up
     for first in range(0, codes.shape[1], block):
         last = min(first + block, codes.shape[1])
-        seen = [tensor[:, first:last] for tensor in (codes, values, gradient, scale, zero_point, free)]
+        seen = _Block(*(x[:, first:last] for x in (codes, values, gradient, scale, zero_point, movable)))
         new[:, first:last] = _visit(seen, hessian[first:last, first:last], code_range)
         moves = (new[:, first:last] - codes[:, first:last]) * scale[:, first:last]
         gradient[:, last:].addmm_(moves, hessian[first:last, last:], alpha=-1.0)
     return new
 
 
-def _visit(block: Sequence[Tensor], hessian: Tensor, code_range: tuple[int, int]) -> Tensor:
+def _visit(block: _Block, hessian: Tensor, code_range: tuple[int, int]) -> Tensor:
     """New codes (rows, columns) of a block of columns, each visited once, in order.
 
-    A code that stays changes nothing for those behind it: each row goes straight to the next one that moves.
+    A code that stays changes nothing for those behind it, so each row goes straight to its next code that moves.
 
     Args:
-        block: codes, values, gradient, scale, zero point and which codes are free to move, each (rows, columns).
+        block: the codes and what they depend on.
         hessian: of these columns.
         code_range: smallest and largest code.
     """
-    codes, values, gradient, scale, zero_point, free = block
-    new, rows = codes.clone(), torch.arange(len(codes), device=codes.device)
-    place = torch.arange(codes.shape[1], device=codes.device)
+    new, rows = block.codes.clone(), torch.arange(len(block.codes), device=block.codes.device)
+    place = torch.arange(block.codes.shape[1], device=block.codes.device)
     while True:
+        codes, values, gradient, scale, zero_point, movable = block
+        # 1. The best code at every place, given all the others (equation 8), and the first place of each row where it
+        #    is another than now.
         best = (values + gradient / hessian.diagonal()).div_(scale).round_().add_(zero_point).clamp_(*code_range)
-        moves, at = ((best != codes) & free).max(1)  # the first of each row
+        moves, at = ((best != codes) & movable).max(1)
+        # 2. Rows without such a place are done. They are stored and dropped once they are half.
         count = int(moves.sum())
-        if count <= len(rows) // 2:  # the others are done
+        if count <= len(rows) // 2:
             new[rows] = codes
             if not count:
                 return new
-            rows, at, best, codes, values, gradient, scale, zero_point, free = (
-                tensor[moves] for tensor in (rows, at, best, codes, values, gradient, scale, zero_point, free)
-            )
+            rows, at, best = rows[moves], at[moves], best[moves]
+            codes, values, gradient, scale, zero_point, movable = (tensor[moves] for tensor in block)
             moves = moves[moves]
+        # 3. One code of each row moves; the gradient follows, and what lies before it stays from now on.
         at = at[:, None]
         old = codes.gather(1, at)
         code = best.gather(1, at).where(moves[:, None], old)
-        codes = codes.scatter(1, at, code)
         step = (code - old) * scale.gather(1, at)
         gradient = torch.addcmul(gradient, hessian[at[:, 0]], step, value=-1.0)
-        free = free & (place > at)
+        block = _Block(codes.scatter(1, at, code), values, gradient, scale, zero_point, movable & (place > at))

@@ -1,10 +1,12 @@
-"""GPTQ on a layer Hessian: columns are rounded one after the other, each error is pushed to the columns still free.
+"""GPTQ: columns are rounded one after the other, and each error is pushed to the columns that are still to come.
 
 With a mask, masked weights become exactly zero in the same pass (joint pruning and quantisation). Grids are made in
 :mod:`sbc_plugin.core.quantization.grids`.
 
 Source: docs/theory.md, equations 3 to 5; Frantar et al. 2022, "GPTQ", arXiv 2210.17323.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,40 +53,52 @@ def gptq(
     [[1.0, 0.0]]
     """
     rows, columns = weight.shape
-    _check_width(hessian, columns)
+    if hessian.columns != columns:
+        found = f"Hessian has {hessian.columns} columns, weight has {columns}"
+        raise CalibrationError(f"{found}; calibrate again after changing the model")
     if order not in ("descending", "given"):
         raise SettingsError(f'order {order!r} is unknown; use "descending" or "given"')
     if block < 1:
         raise SettingsError(f"block={block}: at least one column is needed")
     start = weight.detach().to(hessian.matrix)
-    allowed = None if mask is None or bool(mask.all()) else mask.to(start.device, torch.bool)
     scale, zero_point = (part.to(start).expand(rows, columns) for part in grid.of_columns(columns))
-    shift = zero_point if bool(grid.zero_point.any()) else None
+    whole = _Part(
+        start,
+        scale,
+        zero_point if bool(grid.zero_point.any()) else None,
+        None if mask is None or bool(mask.all()) else mask.to(start.device, torch.bool),
+    )
     codes = torch.empty_like(start)
     owner = hessian.owner(rows)
-    for group, undamped in enumerate(hessian.groups):
+    for group, (undamped, dead) in enumerate(zip(hessian.groups, hessian.dead, strict=True)):
         mine = (owner == group).nonzero()
-        diagonal = undamped.diagonal()
         sequence = torch.arange(columns, device=start.device)
         if order == "descending":
-            sequence = diagonal.argsort(descending=True, stable=True)
-        # Backwards, for the Cholesky factor then is the one that the solver needs.
-        heard = diagonal[sequence] != 0
-        live, silent = sequence[heard].flip(0), sequence[~heard]
-        for chosen, factor in ((live, _push_factor(undamped, live, hessian.damping)), (silent, None)):
-            # Transposed, for a column of the weight is then contiguous.
-            part = tuple(
-                None if tensor is None else tensor[mine, chosen].T.contiguous()
-                for tensor in (start, scale, shift, allowed)
-            )
-            codes[mine, chosen] = _round_columns(part, grid.code_range, factor, block).T
+            sequence = undamped.diagonal().argsort(descending=True, stable=True)
+        # The last column comes first, because the Cholesky factor then is the one that the solver needs.
+        solved, rounded = sequence[~dead[sequence]].flip(0), sequence[dead[sequence]]
+        factor = _push_factor(undamped, solved, hessian.damping)
+        codes[mine, solved] = _round_columns(whole.of(mine, solved), grid.code_range, factor, block).T
+        codes[mine, rounded] = _round_columns(whole.of(mine, rounded), grid.code_range, None, block).T
     return grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
 
 
-def _check_width(hessian: LayerHessian, columns: int) -> None:
-    if hessian.columns != columns:
-        found = f"Hessian has {hessian.columns} columns, weight has {columns}"
-        raise CalibrationError(f"{found}; calibrate again after changing the model")
+class _Part(NamedTuple):
+    """What rounding needs of some weights: all tensors of one shape."""
+
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor | None  # None = 0
+    kept: Tensor | None  # None = all
+
+    def of(self, rows: Tensor, columns: Tensor) -> "_Part":
+        """These rows (n, 1) and columns (m,), as (m, n): a column of the weight is then contiguous."""
+
+        def taken(tensor: Tensor) -> Tensor:
+            return tensor[rows, columns].T.contiguous()
+
+        zero_point, kept = (None if tensor is None else taken(tensor) for tensor in (self.zero_point, self.kept))
+        return _Part(taken(self.weight), taken(self.scale), zero_point, kept)
 
 
 def _push_factor(undamped: Tensor, columns: Tensor, damping: float) -> Tensor:
@@ -95,32 +109,33 @@ def _push_factor(undamped: Tensor, columns: Tensor, damping: float) -> Tensor:
     return lower.div_(lower.diagonal().clone())
 
 
-def _round_columns(
-    part: tuple[Tensor | None, ...], code_range: tuple[int, int], factor: Tensor | None, block: int
-) -> Tensor:
-    """Codes of weight, scale, zero point (None = 0), kept (None = all), each (columns, rows), the last column first.
+def _round_columns(part: _Part, code_range: tuple[int, int], factor: Tensor | None, block: int) -> Tensor:
+    """Codes (columns, rows) of a part (columns, rows), the last column first.
 
     What is best for column j, given the errors of the columns k > j behind it, is ``w_j + sum_k V_kj (w_k - q_k)`` with
-    V the ``factor``: GPTQ's push of errors by ``H^-1``, without an inverse. No factor, no push.
+    V the ``factor``: GPTQ's push of errors by ``H^-1``, without an inverse. Without a factor nothing is pushed.
     """
     weight, scale, zero_point, kept = part
-    assert weight is not None and scale is not None
     wanted, codes, errors = weight.clone(), torch.empty_like(weight), torch.empty_like(weight[:block])
     for last in range(len(weight), 0, -block):
         first = max(0, last - block)
         for column in range(last - 1, first - 1, -1):
             value, step, code, error = wanted[column], scale[column], codes[column], errors[column - first]
+            # 1. The errors of this block's columns behind; those of earlier blocks are in `wanted` already.
             if factor is not None:
                 behind = column + 1
                 value.addmv_(errors[behind - first : last - first].T, factor[behind:last, column])
+            # 2. The nearest code, or that of 0 where the weight is masked.
             torch.div(value, step, out=code).round_()
             if zero_point is not None:
                 code.add_(zero_point[column])
             code.clamp_(*code_range)
             if kept is not None:
                 code.copy_(code.where(kept[column], 0.0 if zero_point is None else zero_point[column]))
+            # 3. The error that the columns before this one have to make up for.
             level = code if zero_point is None else code - zero_point[column]
             torch.addcmul(weight[column], level, step, value=-1, out=error)
+        # 4. The block's errors reach all columns before it in one product.
         if factor is not None:
             wanted[:first].addmm_(factor[first:last, :first].T, errors[: last - first])
     return codes
