@@ -83,7 +83,7 @@ def batch(seed: int = 0) -> Tensor:
     return (torch.rand(20, 4, INPUTS, generator=torch.Generator().manual_seed(seed)) < 0.4).float()
 
 
-def unheard(model: nn.Module) -> dict[str, list[int]]:
+def unread(model: nn.Module) -> dict[str, list[int]]:
     layers, _ = find_layers(model, batch())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     sums = calibrate(model, [batch()])
@@ -94,19 +94,19 @@ def unheard(model: nn.Module) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("make", [feedforward, recurrent])
-def test_silent_hidden_neurons_are_unheard(make: Any) -> None:
-    assert list(unheard(make()).values()) == [SILENT, []]
+def test_silent_hidden_neurons_are_unread(make: Any) -> None:
+    assert list(unread(make()).values()) == [SILENT, []]
 
 
-def test_a_silent_output_neuron_is_heard() -> None:
+def test_a_silent_output_neuron_is_read() -> None:
     model = feedforward()
     with torch.no_grad():
         model[2].weight[0] *= -1
-    assert list(unheard(model).values()) == [SILENT, []]
+    assert list(unread(model).values()) == [SILENT, []]
 
 
-def test_a_silent_neuron_beside_the_weights_is_heard() -> None:
-    assert list(unheard(Bypass(feedforward())).values()) == [[], []]
+def test_a_silent_neuron_beside_the_weights_is_read() -> None:
+    assert list(unread(Bypass(feedforward())).values()) == [[], []]
 
 
 @pytest.mark.parametrize("order", ["one-shot", "sequential"])

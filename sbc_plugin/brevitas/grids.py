@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.brevitas.layers import Quantised
-from sbc_plugin.core.hessian import LayerHessian, Solution
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid
+from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import GridMovedError, SettingsError, UnsupportedModelError
 from sbc_plugin.settings import Quantize
 

@@ -12,9 +12,9 @@ from sbc_plugin.brevitas.grids import BinaryGrid, check_fixed, read_grid, rule_o
 from sbc_plugin.brevitas.layers import is_quantised
 from sbc_plugin.brevitas.sequences import Recorder
 from sbc_plugin.compression import layer as solving
-from sbc_plugin.core.hessian import Solution
 from sbc_plugin.core.pruning.refit import refit
 from sbc_plugin.core.quantization.grids import Grid
+from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError, in_layer
 from sbc_plugin.layers import Forward, Part, SpikingLayer
 from sbc_plugin.settings import Calibration
@@ -152,7 +152,7 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
             if statistics.accumulator.count == 0:
                 raise CalibrationError("no data since the last update(); call sbc.model(x) on each batch before it")
             hessian = statistics.accumulator.hessian().to(self.dtype)
-            solving.check_heard(hessian)
+            solving.check_active(hessian)
             self.solutions[layer.name] = self._quantise(layer, hessian)
         del self._waiting[0], self._recorder.statistics[layer.name]
         self._recorder.listen(self._waiting[:1] if self.calibration.order == "sequential" else [])

@@ -22,7 +22,7 @@ from sbc_plugin.checkpoint.atomic import replacing
 from sbc_plugin.checkpoint.module_state import DTYPES, NAMES, describe, setters
 from sbc_plugin.checkpoint.restore import fill
 from sbc_plugin.core.packing import TRIT
-from sbc_plugin.core.storage import Form, pack, unpack
+from sbc_plugin.core.storage import PackedWeight, pack, unpack
 from sbc_plugin.errors import CheckpointError, in_layer
 from sbc_plugin.evaluation.report import Report
 from sbc_plugin.version import __version__
@@ -153,7 +153,7 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, same
 
 
-def _told(form: Form) -> dict[str, Any]:
+def _told(form: PackedWeight) -> dict[str, Any]:
     """A form as JSON; what is as usual is left out."""
     told: dict[str, Any] = {"shape": list(form.shape), "bytes": form.size}
     if form.dtype != torch.float32:
@@ -181,11 +181,11 @@ def _unpacked(forms: Mapping[str, Any], data: Tensor) -> dict[str, Tensor]:
     return weights
 
 
-def _form(told: Mapping[str, Any]) -> Form:
+def _form(told: Mapping[str, Any]) -> PackedWeight:
     """The form that :func:`_told` told."""
     shape, bits, width = tuple(told["shape"]), told.get("bits", 0), told.get("places", 0)
     places = "all" if "places" not in told else "mask" if width == "mask" else "gaps"
-    return Form(
+    return PackedWeight(
         shape=shape, dtype=DTYPES[told.get("dtype", "F32")], places=places, width=width if places == "gaps" else 0,
         kept=told["kept"] if "kept" in told else torch.Size(shape).numel(), bits=bits,
         zero=told.get("zero", _middle(bits) if bits else 0), scales=told.get("scales", shape[0]) if bits else 0,

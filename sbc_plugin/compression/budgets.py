@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern, without_pruning
-from sbc_plugin.core.allocation.knapsack import choose
+from sbc_plugin.core.allocation.knapsack import cheapest_options
 from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.packing import TRIT, TRITS
 from sbc_plugin.core.pruning.patterns import parse_pattern, pattern_zeros
@@ -105,4 +105,4 @@ def share_bits(
         with in_layer(name):
             losses[name] = [solve(layer, weights[name], hessian, None, each).loss for each in recipes]
         costs[name] = [cost for _, cost in tried]
-    return {name: grids[option][0] for name, option in choose(losses, costs, budget).items()}
+    return {name: grids[option][0] for name, option in cheapest_options(losses, costs, budget).items()}

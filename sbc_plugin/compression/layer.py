@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import LayerHessian, Solution
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.pruning.patterns import check_pattern, parse_pattern
 from sbc_plugin.core.pruning.prune import prune as prune_layer
 from sbc_plugin.core.pruning.refit import refit, rescaled
 from sbc_plugin.core.quantization.grids import Grid, make_grid, round_to_nearest
 from sbc_plugin.core.quantization.scale_search import quantise
+from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Prune, Quantize
@@ -73,7 +74,7 @@ def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | Non
     """
     second_order = recipe.method in SECOND_ORDER
     if second_order:
-        check_heard(hessian)
+        check_active(hessian)
     gain = layer.gain.to(hessian)
     gain = gain.where(gain > 0, gain[gain > 0].min() if (gain > 0).any() else 1.0)
     known = layer_hessian(layer, hessian, recipe.damping)
@@ -98,7 +99,7 @@ def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | Non
     return Solution(new, mask, known.loss(weight * scaled, new * scaled), grid)
 
 
-def check_heard(hessian: Tensor) -> None:
+def check_active(hessian: Tensor) -> None:
     """Refuse the Hessian of a layer that never received anything.
 
     Raises:
@@ -167,7 +168,7 @@ def sequential_target(
         CalibrationError: nothing but silence reached the layer.
         SingularHessianError: the damped Hessian is not positive definite.
     """
-    check_heard(hessian)
+    check_active(hessian)
     known = LayerHessian(hessian, groups, damping)
     correction = alpha * known.inverse() @ drift
     correction = correction if correction.dim() == 3 else correction[None]

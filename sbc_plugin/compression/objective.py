@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sbc_plugin.calibration.batches import check_batch
 from sbc_plugin.calibration.forward import Runner
-from sbc_plugin.core.distillation import divergence, sharpness
+from sbc_plugin.core.distillation import divergence, inverse_temperature
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.evaluation.accuracy import result_of, scores_of
 from sbc_plugin.evaluation.comparison import TAU_STEPS
@@ -92,7 +92,7 @@ def targets(runner: Runner, data: Iterable[Any], classes: bool = False) -> Targe
     scores = [seen.scores for _, seen in observed if seen.scores is not None]
     validation = observed[VALIDATION - 1 :: VALIDATION]
     train = [target for number, target in enumerate(observed, 1) if number % VALIDATION] if validation else observed
-    return Targets(train, validation or observed, sharpness(torch.cat(scores)) if scores else None)
+    return Targets(train, validation or observed, inverse_temperature(torch.cat(scores)) if scores else None)
 
 
 def distance(seen: Observation, target: Observation, inverse_temperature: float | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from sbc_plugin.compression.budgets import share_bits, share_zeros
 from sbc_plugin.compression.layer import (
     SECOND_ORDER,
     Recipe,
-    check_heard,
+    check_active,
     saliency,
     sequential_target,
     solve,
@@ -24,8 +24,9 @@ from sbc_plugin.compression.layer import (
 from sbc_plugin.compression.plan import silent_first
 from sbc_plugin.compression.silent import unread_neurons
 from sbc_plugin.core.allocation.silent import give_silent
-from sbc_plugin.core.hessian import LayerHessian, Solution
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.quantization.grids import Grid
+from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import in_layer
 from sbc_plugin.evaluation.report import LayerReport, joined
 from sbc_plugin.layers import SpikingLayer
@@ -122,7 +123,7 @@ class Stage:
         statistics = {**statistics, **active}
         for layer in self.layers if self.second_order else []:
             with in_layer(layer.name):  # before time goes into the layers in front of it
-                check_heard(statistics[layer.name].accumulator.sum_xx)
+                check_active(statistics[layer.name].accumulator.sum_xx)
         # 2. Share the budgets.
         weights = self._without_silent(state.weights, statistics)
         budget = self._budget(weights, statistics)

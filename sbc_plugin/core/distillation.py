@@ -1,39 +1,39 @@
-"""How far two classifiers agree, told from their scores alone: no labels."""
+"""How far two classifiers agree, judged by their scores alone, without labels."""
 
 import torch
 from torch import Tensor
 
 CONFIDENCE = 0.9  # mean probability of the dense network's best class
-LIMIT = 1e6  # the largest sharpness, and the inverse of the smallest; relative to the scores' spread
+LIMIT = 1e6  # the largest inverse temperature, and the inverse of the smallest; relative to the scores' spread
 
 
-def divergence(dense: Tensor, compressed: Tensor, sharpness: float = 1.0) -> Tensor:
+def divergence(dense: Tensor, compressed: Tensor, inverse_temperature: float = 1.0) -> Tensor:
     """Mean Kullback-Leibler divergence of the classes' probabilities, a scalar >= 0.
 
-    ``mean_b sum_c p_bc log(p_bc / q_bc)`` with ``p = softmax(sharpness * dense)``, q likewise. Source: docs/theory.md,
-    equation 11; Hinton, Vinyals, Dean, arXiv 1503.02531.
+    ``mean_b sum_c p_bc log(p_bc / q_bc)`` with ``p = softmax(inverse_temperature * dense)``, q likewise. Source:
+    docs/theory.md, equation 11; Hinton, Vinyals, Dean, arXiv 1503.02531.
 
     Args:
         dense: (B, C), scores of classes, of any scale.
         compressed: (B, C); gradients flow into these.
-        sharpness: factor from scores to logits.
+        inverse_temperature: factor from scores to logits.
 
     >>> float(divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]])))
     0.0
     """
-    wanted, found = (sharpness * scores for scores in (dense, compressed))
+    wanted, found = (inverse_temperature * scores for scores in (dense, compressed))
     return torch.nn.functional.kl_div(
         found.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
     )
 
 
-def sharpness(scores: Tensor) -> float | None:
+def inverse_temperature(scores: Tensor) -> float | None:
     """The factor that makes the best class of the scores (B, C) as likely as ``CONFIDENCE``, in the mean.
 
     A network tells its classes apart on a scale of its own: spikes a sequence, or volts. None where there are no
     classes to tell apart: fewer than two, or the same score for all.
 
-    >>> round(sharpness(torch.tensor([[0.0, 2.0], [2.0, 0.0]])), 3)  # 1 / (1 + exp(-2 s)) = 0.9
+    >>> round(inverse_temperature(torch.tensor([[0.0, 2.0], [2.0, 0.0]])), 3)  # 1 / (1 + exp(-2 s)) = 0.9
     1.099
     """
     scores = scores.detach().double()

@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from sbc_plugin.core.exact_grids import BITS_OF, MULTIPLES, ExactGrid, exact_grids, products, zero_codes
 from sbc_plugin.core.packing import (
     TRIT,
     best_width,
@@ -22,16 +23,11 @@ from sbc_plugin.core.packing import (
 )
 from sbc_plugin.errors import CheckpointError
 
-MULTIPLES = 255  # of a scale, the largest that 8 bits hold on one side of 0
-SAMPLE = 24  # values of a block that sort out most scales at once
-TRIES = 16  # scales of a block tried on all its values; those of a grid are found with the first few
-FIRST_BLOCKS, BLOCK_VALUES = 8, 2**20
-BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a float -> the integers that show its bits
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
-class Form:
+class PackedWeight:
     """How a weight is packed. Its bytes: positions, then values or codes, then scales, then zero points.
 
     Attributes:
@@ -60,12 +56,6 @@ class Form:
     size: int
 
 
-@dataclass(frozen=True)
-class _Grid:
-    scale: Tensor  # (blocks,)
-    multiples: Tensor  # (blocks, values), int64: the weight is multiples * scale
-
-
 def packed_bytes(weight: Tensor) -> int:
     """Size of a weight (rows, ...) in a file of :func:`sbc_plugin.save`, bytes, without the file's header.
 
@@ -76,7 +66,7 @@ def packed_bytes(weight: Tensor) -> int:
     return weight.numel() * weight.element_size() if form is None else form.size
 
 
-def pack(weight: Tensor) -> tuple[Form, Tensor] | None:
+def pack(weight: Tensor) -> tuple[PackedWeight, Tensor] | None:
     """A weight (rows, ...) packed: its form and its bytes, uint8 (size,); None if packing makes it no smaller."""
     weight = weight.detach().cpu()
     form, grid = _plan(weight)
@@ -93,7 +83,7 @@ def pack(weight: Tensor) -> tuple[Form, Tensor] | None:
     if grid is None:
         parts.append(_bytes_of(flat[stored]))
     else:
-        zeros = _zeros_of(grid.multiples)[0] if form.zero is None else torch.full_like(grid.multiples[:, 0], form.zero)
+        zeros = zero_codes(grid.multiples)[0] if form.zero is None else torch.full_like(grid.multiples[:, 0], form.zero)
         parts.append(pack_bits((grid.multiples + zeros[:, None]).flatten()[stored], form.bits))
         parts.append(_bytes_of(grid.scale))
         if form.zero is None:
@@ -101,7 +91,7 @@ def pack(weight: Tensor) -> tuple[Form, Tensor] | None:
     return form, torch.cat(parts)
 
 
-def unpack(form: Form, data: Tensor) -> Tensor:
+def unpack(form: PackedWeight, data: Tensor) -> Tensor:
     """The weight of :func:`pack`, equal in every bit.
 
     Raises:
@@ -132,10 +122,10 @@ def unpack(form: Form, data: Tensor) -> Tensor:
     codes[where] = unpack_bits(values, form.bits, form.kept)
     multiples = codes.view(blocks, -1) - zero
     scale = _from_bytes(scales, form.scale_dtype)
-    return _products(multiples, scale, form.dtype).reshape(form.shape)
+    return products(multiples, scale, form.dtype).reshape(form.shape)
 
 
-def _plan(weight: Tensor) -> tuple[Form | None, _Grid | None]:
+def _plan(weight: Tensor) -> tuple[PackedWeight | None, ExactGrid | None]:
     """The shortest form, and the grid of its codes; None for a weight that is shortest as it is."""
     if weight.dtype not in FLOATS or weight.dim() < 2 or not weight.numel():
         return None, None
@@ -154,7 +144,7 @@ def _plan(weight: Tensor) -> tuple[Form | None, _Grid | None]:
     grid = values.grid
     coded = (0, 0, weight.dtype) if grid is None else (values.bits, len(grid.scale), grid.scale.dtype)
     bits, scales, scale_dtype = coded
-    form = Form(
+    form = PackedWeight(
         shape=tuple(weight.shape),
         dtype=weight.dtype,
         kept=places.kept,
@@ -196,14 +186,14 @@ class _Values:
     bits: float  # of a value or its code
     zero: int | None  # the code of 0.0; None where each scale has its own
     beside: int  # bytes of scales and zero points
-    grid: _Grid | None  # None where the values themselves are stored
+    grid: ExactGrid | None  # None where the values themselves are stored
 
 
 def _all_values(weight: Tensor) -> list[_Values]:
     """Codes on each grid that the weight lies on, if they fit a byte; and last the values themselves."""
     found = []
-    for grid in _grids_of(weight):
-        zeros, largest = _zeros_of(grid.multiples)
+    for grid in exact_grids(weight):
+        zeros, largest = zero_codes(grid.multiples)
         zero, scales = int(zeros.max()), len(grid.scale) * grid.scale.element_size()
         common = _bits_for(int(grid.multiples.amax()) + zero)
         found.append(_Values(common, zero, scales, grid))
@@ -215,109 +205,6 @@ def _all_values(weight: Tensor) -> list[_Values]:
 def _bits_for(largest: int) -> float:
     """Of a code from 0 to ``largest``."""
     return TRIT if largest == 2 else max(1, largest.bit_length())
-
-
-def _zeros_of(multiples: Tensor) -> tuple[Tensor, int]:
-    """The code of 0.0 in each block, (blocks,), if its smallest value has code 0; and the largest code then."""
-    zeros = -multiples.amin(1).clamp_max(0)
-    return zeros, int((multiples.amax(1).clamp_min(0) + zeros).amax())
-
-
-def _grids_of(weight: Tensor) -> list[_Grid]:
-    """One scale for all, and one a row; else one for each few consecutive weights of a row, the fewest; [] if none.
-
-    Zero points may differ between blocks, so a row may hold multiples from -255 to 255 as long as they take 8 bits.
-    """
-    rows = len(weight)
-    columns = weight.numel() // rows
-    if not weight.isfinite().all() or ((weight == 0) & weight.signbit()).any():
-        return []  # a code has no sign to give to zero
-    grids: list[_Grid] = []
-    counts = [1, rows, *(rows * columns // size for size in range(columns // 2, 1, -1) if columns % size == 0)]
-    for blocks in dict.fromkeys(counts):
-        if grids and blocks not in (1, rows):
-            break
-        for dtype in (torch.float32, torch.float64)[weight.dtype == torch.float64 :]:
-            found = _exact_grid(weight.reshape(blocks, -1), dtype)
-            if found is not None and _zeros_of(found.multiples)[1] <= MULTIPLES:
-                grids.append(found)
-                break
-    return grids
-
-
-def _exact_grid(blocks: Tensor, scale_dtype: torch.dtype) -> _Grid | None:
-    """The scale of each block (blocks, values) of which all its values are whole multiples, in every bit."""
-    scales, multiples = [], []
-    first, size = 0, FIRST_BLOCKS  # few at first: most weights that are on no grid end there
-    while first < len(blocks):
-        found = _exact_blocks(blocks[first : first + size], scale_dtype)
-        if found is None:
-            return None
-        scales.append(found.scale)
-        multiples.append(found.multiples)
-        first, size = first + size, max(1, BLOCK_VALUES // (MULTIPLES * SAMPLE + blocks.shape[1]))
-    return _Grid(torch.cat(scales), torch.cat(multiples))
-
-
-def _exact_blocks(blocks: Tensor, scale_dtype: torch.dtype) -> _Grid | None:
-    """A block's smallest magnitude is 1, 2, ... 255 times its scale: the first of these that gives all others."""
-    values = blocks.double()
-    magnitude = values.abs()
-    largest = magnitude.amax(1)
-    smallest = magnitude.where(magnitude > 0, torch.inf).amin(1).where(largest > 0, 1.0)
-    divisors = torch.arange(1, MULTIPLES + 1, device=blocks.device)
-    ratios = (magnitude.topk(min(SAMPLE, blocks.shape[1])).values / smallest[:, None])[..., None] * divisors
-    rounding = 1.01 * torch.finfo(blocks.dtype).eps  # half of it from each value of a ratio
-    fits = ((ratios - ratios.round()).abs() <= rounding * ratios).all(1)
-    fits &= (largest / smallest)[:, None] * divisors < MULTIPLES + 0.5
-    scale = torch.ones(len(blocks), dtype=scale_dtype, device=blocks.device)
-    multiples = torch.zeros(blocks.shape, dtype=torch.int64, device=blocks.device)
-    waiting = torch.arange(len(blocks), device=blocks.device)
-    for _ in range(TRIES):
-        if not len(waiting):
-            return _Grid(scale, multiples)
-        if not fits[waiting].any(1).all():
-            return None
-        divisor = divisors[fits[waiting].int().argmax(1)]
-        tried = (values[waiting] / (smallest[waiting] / divisor)[:, None]).round().long()
-        found = torch.zeros(len(waiting), dtype=torch.bool, device=blocks.device)
-        for candidate in _scales(magnitude[waiting], tried.abs(), blocks.dtype, scale_dtype):
-            equal = _same(_products(tried, candidate, blocks.dtype), blocks[waiting]) & ~found
-            scale[waiting[equal]], multiples[waiting[equal]] = candidate[equal], tried[equal]
-            found |= equal
-        fits[waiting, divisor - 1] = False
-        waiting = waiting[~found]
-    return None
-
-
-def _scales(magnitude: Tensor, multiples: Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> list[Tensor]:
-    """Scales (blocks,) that may give magnitudes, rounded to ``dtype``: the middle of those that do, and neighbours.
-
-    A magnitude tells its scale up to half a unit in its last place, divided by its multiple.
-    """
-    mantissa, exponent = torch.frexp(magnitude)
-    half = torch.ldexp(torch.full_like(magnitude, torch.finfo(dtype).eps / 4), exponent)
-    counts = multiples > 0
-    least = (magnitude - half.where(mantissa != 0.5, half / 2)) / multiples
-    most = (magnitude + half) / multiples
-    middle = (least.where(counts, 0.0).amax(1) + most.where(counts, torch.inf).amin(1)) / 2
-    found = [middle.where(counts.any(1), 1.0).to(scale_dtype)]
-    for towards in (torch.inf, -torch.inf):
-        step = found[0]
-        for _ in range(2):
-            step = torch.nextafter(step, torch.full_like(step, towards))
-            found.append(step)
-    return found
-
-
-def _products(multiples: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return (multiples.to(scale.dtype) * scale[:, None]).to(dtype)
-
-
-def _same(found: Tensor, wanted: Tensor) -> Tensor:
-    """Which rows are equal in every bit; -0.0 is not 0.0."""
-    bits = BITS_OF[wanted.element_size()]
-    return (found.view(bits) == wanted.contiguous().view(bits)).all(1)
 
 
 def _is_kept(flat: Tensor) -> Tensor:

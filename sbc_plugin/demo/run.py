@@ -81,7 +81,7 @@ def measure(dense: nn.Module, data: digits.Digits, budgets: Sequence[Budget] = B
     """The dense network's row, then for each budget those of its baseline, M = I, SBC in one shot, and SBC."""
     test = data.test.batches(BATCH)
     recording = record_spikes(dense, test)
-    yield _row("-", "none", dense, data, 0.0, recording.cost, 0.0)
+    yield _row("-", "none", network.accuracy(dense, data.test), recording.cost)
     for budget in budgets:
         for method in (budget.baseline, "obc", "one shot", "sbc"):
             compressed, report = compress(
@@ -94,16 +94,12 @@ def measure(dense: nn.Module, data: digits.Digits, budgets: Sequence[Budget] = B
                 progress=False,
             )
             comparison = compare(recording, compressed, test)
-            yield _row(
-                budget.title, method, compressed, data, comparison.distance, comparison.compressed, report.seconds
-            )
+            accuracy = network.accuracy(compressed, data.test)
+            yield _row(budget.title, method, accuracy, comparison.compressed, comparison.distance, report.seconds)
 
 
-def _row(
-    budget: str, method: str, model: nn.Module, data: digits.Digits, distance: float, cost: Cost, seconds: float
-) -> Row:
+def _row(budget: str, method: str, accuracy: float, cost: Cost, distance: float = 0.0, seconds: float = 0.0) -> Row:
     operations = cost.operations.acs + cost.operations.macs
-    accuracy = network.accuracy(model, data.test)
     return Row(budget, method, accuracy, distance, operations, cost.packed_bytes, seconds)
 
 

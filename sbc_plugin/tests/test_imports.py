@@ -61,14 +61,12 @@ MAY_BE_LONG = {
     "sbc_plugin.nir.files.compress_file": FACE,
     "sbc_plugin.torch_pruning.pruner.SBCPruner.__init__": FACE,
     "sbc_plugin.torch_pruning.pruner.get_pruner": FACE,
+    "sbc_plugin.torch_pruning.tracing.exact_tracing.build": "takes what torch-pruning's own method takes",
     "sbc_plugin.torch_pruning.weights.WeightPruner.__init__": FACE,
-    "sbc_plugin.core.pruning.admm.admm_mask": SOLVER,
-    "sbc_plugin.core.pruning.admm.hybrid_mask": SOLVER,
-    "sbc_plugin.core.pruning.obs.obs_mask": SOLVER,
+    "sbc_plugin.core.pruning.hybrid.hybrid_mask": SOLVER,
     "sbc_plugin.core.pruning.prune.prune": SOLVER,
     "sbc_plugin.core.quantization.coordinate_descent.descend": SOLVER,
-    "sbc_plugin.core.quantization.gptq.gptq_weight": SOLVER,
-    "sbc_plugin.core.quantization.scale_search.least_loss_grid": SOLVER,
+    "sbc_plugin.core.quantization.grids.make_grid": SOLVER,
     "sbc_plugin.core.quantization.scale_search.quantise": SOLVER,
 }
 

@@ -11,7 +11,7 @@ from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import run_batches
 from sbc_plugin.calibration.plain import PlainNetworks, library_or_plain
-from sbc_plugin.compression.layer import check_heard
+from sbc_plugin.compression.layer import check_active
 from sbc_plugin.core.hessian import HessianAccumulator, LayerHessian
 from sbc_plugin.core.kernels import CausalFilter
 from sbc_plugin.errors import in_layer
@@ -115,7 +115,7 @@ def _into(name: str, accumulator: HessianAccumulator) -> Callable[[Tensor], None
 
 def _consumer(layer: SpikingLayer, hessian: Tensor, damping: float) -> Consumer:
     inputs = hessian[:, :-1, :-1].diagonal(dim1=-2, dim2=-1)
-    check_heard(hessian[:, :-1, :-1])
+    check_active(hessian[:, :-1, :-1])
     owner = layer.groups.to(hessian.device)
     gain = layer.gain.to(hessian)
     weight = torch.cat([matrix(part) for part in layer.parts], dim=1).to(hessian)

@@ -11,7 +11,9 @@ from sbc_plugin.errors import SettingsError
 UNITS = 2**14  # at most so many, that what is spent above the cheapest options is counted in
 
 
-def choose(losses: Mapping[str, Sequence[float]], costs: Mapping[str, Sequence[int]], budget: int) -> dict[str, int]:
+def cheapest_options(
+    losses: Mapping[str, Sequence[float]], costs: Mapping[str, Sequence[int]], budget: int
+) -> dict[str, int]:
     """The option of each layer with which all losses together are least, all costs together being in the budget.
 
     Exact as long as costs, counted in their common divisor, fit ``UNITS``. Beyond that they are rounded up, so that the
@@ -29,7 +31,7 @@ def choose(losses: Mapping[str, Sequence[float]], costs: Mapping[str, Sequence[i
     Raises:
         SettingsError: nothing fits the budget, a layer without options, or a loss that is NaN or infinite.
 
-    >>> choose({"small": [9.0, 1.0], "large": [5.0, 0.0]}, {"small": [1, 2], "large": [10, 20]}, budget=12)
+    >>> cheapest_options({"small": [9.0, 1.0], "large": [5.0, 0.0]}, {"small": [1, 2], "large": [10, 20]}, budget=12)
     {'small': 1, 'large': 0}
     """
     shapes = {name: (len(losses[name]), len(costs.get(name, ()))) for name in losses}

@@ -1,7 +1,7 @@
 """Weights that can go at no cost: those from neurons that never spiked, and then those into such neurons.
 
-A neuron that sends nothing has columns with ``H_jj = 0`` in the layers that it feeds. Once those are zero, nobody hears
-it, and the row of weights into it may be anything. Source: docs/theory.md, section "Silent neurons".
+A neuron that sends nothing has dead columns (``H_jj = 0``) in the layers that it feeds. Once the weights of those are
+zero, no layer reads the neuron, and the row of weights into it may be anything. Source: docs/theory.md, section "Silent neurons".
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def give_silent(
-    weights: Mapping[str, Tensor], dead: Mapping[str, Tensor], unheard: Mapping[str, Tensor], zeros: int
+    weights: Mapping[str, Tensor], dead: Mapping[str, Tensor], unread: Mapping[str, Tensor], zeros: int
 ) -> dict[str, Tensor] | None:
     """Zero all weights from silent neurons, and, of those into them, the smallest, as many as the budget has zeros for.
 
     Args:
         weights: name -> (rows, columns).
         dead: name -> (rows, columns), True where the input never spiked.
-        unheard: name -> (rows,), True where the neuron never spiked, and nobody hears it once the dead weights are 0.
+        unread: name -> (rows,), True where the neuron never spiked, and no layer reads it once the dead weights are 0.
         zeros: of all layers together, zeros that are there already included.
 
     Returns:
@@ -31,9 +31,9 @@ def give_silent(
     """
     without = {name: weight.where(~dead[name].to(weight.device), 0.0) for name, weight in weights.items()}
     left = zeros - sum(int((weight == 0).sum()) for weight in without.values())
-    if left < 0 or not any(rows.any() for rows in unheard.values()):
+    if left < 0 or not any(rows.any() for rows in unread.values()):
         return None
-    free = {name: (weight != 0) & unheard[name][:, None].to(weight.device) for name, weight in without.items()}
+    free = {name: (weight != 0) & unread[name][:, None].to(weight.device) for name, weight in without.items()}
     cost = torch.cat([w.abs().where(free[name], float("inf")).flatten().cpu().double() for name, w in without.items()])
     chosen = torch.zeros_like(cost, dtype=torch.bool)
     chosen[cost.argsort(stable=True)[: min(left, int(cost.isfinite().sum()))]] = True

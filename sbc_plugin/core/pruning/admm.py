@@ -81,13 +81,13 @@ def admm_removed(problem: Problem, zeros: int, iterations: int) -> Tensor:
         else:
             for group, rows in members:
                 V[rows] += W[rows] + pull[rows] @ step[group]
-        removed = choose(V.square(), problem, zeros)
+        removed = least_important(V.square(), problem, zeros)
         Z = V.masked_fill(removed, 0.0)
         dual = V - Z
     return removed & problem.candidates
 
 
-def choose(score: Tensor, problem: Problem, zeros: int) -> Tensor:
+def least_important(score: Tensor, problem: Problem, zeros: int) -> Tensor:
     """The removed weights (rows, columns) of the smallest scores, ``zeros`` live ones, for N:M within each capacity.
 
     Weights on dead columns are not counted: those given up already come first, the others never.

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import LayerHessian, Solution
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.pruning.admm import admm_mask
 from sbc_plugin.core.pruning.hybrid import hybrid_mask
 from sbc_plugin.core.pruning.obs import obs_mask
@@ -24,6 +24,7 @@ from sbc_plugin.core.pruning.patterns import (
 )
 from sbc_plugin.core.pruning.problem import check_shapes, check_zeros
 from sbc_plugin.core.pruning.refit import refit as refit_rows  # because `refit` is a keyword of prune
+from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import SettingsError
 
 SEARCHES: Mapping[str, Callable[..., Tensor]] = {

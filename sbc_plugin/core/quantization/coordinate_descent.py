@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import LayerHessian, Solution
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.quantization.grids import Grid
+from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import SettingsError
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import LayerHessian, Solution
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.quantization.coordinate_descent import descend
 from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid, make_grid
+from sbc_plugin.core.solution import Solution
 
 # Half to double the scale of least weight error, in steps of 6 %: the output's best scale may lie on either side.
 FACTORS = tuple(2 ** (step / 12) for step in range(-12, 13))

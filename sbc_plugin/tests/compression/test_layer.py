@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbc_plugin.compression.layer import check_heard, sequential_target
+from sbc_plugin.compression.layer import check_active, sequential_target
 from sbc_plugin.errors import CalibrationError
 
 
@@ -47,4 +47,4 @@ def test_a_weight_that_is_zero_stays_zero() -> None:
 
 def test_silence_is_refused() -> None:
     with pytest.raises(CalibrationError, match="silent on all calibration data"):
-        check_heard(torch.zeros(3, 3))
+        check_active(torch.zeros(3, 3))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.allocation.knapsack import choose
+from sbc_plugin.core.allocation.knapsack import cheapest_options
 from sbc_plugin.core.hessian import HessianAccumulator, LayerHessian
 from sbc_plugin.core.kernels import distinct, filter_causal, impulse_response, lif, lif_box
 from sbc_plugin.core.pruning.channels import Reader, channel_losses, elimination_scores
@@ -67,7 +67,9 @@ WORK: dict[str, Callable[[], Any]] = {
     "filtering": lambda: filter_causal(weight(), lif(0.3, weight(3).abs()[0, :3] / 9)),
     "impulse": lambda: impulse_response(lif_box(0.5), 4),
     "variants": lambda: distinct(lif_box(weight(3).abs()[0] / 9), COLUMNS, limit=3)[1],
-    "choices": lambda: choose({"a": [3.0, 1.0, 0.0], "b": [5.0, 2.0, 0.1]}, {"a": [1, 2, 3], "b": [2, 4, 6]}, 7),
+    "choices": lambda: cheapest_options(
+        {"a": [3.0, 1.0, 0.0], "b": [5.0, 2.0, 0.1]}, {"a": [1, 2, 3], "b": [2, 4, 6]}, 7
+    ),
 }
 
 

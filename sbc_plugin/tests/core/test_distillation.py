@@ -1,10 +1,10 @@
-"""Agreement of two classifiers: against torch.distributions, and the sharpness by its definition."""
+"""Agreement of two classifiers: against torch.distributions, and the inverse_temperature by its definition."""
 
 import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from sbc_plugin.core.distillation import CONFIDENCE, divergence, sharpness
+from sbc_plugin.core.distillation import CONFIDENCE, divergence, inverse_temperature
 
 
 def scores(seed: int, rows: int = 50, classes: int = 10) -> torch.Tensor:
@@ -21,17 +21,17 @@ def test_divergence_is_that_of_the_distributions(factor: float) -> None:
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_sharpness_gives_the_best_class_its_probability_whatever_the_scale(scale: float) -> None:
-    found = sharpness(scale * scores(2))
+    found = inverse_temperature(scale * scores(2))
     assert found is not None
     assert float((found * scale * scores(2)).softmax(1).amax(1).mean()) == pytest.approx(CONFIDENCE, abs=1e-9)
 
 
 @pytest.mark.parametrize("given", [torch.ones(3, 1), torch.ones(3, 4), torch.ones(0, 4)], ids=["one", "equal", "none"])
 def test_no_sharpness_where_there_are_no_classes_to_tell_apart(given: torch.Tensor) -> None:
-    assert sharpness(given) is None
+    assert inverse_temperature(given) is None
 
 
 def test_ties_among_some_sequences_do_not_stop_it() -> None:
     mixed = torch.tensor([[0.0, 0.0], [0.0, 5.0]])  # never above 0.75 in the mean: the steepest allowed is returned
-    found = sharpness(mixed)
+    found = inverse_temperature(mixed)
     assert found is not None and float((found * mixed).softmax(1).amax(1).mean()) == pytest.approx(0.75)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sbc_plugin.core.packing import TRIT
 from sbc_plugin.core.quantization.grids import make_grid, round_to_nearest
-from sbc_plugin.core.storage import Form, pack, packed_bytes, unpack
+from sbc_plugin.core.storage import PackedWeight, pack, packed_bytes, unpack
 from sbc_plugin.errors import CheckpointError
 
 
@@ -25,7 +25,7 @@ def quantised(weight: Tensor, bits: int, kept: Tensor | None = None, **settings:
     return round_to_nearest(weight, make_grid(weight, bits, mask=kept, **settings), kept)
 
 
-def packed(weight: Tensor) -> Form:
+def packed(weight: Tensor) -> PackedWeight:
     """The form, after the weight came back equal in every bit and the size was as foretold."""
     found = pack(weight)
     assert found is not None

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sbc_plugin.core.allocation.knapsack import UNITS, choose
+from sbc_plugin.core.allocation.knapsack import UNITS, cheapest_options
 from sbc_plugin.errors import SettingsError
 
 Losses = dict[str, list[float]]
@@ -43,7 +43,7 @@ def part_of(costs: Costs, fraction: float) -> int:
 def test_no_combination_in_the_budget_has_less_loss(seed: int, fraction: float) -> None:
     losses, costs = drawn(seed)
     budget = part_of(costs, fraction)
-    chosen = choose(losses, costs, budget)
+    chosen = cheapest_options(losses, costs, budget)
     assert list(chosen) == list(losses) and total(costs, chosen) <= budget
     assert total(losses, chosen) == best(losses, costs, budget)
 
@@ -53,7 +53,7 @@ def test_no_combination_in_the_budget_has_less_loss(seed: int, fraction: float) 
 def test_costs_that_are_rounded_waste_a_unit_a_layer_at_most(seed: int, fraction: float) -> None:
     losses, costs = drawn(seed, largest=10**7)
     budget = part_of(costs, fraction)
-    found = total(losses, chosen := choose(losses, costs, budget))
+    found = total(losses, chosen := cheapest_options(losses, costs, budget))
     wasted = len(losses) * (budget - part_of(costs, 0.0)) / UNITS
     assert total(costs, chosen) <= budget
     assert best(losses, costs, budget) <= found <= best(losses, costs, budget - wasted)
@@ -64,20 +64,20 @@ def test_what_all_layers_have_alike_is_never_better() -> None:
     losses = {name: [3.0, 2.0, 1.0] for name in "abc"}
     costs = {name: [0, size, 10 * size] for name, size in zip("abc", (10**6 + 3, 10**6 + 7, 10**6 + 9), strict=True)}
     budget = sum(cost[1] for cost in costs.values())
-    assert choose(losses, costs, budget) == {"a": 1, "b": 1, "c": 1}
+    assert cheapest_options(losses, costs, budget) == {"a": 1, "b": 1, "c": 1}
 
 
 def test_a_small_table() -> None:
     losses = {"a": [3.0, 2.0, 0.0], "b": [5.0, 1.0]}
     costs = {"a": [1, 2, 4], "b": [2, 3]}
-    assert [choose(losses, costs, budget) for budget in (3, 4, 5, 7)] == [
+    assert [cheapest_options(losses, costs, budget) for budget in (3, 4, 5, 7)] == [
         {"a": 0, "b": 0}, {"a": 0, "b": 1}, {"a": 1, "b": 1}, {"a": 2, "b": 1},
     ]  # fmt: skip
 
 
 def test_nothing_is_spent_in_vain() -> None:
-    assert choose({"a": [1.0, 1.0, 2.0]}, {"a": [1, 2, 3]}, budget=3) == {"a": 0}
-    assert choose({"a": [0.0, 0.0]}, {"a": [0, 0]}, budget=0)["a"] in (0, 1)
+    assert cheapest_options({"a": [1.0, 1.0, 2.0]}, {"a": [1, 2, 3]}, budget=3) == {"a": 0}
+    assert cheapest_options({"a": [0.0, 0.0]}, {"a": [0, 0]}, budget=0)["a"] in (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_nothing_is_spent_in_vain() -> None:
 )  # fmt: skip
 def test_what_cannot_be_dealt(losses: Any, costs: Any, budget: int, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        choose(losses, costs, budget)
+        cheapest_options(losses, costs, budget)

@@ -143,8 +143,8 @@ def test_silent_columns_are_rounded_to_nearest_and_change_nobody() -> None:
     assert torch.equal(new[:, SILENT], round_to_nearest(weight, grid, mask)[:, SILENT])
     other = weight.clone()
     other[:, SILENT] *= 3
-    heard = [column for column in range(COLUMNS) if column not in SILENT]
-    assert torch.equal(gptq(other, LayerHessian(hessian), grid, mask)[:, heard], new[:, heard])
+    active = [column for column in range(COLUMNS) if column not in SILENT]
+    assert torch.equal(gptq(other, LayerHessian(hessian), grid, mask)[:, active], new[:, active])
 
 
 def test_a_silent_layer_is_rounded_to_nearest() -> None:
