@@ -1,7 +1,8 @@
 """Weights that can go at no cost: those from neurons that never spiked, and then those into such neurons.
 
 A neuron that sends nothing has dead columns (``H_jj = 0``) in the layers that it feeds. Once the weights of those are
-zero, no layer reads the neuron, and the row of weights into it may be anything. Source: docs/theory.md, section "Silent neurons".
+zero, no layer reads the neuron, and the row of weights into it may be anything. Source:
+docs/theory.md, section "Silent neurons".
 """
 
 from collections.abc import Mapping
