@@ -14,7 +14,18 @@ LIST = Path(__file__).with_name("public_face.txt")
 MODULES = ["sbc_plugin", "sbc_plugin.evaluation", "sbc_plugin.norse", "sbc_plugin.torch_pruning"]
 MODULES += ["sbc_plugin.brevitas", "sbc_plugin.nir"]
 INTERNAL = {
-    "sbc_plugin.norse": {"default_forward", "drop_surrogates", "find_layers", "flat_step", "FlatStep", "is_step_model"},
+    "sbc_plugin.norse": {
+        "default_forward",
+        "drop_surrogates",
+        "find_layers",
+        "flat_step",
+        "FlatStep",
+        "holds_weights",
+        "is_neuron",
+        "is_step_model",
+        "linear_neurons",
+        "linear_state",
+    },
     "sbc_plugin.brevitas": {"check_backend", "into_backend"},
 }
 

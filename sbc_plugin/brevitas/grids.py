@@ -110,7 +110,7 @@ def set_scale(layer: Quantised, scale: Tensor, rule: Quantize) -> Grid:
 def solve(weight: Tensor, hessian: LayerHessian, grid: Grid, mask: Tensor | None, *, order: str) -> Solution:
     """:func:`~sbc_plugin.core.quantization.gptq.gptq`, binary grids included. Raises as it does.
 
-    The loss is computed in float32, for it is only told, and in float64 would take a third of all the time.
+    The loss is only reported, so it is computed in float32: in float64 it would take a third of all the time.
 
     Raises:
         SettingsError: a mask for a binary grid, which has no zero.

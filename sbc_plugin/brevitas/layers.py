@@ -44,7 +44,8 @@ def quantize_layers(
         names: of the layers to quantise; None = all, or those that ``quantizer`` names.
         input_quant: Brevitas' quantizer of activations, such as ``Int8ActPerTensorFloat``, for the inputs of layers
             that get numbers other than 0 and 1 on the calibration data. None: weights only.
-        calibration_data: iterable of batches, as for ``compress``, that tells these layers and sets their scales.
+        calibration_data: iterable of batches, as for ``compress``, by which these layers are found and their
+            scales set.
         forward: ``forward(model, batch)`` runs one whole sequence of it; the default is that of ``compress``.
 
     Returns:

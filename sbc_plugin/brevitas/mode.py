@@ -113,7 +113,7 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         self._entered, self._original = True, self.model.forward
         self._own_forward = "forward" in vars(self.model)
 
-        @wraps(self._original)  # so that its signature still tells a step model
+        @wraps(self._original)  # so that a step model is still known by its signature
         def recorded(*args: Any, **kwargs: Any) -> Any:
             return self._call(args, kwargs)
 

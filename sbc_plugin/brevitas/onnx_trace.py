@@ -91,7 +91,7 @@ def check_runs(path: Path, module: nn.Module, args: tuple[Tensor, ...], later: T
 
     try:
         options = SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is told below
+        options.log_severity_level = 4  # errors are reported below
         session = InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         names = [entry.name for entry in session.get_inputs()]
         given = [_doubled(value, axes.get(name)) for name, value in zip(names, args, strict=True)]

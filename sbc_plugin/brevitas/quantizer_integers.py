@@ -24,7 +24,7 @@ def integers(model: nn.Module, example_input: Any = None, *, forward: Forward | 
 
     Raises:
         UnsupportedModelError: no Brevitas layer; one with a scale for each group of inputs, in whose units neither bias
-            nor threshold can be told; or, with ``example_input``, no known spiking neuron.
+            nor threshold can be known; or, with ``example_input``, no known spiking neuron.
         CalibrationError: the example does not fit the model.
 
     >>> import brevitas.nn as qnn

@@ -75,14 +75,14 @@ def save(path: str | PathLike[str], model: nn.Module, report: Report | None = No
         found = pack(tensors[name])
         if found is not None:
             del tensors[name]
-            forms[name] = _told(found[0])
+            forms[name] = _as_json(found[0])
             blocks.append(found[1])
     header = {"packed": forms, "same": same, "modules": groups, "report": None if report is None else report.to_dict()}
     tensors[HEADER] = torch.frombuffer(bytearray(zlib.compress(_json(header).encode(), 9)), dtype=torch.uint8)
     if forms:
         tensors[PACKED] = torch.cat(blocks)
-    told = {"format": FORMAT, "sha256": UNSIGNED, "version": __version__}
-    data = safetensors.torch.save(tensors, {KEY: _json(told)})
+    signed = {"format": FORMAT, "sha256": UNSIGNED, "version": __version__}
+    data = safetensors.torch.save(tensors, {KEY: _json(signed)})
     data = data.replace(UNSIGNED.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
     with replacing(Path(path)) as file:
         file.write_bytes(data)
@@ -129,8 +129,8 @@ def load(path: str | PathLike[str], model: nn.Module | None = None) -> Checkpoin
     return model, report
 
 
-def _json(told: dict[str, Any]) -> str:
-    return json.dumps(told, separators=(",", ":"))
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, separators=(",", ":"))
 
 
 def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -153,43 +153,43 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, same
 
 
-def _told(form: PackedWeight) -> dict[str, Any]:
-    """A form as JSON; what is as usual is left out."""
-    told: dict[str, Any] = {"shape": list(form.shape), "bytes": form.size}
+def _as_json(form: PackedWeight) -> dict[str, Any]:
+    """A form as JSON; what has its usual value is left out."""
+    entry: dict[str, Any] = {"shape": list(form.shape), "bytes": form.size}
     if form.dtype != torch.float32:
-        told["dtype"] = NAMES[form.dtype]
+        entry["dtype"] = NAMES[form.dtype]
     if form.places != "all":
-        told |= {"places": form.width or "mask", "kept": form.kept}
+        entry |= {"places": form.width or "mask", "kept": form.kept}
     if form.bits:
-        told["bits"] = form.bits
+        entry["bits"] = form.bits
         if form.zero != _middle(form.bits):
-            told["zero"] = form.zero
+            entry["zero"] = form.zero
         if form.scales != form.shape[0]:
-            told["scales"] = form.scales
+            entry["scales"] = form.scales
         if form.scale_dtype != torch.float32:
-            told["scale"] = NAMES[form.scale_dtype]
-    return told
+            entry["scale"] = NAMES[form.scale_dtype]
+    return entry
 
 
 def _unpacked(forms: Mapping[str, Any], data: Tensor) -> dict[str, Tensor]:
     """The weights whose bytes lie side by side in ``data``, in the order of the table."""
-    blocks = data.split([told["bytes"] for told in forms.values()])
+    blocks = data.split([entry["bytes"] for entry in forms.values()])
     weights = {}
-    for (name, told), block in zip(forms.items(), blocks, strict=True):
+    for (name, entry), block in zip(forms.items(), blocks, strict=True):
         with in_layer(name):
-            weights[name] = unpack(_form(told), block)
+            weights[name] = unpack(_form(entry), block)
     return weights
 
 
-def _form(told: Mapping[str, Any]) -> PackedWeight:
-    """The form that :func:`_told` told."""
-    shape, bits, width = tuple(told["shape"]), told.get("bits", 0), told.get("places", 0)
-    places = "all" if "places" not in told else "mask" if width == "mask" else "gaps"
+def _form(entry: Mapping[str, Any]) -> PackedWeight:
+    """The form behind an entry of :func:`_as_json`."""
+    shape, bits, width = tuple(entry["shape"]), entry.get("bits", 0), entry.get("places", 0)
+    places = "all" if "places" not in entry else "mask" if width == "mask" else "gaps"
     return PackedWeight(
-        shape=shape, dtype=DTYPES[told.get("dtype", "F32")], places=places, width=width if places == "gaps" else 0,
-        kept=told["kept"] if "kept" in told else torch.Size(shape).numel(), bits=bits,
-        zero=told.get("zero", _middle(bits) if bits else 0), scales=told.get("scales", shape[0]) if bits else 0,
-        scale_dtype=DTYPES[told.get("scale", "F32")], size=told["bytes"],
+        shape=shape, dtype=DTYPES[entry.get("dtype", "F32")], places=places, width=width if places == "gaps" else 0,
+        kept=entry["kept"] if "kept" in entry else torch.Size(shape).numel(), bits=bits,
+        zero=entry.get("zero", _middle(bits) if bits else 0), scales=entry.get("scales", shape[0]) if bits else 0,
+        scale_dtype=DTYPES[entry.get("scale", "F32")], size=entry["bytes"],
     )  # fmt: skip
 
 
@@ -201,10 +201,10 @@ def _middle(bits: float) -> int:
 def _named(groups: list[Any]) -> set[str]:
     """The names of the tensors that module records refer to."""
 
-    def inside(told: Any) -> list[str]:
-        if not isinstance(told, dict):
+    def inside(entry: Any) -> list[str]:
+        if not isinstance(entry, dict):
             return []
-        return [told["tensor"]] if "tensor" in told else [name for part in told.values() for name in inside(part)]
+        return [entry["tensor"]] if "tensor" in entry else [name for part in entry.values() for name in inside(part)]
 
     return {f"{module}:{name}" for modules, record in groups for name in inside(record) for module in modules}
 
@@ -239,8 +239,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
         raise CheckpointError(f"{path} is {kind}; get it again")
     try:
-        told = json.loads(metadata[KEY])
-        version, checksum = int(told["format"]), str(told["sha256"])
+        signed = json.loads(metadata[KEY])
+        version, checksum = int(signed["format"]), str(signed["sha256"])
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error}); get it again") from error
     if version > FORMAT:
@@ -249,6 +249,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{path} is damaged: its checksum is not that of its bytes; get it again")
     try:
         tensors = safetensors.torch.load(data)
-        return told | json.loads(zlib.decompress(tensors.pop(HEADER).numpy().tobytes())), tensors
+        return signed | json.loads(zlib.decompress(tensors.pop(HEADER).numpy().tobytes())), tensors
     except (SafetensorError, KeyError, ValueError, zlib.error) as error:
         raise CheckpointError(f"{path} is damaged: {error}; get it again") from error

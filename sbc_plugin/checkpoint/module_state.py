@@ -1,7 +1,8 @@
 """What a model computes with beside its ``state_dict``: neuron parameters, time steps, buffers that are not kept there.
 
-Norse keeps a neuron's parameters in a NamedTuple that torch does not know. They are told as JSON, tensors larger than
-one number by name, and put back into an instance that was built by the same code; no code is ever made from a file.
+Norse keeps a neuron's parameters in a NamedTuple that torch does not know. They are described as JSON, tensors larger
+than one number by name, and put back into an instance that was built by the same code. No code is ever made from a
+file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ def describe(model: nn.Module) -> tuple[list[tuple[list[str], Record]], dict[str
     tensors: dict[str, Tensor] = {}
     for module_name, module in model.named_modules():
         record = {
-            name: _told(value, module_name, name, tensors)
+            name: _as_json(value, module_name, name, tensors)
             for name, value in _attributes(module)
             if _counts(name, value, module)
         }
@@ -42,7 +43,7 @@ def describe(model: nn.Module) -> tuple[list[tuple[list[str], Record]], dict[str
 
 
 def setters(model: nn.Module, groups: list[Any], tensors: Mapping[str, Tensor]) -> list[Setter]:
-    """(module, attribute, value) for all that :func:`describe` told; nothing is changed yet.
+    """(module, attribute, value) for all that :func:`describe` returned; nothing is changed yet.
 
     Raises:
         CheckpointError: the model has no such module or attribute, or one that no file can give.
@@ -54,11 +55,11 @@ def setters(model: nn.Module, groups: list[Any], tensors: Mapping[str, Tensor]) 
             if module_name not in modules:
                 raise CheckpointError(f"{type(model).__name__} has no module {module_name!r}, which the file has")
             held = dict(_attributes(modules[module_name]))
-            for name, told in record.items():
+            for name, stored in record.items():
                 with in_layer(module_name or type(model).__name__):
                     if name not in held:
                         raise CheckpointError(f"the file has {name!r}, this model has not; build it with the same code")
-                    value = _value(told, held[name], name, f"{module_name}:", tensors)
+                    value = _value(stored, held[name], name, f"{module_name}:", tensors)
                 found.append((modules[module_name], name, value))
     return found
 
@@ -80,7 +81,7 @@ def _is_record(value: Any) -> bool:
     return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
-def _told(value: Any, module: str, name: str, tensors: dict[str, Tensor]) -> Any:
+def _as_json(value: Any, module: str, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         number = value.item() if value.dim() == 0 and value.dtype in NAMES else None
         if number is not None and isfinite(number):
@@ -88,7 +89,9 @@ def _told(value: Any, module: str, name: str, tensors: dict[str, Tensor]) -> Any
         tensors[f"{module}:{name}"] = value
         return {"tensor": name}
     if _is_record(value):
-        return {"fields": {key: _told(part, module, f"{name}.{key}", tensors) for key, part in value._asdict().items()}}
+        return {
+            "fields": {key: _as_json(part, module, f"{name}.{key}", tensors) for key, part in value._asdict().items()}
+        }
     if isinstance(value, FunctionType | BuiltinFunctionType):
         return {"function": value.__qualname__}
     if isinstance(value, float) and not isfinite(value):
@@ -100,17 +103,17 @@ def _told(value: Any, module: str, name: str, tensors: dict[str, Tensor]) -> Any
     )
 
 
-def _types(told: Any) -> Any:
+def _types(stored: Any) -> Any:
     """The types inside, for 1, 1.0 and True are equal to Python."""
-    return {key: _types(part) for key, part in told.items()} if isinstance(told, dict) else type(told)
+    return {key: _types(part) for key, part in stored.items()} if isinstance(stored, dict) else type(stored)
 
 
-def _value(told: Any, held: Any, where: str, prefix: str, tensors: Mapping[str, Tensor]) -> Any:
-    if not isinstance(told, dict):
-        return told
+def _value(stored: Any, held: Any, where: str, prefix: str, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(stored, dict):
+        return stored
     kind: str
     content: Any
-    kind, content = next(iter(told.items()))
+    kind, content = next(iter(stored.items()))
     if kind == "fields":
         if not _is_record(held) or not set(content) <= set(held._fields):
             raise CheckpointError(

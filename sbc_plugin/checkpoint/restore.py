@@ -17,7 +17,7 @@ SHOWN = 3  # names in a message
 def fill(model: nn.Module, state: Mapping[str, Tensor], attributes: Sequence[Setter] = ()) -> None:
     """Give a model these tensors and attributes, in place; it is as it was if anything fails.
 
-    Tensors take the shape and dtype of the file. Layers of torch are told their new sizes.
+    Tensors take the shape and dtype of the file. The size attributes of torch's layers follow.
 
     Args:
         model: of the same structure, on its own device.
@@ -57,12 +57,12 @@ def _check_names(model: nn.Module, state: Mapping[str, Tensor], held: Mapping[st
     sides = {"the model lacks": sorted(state.keys() - held.keys()),
              "the file lacks": sorted(model.state_dict().keys() - state.keys())}  # fmt: skip
     if any(sides.values()):
-        told = [
+        difference = [
             f"{side} {', '.join(map(repr, names[:SHOWN]))}{f' and {len(names) - SHOWN} more' * (len(names) > SHOWN)}"
             for side, names in sides.items()
             if names
         ]
-        raise CheckpointError(f"the file is of another model than this {type(model).__name__}: {'; '.join(told)}")
+        raise CheckpointError(f"the file is of another model than this {type(model).__name__}: {'; '.join(difference)}")
 
 
 def _check_shape(model: nn.Module, name: str, stored: torch.Size, own: torch.Size) -> None:
@@ -70,11 +70,13 @@ def _check_shape(model: nn.Module, name: str, stored: torch.Size, own: torch.Siz
         return
     path, _, attribute = name.rpartition(".")
     owner = model.get_submodule(path)
-    told = f"layer {path!r}: {attribute} is {tuple(stored)} in the file and {tuple(own)} in this model"
+    difference = f"layer {path!r}: {attribute} is {tuple(stored)} in the file and {tuple(own)} in this model"
     if len(stored) != len(own) or any(ours > theirs for ours, theirs in zip(stored, own, strict=True)):
-        raise CheckpointError(f"{told}; give the model that was saved, or the one that its channels were cut from")
+        raise CheckpointError(
+            f"{difference}; give the model that was saved, or the one that its channels were cut from"
+        )
     if type(owner).__module__.startswith("torch.nn.") and not isinstance(owner, _RESIZED):
-        raise CheckpointError(f"{told}; a {type(owner).__name__} cannot be resized: build it in the file's shape")
+        raise CheckpointError(f"{difference}; a {type(owner).__name__} cannot be resized: build it in the file's shape")
 
 
 def _tell_sizes(module: Any) -> None:

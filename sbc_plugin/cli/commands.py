@@ -128,8 +128,8 @@ def report(options: argparse.Namespace) -> None:
 
 
 def _result(report: Report, evaluation: Evaluation | None, source: str) -> dict[str, Any]:
-    told = None if evaluation is None else evaluation.to_dict()
-    return {"model": source, "report": report.to_dict(), "evaluation": told}
+    measured = None if evaluation is None else evaluation.to_dict()
+    return {"model": source, "report": report.to_dict(), "evaluation": measured}
 
 
 def _write_report(target: Path, report: Report, evaluation: Evaluation | None, source: str) -> None:

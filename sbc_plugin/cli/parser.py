@@ -1,4 +1,4 @@
-"""The command ``sbc``: what can be said on the command line, and how its errors are told."""
+"""The command ``sbc``: its options, and how it reports errors."""
 
 import argparse
 import logging
@@ -95,7 +95,8 @@ EXTRAS = {
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sbc",
-        description="Compress trained spiking networks in one shot: no retraining, the spike trains kept.",
+        description="Compress trained spiking networks without labels, keeping their spike trains: second-order "
+        "solvers, and by default up to 200 gradient steps.",
         epilog=EXAMPLES["sbc"] + "\n" + EXIT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

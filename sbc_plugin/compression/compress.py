@@ -37,7 +37,7 @@ def compress(
     progress: bool | None = None,
     backend: str | None = None,
 ) -> tuple[nn.Module, Report]:
-    """Prune and quantise a trained spiking network in one call, without retraining, keeping its spike trains.
+    """Prune and quantise a trained spiking network in one call, without labels, keeping its spike trains.
 
     Minimises, layer by layer, the squared Van Rossum distance between dense and compressed spike trains through its
     surrogate Hessian ``H = 2 (MX)^T (MX) / count``. Source: docs/theory.md, equations 1 and 2 (arXiv 2506.03996).

@@ -30,8 +30,8 @@ def divergence(dense: Tensor, compressed: Tensor, inverse_temperature: float = 1
 def inverse_temperature(scores: Tensor) -> float | None:
     """The factor that makes the best class of the scores (B, C) as likely as ``CONFIDENCE``, in the mean.
 
-    A network tells its classes apart on a scale of its own: spikes a sequence, or volts. None where there are no
-    classes to tell apart: fewer than two, or the same score for all.
+    A network separates its classes on a scale of its own: spikes a sequence, or volts. None where there are no
+    classes to separate: fewer than two, or the same score for all.
 
     >>> round(inverse_temperature(torch.tensor([[0.0, 2.0], [2.0, 0.0]])), 3)  # 1 / (1 + exp(-2 s)) = 0.9
     1.099

@@ -101,7 +101,7 @@ def _exact_blocks(blocks: Tensor, scale_dtype: torch.dtype) -> ExactGrid | None:
 def _scales(magnitude: Tensor, multiples: Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> list[Tensor]:
     """Scales (blocks,) that may give magnitudes, rounded to ``dtype``: the middle of those that do, and neighbours.
 
-    A magnitude tells its scale up to half a unit in its last place, divided by its multiple.
+    A magnitude determines its scale up to half a unit in its last place, divided by its multiple.
     """
     mantissa, exponent = torch.frexp(magnitude)
     half = torch.ldexp(torch.full_like(magnitude, torch.finfo(dtype).eps / 4), exponent)

@@ -1,4 +1,4 @@
-"""What compression does to the demo's network: every budget, by every method, on digits that nobody has seen."""
+"""What compression does to the demo's network: every budget, by every method, on held-out digits."""
 
 import json
 from collections.abc import Iterator, Sequence

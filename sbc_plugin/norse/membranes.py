@@ -132,7 +132,7 @@ def quantize_membranes(
         inplace: change ``model`` itself; otherwise it is not touched.
 
     Returns:
-        The model, and ranges, steps and saturated fractions. :func:`sbc_plugin.compare` tells the spikes lost.
+        The model, and ranges, steps and saturated fractions. :func:`sbc_plugin.compare` shows the spikes lost.
 
     Raises:
         SettingsError: bits or scale out of range, or states that are rounded already.

@@ -2,8 +2,8 @@
 
 A neuron is *linear below threshold* if, as long as it does not spike, its membrane is a cascade of first-order
 recurrences of its input. Those have a kernel here, and a test compares each with the neuron's own measured response. Of
-the rest, the classes that Norse ships are compressed with M = I, which the report says; a class that nobody described
-is refused. :func:`register_neuron` describes one.
+the rest, the classes that Norse ships are compressed with M = I, which the report says; a class without a
+description is refused. :func:`register_neuron` describes one.
 """
 
 from collections.abc import Callable

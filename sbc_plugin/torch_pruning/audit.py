@@ -134,13 +134,13 @@ class _Truth:
         return found.union(*(self.classes[self._root(channel)] for channel in list(found)))
 
     def differs(self, graph: Any, name: str, group: Any) -> str:
-        """How a group differs from the truth, "" if it does not; where channels mix, only the rehearsal can tell."""
+        """How a group differs from the truth, "" if it does not; where channels mix, only the rehearsal can show it."""
         members = {self.names.get(item.dep.target.module, "") for item in group.items}
         if members & self.mixed:
             return ""
         count = self.replay.channels(name)
         if not any(side == "in" for _, side, _ in self.together(name, range(count))):
-            return ""  # nobody reads it but the model's user
+            return ""  # only the model's user reads it
         for channels in (range(count), *([c] for c in sorted({0, count // 2, count - 1}))):
             claimed = self._claimed(graph, _group(graph, self.replay.layers[name], channels))
             true = self.together(name, channels)

@@ -27,7 +27,7 @@ class Consumer:
         silent: (hessians, columns + 1), columns that nothing is known about.
         owner: (rows,), the Hessian of each row.
         scale: (rows,), gain over the square root of the layer's total, so that its losses are fractions of the total.
-        damping: told in messages.
+        damping: named in messages.
     """
 
     name: str

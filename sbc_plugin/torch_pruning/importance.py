@@ -2,7 +2,7 @@
 
 A channel of a producer is worth what its consumers lose without it, after they did their best with what is left: the
 sum of equation 4 over consumers and their rows, each consumer's losses taken as fractions of its whole. What the
-producer's own neuron loses is no loss by itself: a spike train that nobody reads costs nothing, one that never spikes
+producer's own neuron loses is no loss by itself: a spike train that no layer reads costs nothing, one that never spikes
 neither.
 """
 

@@ -47,7 +47,7 @@ class NeuronPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
     prune_in_channels = prune_out_channels
 
     def get_out_channels(self, layer: nn.Module) -> int | None:
-        """How many channels the neuron's parameters tell apart; None if they are shared by all channels."""
+        """How many channels have parameters of their own; None if they are shared by all channels."""
         axis = self._axis(layer)
         return next((value.shape[axis] for value in _tensors(layer) if _varies(value, axis)), None)
 

@@ -82,7 +82,7 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         return self.statistics(group, self._get_channel_groups(group), self._wanted(group))
 
     def _wanted(self, group: Any) -> int | None:
-        """How many channels this step is about to remove; None where layers compete, so that nobody knows."""
+        """How many channels this step is about to remove; None where layers compete, so that it is not known yet."""
         if self.global_pruning or self.isomorphic:
             return None
         root = group[0].dep

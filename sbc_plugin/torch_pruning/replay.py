@@ -97,8 +97,8 @@ class Replay:
         for reader in passes[0]:
             hits = torch.stack([changed[reader] for changed in passes]).T.tolist()
             seen = [tuple(bit for bit in range(bits) if row[bit]) for row in hits]
-            told = [channel_of.get(code, MIXED) if code else UNRELATED for code in seen]
-            found[reader] = torch.tensor(told, device="cpu")
+            channels = [channel_of.get(code, MIXED) if code else UNRELATED for code in seen]
+            found[reader] = torch.tensor(channels, device="cpu")
         return found
 
     def _changed(self, name: str, channels: Tensor, change: float) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ class Junctions(Protocol):
 
 
 class Wiring:
-    """Finds the sources of tensors, and remembers why a source's channels cannot be told apart any more.
+    """Finds the sources of tensors, and remembers why a source's channels cannot be separated any more.
 
     Attributes:
         tangled: source -> the operation that mixed its channels.

@@ -107,7 +107,7 @@ def without_columns(weight: Tensor, hessian: Tensor, removed: Tensor, damping: f
         weight: (rows, columns).
         hessian: (columns, columns), damped.
         removed: (columns,), bool.
-        damping: only told in the message.
+        damping: only named in the message.
 
     >>> hessian = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
     >>> without_columns(torch.ones(1, 2), hessian, torch.tensor([False, True])).tolist()

@@ -85,7 +85,7 @@ def solve_rows(matrix: Tensor, chosen: Tensor, target: Tensor, damping: float) -
         matrix: (columns, columns), positive definite.
         chosen: (rows, columns), bool.
         target: (rows, columns).
-        damping: only told in the message.
+        damping: only named in the message.
 
     Raises:
         SingularHessianError: some ``matrix[C, C]`` is not positive definite.
