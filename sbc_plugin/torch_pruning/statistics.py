@@ -1,6 +1,6 @@
 """One pass over the data that gives every layer which reads channels its statistics."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from sbc_plugin.compression.layer import check_active
 from sbc_plugin.core.hessian import HessianAccumulator, LayerHessian
 from sbc_plugin.core.kernels import CausalFilter
 from sbc_plugin.errors import in_layer
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
+from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import Calibration
 from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise, matrix
 
@@ -38,79 +38,83 @@ def gather_consumers(
         CalibrationError: no data, data that does not fit, or a layer that stays silent.
         UnsupportedModelError: a neuron or weight without a rule.
     """
+    runner = Runner(model, library_or_plain(model), forward)
     first, data = peek(data)
-    library, layers, skipped = find_readers(model, first, calibration.temporal, forward)
+    layers, skipped = find_readers(runner, first, calibration.temporal)
     layers = [layer for layer in layers if not is_depthwise(layer.parts[0].module)]
-    collectors: list[Collector] = []
-    accumulators, reservoirs = [], []
-    for layer in layers:
-        device = calibration.device or layer.parts[0].tensor.device
-        accumulator = HessianAccumulator(layer.columns + 1, layer.hessians or 1, device)
-        reservoir = Reservoir(_into(layer.name, accumulator), calibration.max_samples)
-        collectors.append(_collector_with_constant(layer, reservoir.add))
-        accumulators.append(accumulator)
-        reservoirs.append(reservoir)
-    for number in run_batches(Runner(model, library, forward), collectors, data, calibration.temporal):
-        for reservoir in reservoirs:
-            reservoir.end_batch(number)
-    for reservoir in reservoirs:
-        reservoir.flush()
-    found = []
-    for layer, accumulator in zip(layers, accumulators, strict=True):
-        with in_layer(layer.name):
-            found.append(_consumer(layer, accumulator.hessian(), calibration.damping))
-    return found, skipped
+    collectors = [_ConsumerCollector(layer, calibration) for layer in layers]
+    inputs = [collector.inputs for collector in collectors]
+    for number in run_batches(runner, inputs, data, calibration.temporal):
+        for collector in collectors:
+            collector.end_batch(number)
+    return [collector.consumer(calibration.damping) for collector in collectors], skipped
 
 
-def find_readers(
-    model: nn.Module, batch: Any, temporal: bool, forward: Forward | None
-) -> tuple[SNNLibrary, list[SpikingLayer], dict[str, str]]:
-    """The library that drives the model, its layers, and what was left out; M = I where no neuron spikes."""
-    library = library_or_plain(model)
-    run = forward or library.default_forward(model)
+def find_readers(runner: Runner, batch: Any, temporal: bool) -> tuple[list[SpikingLayer], dict[str, str]]:
+    """The layers that read channels, and what was left out: name -> reason; M = I where no neuron spikes."""
     spiked: list[str] = []
-    with library.watch_steps(
-        model, lambda name, x, feedback, spikes: spiked.append(name) if spikes is not None else None
-    ):
-        others, skipped = PlainNetworks().find_layers(model, batch, run)
+
+    def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
+        if spikes is not None:
+            spiked.append(name)
+
+    with runner.library.watch_steps(runner.model, on_step):
+        others, skipped = PlainNetworks().find_layers(runner.model, batch, runner.run)
     if not spiked:
-        return library, others, skipped
-    layers, skipped = library.find_layers(model, batch, forward, temporal)
+        return others, skipped
+    layers, skipped = runner.find_layers(batch, temporal)
     known = {id(part.module) for layer in layers for part in layer.parts}
     extra = [layer for layer in others if id(layer.parts[0].module) not in known]
     skipped = {name: reason for name, reason in skipped.items() if name not in {layer.name for layer in extra}}
     skipped |= {layer.name: f"{layer.kind} is not followed to its neuron: M = I" for layer in extra}
-    return library, layers + extra, skipped
+    return layers + extra, skipped
 
 
-def _collector_with_constant(layer: SpikingLayer, sink: Callable[[Tensor], None]) -> Collector:
-    """Collect a layer's samples with one more column: the constant 1, filtered as long as the input is.
+class _ConsumerCollector:
+    """Gathers a layer's samples with one more column: the constant 1, filtered as long as the input is.
 
     Args:
         layer: whose inputs.
-        sink: takes blocks of samples (hessians, n, columns + 1).
+        calibration: settings.
+
+    Attributes:
+        inputs: filters what reaches the layer; hand it to ``run_batches``.
     """
-    causal, groups = CausalFilter(layer.kernel), layer.parts[0].form.groups
-    constants: list[Tensor] = []  # the constant 1 after 1, 2, ... steps, each (hessians, 1, 1)
 
-    def emit(filtered: list[Tensor]) -> None:
-        while len(constants) < collector.age:
-            answer = causal.step(torch.ones(1, dtype=torch.float64, device="cpu"))
-            constants.append(answer.reshape(-1, 1, 1).repeat_interleave(groups, dim=0))
-        constant = constants[collector.age - 1]
-        for samples in as_samples(layer, filtered):
-            sink(torch.cat([samples, constant.to(samples).expand(-1, samples.shape[1], 1)], dim=-1))
+    def __init__(self, layer: SpikingLayer, calibration: Calibration) -> None:
+        device = calibration.device or layer.parts[0].tensor.device
+        self.layer = layer
+        self.inputs = Collector(layer, self._emit)
+        self._accumulator = HessianAccumulator(layer.columns + 1, layer.hessians or 1, device)
+        self._reservoir = Reservoir(self._add, calibration.max_samples)
+        self._filter = CausalFilter(layer.kernel)
+        self._constants: list[Tensor] = []  # the constant 1 after 1, 2, ... steps, each (hessians, 1, 1)
 
-    collector = Collector(layer, emit)
-    return collector
+    def end_batch(self, number: int) -> None:
+        """The batch of this number has run."""
+        self._reservoir.end_batch(number)
 
+    def consumer(self, damping: float) -> Consumer:
+        """The layer with the statistics of all batches.
 
-def _into(name: str, accumulator: HessianAccumulator) -> Callable[[Tensor], None]:
-    def add(samples: Tensor) -> None:
-        with in_layer(name):
-            accumulator.add(samples)
+        Raises:
+            CalibrationError: the layer stayed silent, or its input holds NaN or infinity.
+        """
+        self._reservoir.flush()
+        with in_layer(self.layer.name):
+            return _consumer(self.layer, self._accumulator.hessian(), damping)
 
-    return add
+    def _emit(self, filtered: list[Tensor]) -> None:
+        while len(self._constants) < self.inputs.age:
+            answer = self._filter.step(torch.ones(1, dtype=torch.float64, device="cpu"))
+            self._constants.append(answer.reshape(-1, 1, 1).repeat_interleave(self.layer.parts[0].form.groups, dim=0))
+        constant = self._constants[self.inputs.age - 1]
+        for samples in as_samples(self.layer, filtered):
+            self._reservoir.add(torch.cat([samples, constant.to(samples).expand(-1, samples.shape[1], 1)], dim=-1))
+
+    def _add(self, samples: Tensor) -> None:
+        with in_layer(self.layer.name):
+            self._accumulator.add(samples)
 
 
 def _consumer(layer: SpikingLayer, hessian: Tensor, damping: float) -> Consumer:

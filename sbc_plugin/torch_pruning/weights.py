@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, gather
-from sbc_plugin.calibration.plain import TransposedForm
+from sbc_plugin.calibration.plain import TransposedForm, library_or_plain
 from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern
 from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.pruning.patterns import Pattern, parse_pattern, pattern_zeros
@@ -110,11 +110,12 @@ class WeightPruner:
             raise SettingsError(f"all {self.iterative_steps} steps were taken; make a new pruner to prune further")
         prune = self._settings(self.current_step + 1)
         first, data = peek(self.calibration_data)
-        library, layers, self.skipped = find_readers(self.model, first, self.temporal, self.forward)
+        runner = Runner(self.model, library_or_plain(self.model), self.forward)
+        layers, self.skipped = find_readers(runner, first, self.temporal)
         layers = [layer for layer in layers if self._prunable(layer, prune)]
         if not layers:
             raise SettingsError(f"pattern {self.pattern} fits no layer: {self.skipped}")
-        found = gather(Runner(self.model, library, self.forward), layers, data, self.calibration)
+        found = gather(runner, layers, data, self.calibration)
         zeros = self._zeros(layers, prune)
         recipe = Recipe(self.method, prune, None, self.calibration.damping)
         solved = []
