@@ -1,4 +1,8 @@
-"""One forward pass in which every weight and neuron call is tagged, and what each neuron step consumed is noted."""
+"""One forward pass that shows which calls of weights each neuron step integrates, and where every output goes.
+
+Each weight and each neuron returns tensors that carry a tag, so that :mod:`sbc_plugin.norse.autograd_paths` can follow
+a neuron's input back to the calls that it came from.
+"""
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -9,22 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import eval_mode
-from sbc_plugin.calibration.plain import refuse_computed
 from sbc_plugin.core.matrix_form import MatrixForm, matrix_form
-from sbc_plugin.errors import CalibrationError, in_layer
 from sbc_plugin.layers import Forward
 from sbc_plugin.norse.autograd_paths import Origin, Path, origins, tagged
+from sbc_plugin.norse.layer_checks import WEIGHTS, cell_input_check, check_plain, weight_input_check
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_integrator, state_tensor
 from sbc_plugin.norse.recording import Step, intercept_steps
 
-Chain = tuple[str, int]
+
+class Chain(NamedTuple):
+    """Steps of one neuron that hand one state on.
+
+    Attributes:
+        neuron: its name.
+        number: counts the neuron's chains.
+    """
+
+    neuron: str
+    number: int
 
 
 class Use(NamedTuple):
     """A weight call's output, integrated at one neuron step.
 
     Attributes:
-        chain: (neuron, number): steps that hand one state on belong to one chain.
+        chain: that the step belongs to.
         neurons: the cascade's modules, the integrating neuron last.
         path: between weight and neuron.
         batch: sequences in the step.
@@ -118,14 +131,14 @@ class _Tracer:
 
     def hooks(self) -> Iterable[Any]:
         for name, module in self.model.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            if isinstance(module, WEIGHTS):
                 self.trace.weights[name] = module
                 yield module.register_forward_hook(self._on_weight(name, matrix_form(module)))
-                yield module.register_forward_pre_hook(fits(name, matrix_form(module)))
+                yield module.register_forward_pre_hook(weight_input_check(name, matrix_form(module)))
             elif isinstance(module, NEURONS):
                 yield module.register_forward_pre_hook(self._on_neuron(name), with_kwargs=True)
             if isinstance(module, RECURRENT):
-                yield module.register_forward_pre_hook(fits_cell(name))
+                yield module.register_forward_pre_hook(cell_input_check(name))
 
     def _on_weight(self, name: str, form: MatrixForm) -> Callable[..., Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -189,7 +202,7 @@ class _Tracer:
             # A state that lost its mark (detached by the model) goes on in the neuron's last chain.
             if step.name in self.fresh or step.name not in self.chains:
                 self.chains[step.name] = self.chains.get(step.name, -1) + 1
-            chain = (step.name, self.chains[step.name])
+            chain = Chain(step.name, self.chains[step.name])
         self.fresh.discard(step.name)
         self.trace.steps[chain] = self.trace.steps.get(chain, 0) + 1
         return chain
@@ -199,48 +212,6 @@ class _Tracer:
         v = state_tensor(state, "v")
         if v is not None:
             v.sbc_chain = chain  # type: ignore[attr-defined]
-
-
-def fits(name: str, form: MatrixForm) -> Callable[..., None]:
-    """A forward pre-hook that names the layer when its input does not fit.
-
-    Raises:
-        CalibrationError: from the hook, for another number of features or channels, or for a wrong rank.
-    """
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x, convolution = inputs[0], form.convolution
-        if convolution is None:
-            wanted, found = form.columns, x.shape[-1]
-        else:
-            axes = len(convolution.kernel_size)
-            wanted, found = convolution.in_channels, x.shape[-axes - 1] if x.dim() in (axes + 1, axes + 2) else -1
-        if found != wanted:
-            what = "features" if convolution is None else "channels"
-            raise CalibrationError(
-                f"layer {name!r}: input has shape {tuple(x.shape)}, the layer takes {wanted} {what}; a step model sees "
-                "one time step (B, ...) of a batch (T, B, ...)"
-            )
-
-    return hook
-
-
-def fits_cell(name: str) -> Callable[..., None]:
-    """A forward pre-hook that names the recurrent cell when its input does not fit.
-
-    Raises:
-        CalibrationError: from the hook, for another number of features.
-    """
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        weight: Tensor = module.input_weights  # type: ignore[assignment]
-        if inputs[0].shape[-1] != weight.shape[1]:
-            found = tuple(inputs[0].shape)
-            raise CalibrationError(
-                f"layer {name!r}: input has shape {found}, the cell takes {weight.shape[1]} features"
-            )
-
-    return hook
 
 
 def tensors_in(output: Any) -> list[Tensor]:
@@ -269,22 +240,3 @@ def detached(state: Any) -> Any:
         values = [detached(value) for value in state]
         return type(state)(*values) if hasattr(state, "_fields") else tuple(values)
     return state
-
-
-def check_plain(model: nn.Module) -> None:
-    """Refuse weights that something computes at each call: what is written into them would not last.
-
-    Raises:
-        UnsupportedModelError: a weight is parametrised, or pruned by hooks.
-    """
-    for name, module in model.named_modules():
-        cell = isinstance(module, RECURRENT)
-        if not cell and not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            continue
-        for attribute in ("input_weights", "recurrent_weights") if cell else ("weight",):
-            # Norse's cells also take plain tensors as weights.
-            plain = attribute in module._parameters or (cell and attribute in vars(module))
-            if plain and f"{attribute}_orig" not in module._parameters:
-                continue
-            with in_layer(name):
-                refuse_computed(attribute)

@@ -7,7 +7,7 @@ from nirtorch.graph import Node, TorchGraph
 from torch import nn
 
 from sbc_plugin.calibration.plain import copying
-from sbc_plugin.norse.call_trace import check_plain
+from sbc_plugin.norse.layer_checks import check_plain
 
 
 def copy_model(model: nn.Module) -> nn.Module:
