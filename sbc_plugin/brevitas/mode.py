@@ -212,18 +212,19 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         return [part for part in layer.parts if part.name in self._modules]
 
     def _quantise(self, layer: SpikingLayer, hessian: Tensor) -> Solution:
+        """Solve the quantised parts of a layer, and write their codes."""
+        # 1. The quantised parts alone, with their columns of the Hessian.
         parts = self._parts(layer)
-        widths = [part.form.columns for part in layer.parts]
-        ours = torch.tensor([part in parts for part in layer.parts], device="cpu")
-        chosen = ours.repeat_interleave(torch.tensor(widths, device="cpu"))
-        if not chosen.all():
-            columns = chosen.nonzero()[:, 0].to(hessian.device)
+        if len(parts) < len(layer.parts):
+            columns = _columns_of(parts, layer).to(hessian.device)
             hessian, layer = hessian[..., columns, :][..., columns], replace(layer, parts=tuple(parts))
+        # 2. Their solution, on the grids that their quantizers have or with scales chosen anew for the masked weight.
         if self.keep_zeros or any(part.name in self.mask for part in parts):
             solution = self._jointly(layer, hessian)
         else:
             known = solving.layer_hessian(layer, hessian, self.calibration.damping)
             solution = solve(layer.weight(), known, self._grid_of(layer), None, order=self._order)
+        # 3. Each quantizer takes its block.
         blocks = solution.weight.split([part.form.columns for part in parts], 1)
         for part, block in zip(parts, blocks, strict=True):
             module = self._modules[part.name]
@@ -234,13 +235,16 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
 
     def _jointly(self, layer: SpikingLayer, hessian: Tensor) -> Solution:
         """Kept weights move to their optimum on the mask, and scales follow them, as in ``compress``."""
+        # 1. The kept weights move.
         mask = torch.cat([self._mask_of(part) for part in layer.parts], 1)
         known = solving.layer_hessian(layer, hessian, self.calibration.damping)
         weight = refit(layer.weight(), mask, known)
+        # 2. Quantizers that have no rule in common for their scales keep them.
         rules = {rule_of(self._modules[part.name]) for part in layer.parts}
         rule = rules.pop()
         if rules or rule is None:
             return solve(weight, known, self._grid_of(layer), mask, order=self._order)
+        # 3. The others get the scales that `compress` would choose.
         recipe = solving.Recipe("sbc", None, rule, self.calibration.damping)
         solution = solving.solve(layer, weight, hessian, None, recipe)
         assert solution.grid is not None
@@ -262,6 +266,13 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         weight = part.tensor.detach()
         kept = self.mask.get(part.name, torch.ones_like(weight, dtype=torch.bool)).to(weight.device, torch.bool)
         return (kept & (weight != 0) if self.keep_zeros else kept).reshape(part.form.rows, part.form.columns)
+
+
+def _columns_of(parts: list[Part], layer: SpikingLayer) -> Tensor:
+    """The columns of some parts among those of the whole layer."""
+    widths = torch.tensor([part.form.columns for part in layer.parts], device="cpu")
+    chosen = torch.tensor([part in parts for part in layer.parts], device="cpu")
+    return chosen.repeat_interleave(widths).nonzero()[:, 0]
 
 
 def _side_by_side(layer: SpikingLayer, grids: list[Grid]) -> Grid:

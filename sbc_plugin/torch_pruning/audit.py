@@ -7,7 +7,7 @@ copy, one channel of every group is cut; its output has to be that of the model 
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -214,47 +214,68 @@ def _plan(graph: Any, group: Any, num_heads: dict[nn.Module, int]) -> Any:
 
 def _cut_wrong(replay: Replay, graph: Any, plans: list[Any]) -> str:
     """Why the copy with these groups cut is not the model with their channels set to 0; "" if it is."""
-    cuts: dict[tuple[Any, Any], set[int]] = defaultdict(set)
-    for plan in plans:
-        for item in plan.items:
-            if not isinstance(item.dep.target.module, Junction | Parts):
-                cuts[item.dep.target, item.dep.handler] |= set(item.idxs)
-    names = {module: name for name, module in replay.model.named_modules()}
+    # 1. Cut a copy of the model.
     copy = replay.library.copy_model(replay.model)
-    sent: dict[nn.Module, list[int]] = {}
-    read: dict[nn.Module, list[int]] = {}
-    twins = dict(copy.named_modules())
-    restore: list[Callable[[], Any]] = []
-    for (node, handler), channels in cuts.items():
-        chosen, module = sorted(channels), node.module
-        handler.__self__.pruning_dim = node.pruning_dim
-        if isinstance(module, nn.Parameter):
-            restore.append(_silence(module, node.pruning_dim, chosen))
-            _assign(copy, graph._param_to_name[module], handler(module, chosen))
-            continue
-        if module not in names:
-            continue
-        twin, pruner = twins[names[module]], handler.__self__
-        if isinstance(pruner, NeuronPruner):
-            pruner.axes[twin] = pruner.axes[module]
-        handler(twin, chosen)
-        if replay.is_layer(module) and not graph.is_out_channel_pruning_fn(handler):
-            read[module] = chosen
-        elif replay.is_layer(module) or isinstance(module, nn.modules.batchnorm._NormBase):
-            sent[module] = chosen
+    cut = _cut(replay, graph, plans, copy)
+    # 2. What the model itself computes with these channels at 0.
+    restore = [_silence(parameter, axis, channels) for parameter, axis, channels in cut.parameters]
     try:
-        expected = outputs_without(replay, sent, read)
+        expected = outputs_without(replay, cut.sent, cut.read)
     finally:
         for action in restore:
             action()
+    # 3. What the copy computes.
     try:
         with linear_neurons(copy):
-            found = tensors_in(replay.forward(copy, replay.inputs))
+            outputs = tensors_in(replay.forward(copy, replay.inputs))
     except (RuntimeError, ValueError, IndexError) as error:
         return f"the model does not run without one of its channels: {str(error).splitlines()[0]}{HINT}"
-    if _equal(expected, found):
+    if _equal(expected, outputs):
         return ""
     return f"without one of its channels the model is not the one with it set to 0{HINT}"
+
+
+@dataclass
+class _Cut:
+    """What was cut out of a copy, by the modules and parameters of the model itself.
+
+    Attributes:
+        sent: layer or norm -> its output channels.
+        read: layer -> its input channels.
+        parameters: parameters of no layer: each with its axis and channels.
+    """
+
+    sent: dict[nn.Module, list[int]] = field(default_factory=dict)
+    read: dict[nn.Module, list[int]] = field(default_factory=dict)
+    parameters: list[tuple[nn.Parameter, int, list[int]]] = field(default_factory=list)
+
+
+def _cut(replay: Replay, graph: Any, plans: list[Any], copy: nn.Module) -> _Cut:
+    """Cut all groups out of the copy, each node's channels of all groups at once."""
+    channels_of: dict[tuple[Any, Any], set[int]] = defaultdict(set)
+    for plan in plans:
+        for item in plan.items:
+            if not isinstance(item.dep.target.module, Junction | Parts):
+                channels_of[item.dep.target, item.dep.handler] |= set(item.idxs)
+    names = {module: name for name, module in replay.model.named_modules()}
+    copies = dict(copy.named_modules())
+    cut = _Cut()
+    for (node, handler), numbers in channels_of.items():
+        channels, module, pruner = sorted(numbers), node.module, handler.__self__
+        pruner.pruning_dim = node.pruning_dim
+        if isinstance(module, nn.Parameter):
+            _assign(copy, graph._param_to_name[module], handler(module, channels))
+            cut.parameters.append((module, node.pruning_dim, channels))
+        elif module in names:
+            copied = copies[names[module]]
+            if isinstance(pruner, NeuronPruner):
+                pruner.axes[copied] = pruner.axes[module]
+            handler(copied, channels)
+            if replay.is_layer(module) and not graph.is_out_channel_pruning_fn(handler):
+                cut.read[module] = channels
+            elif replay.is_layer(module) or isinstance(module, nn.modules.batchnorm._NormBase):
+                cut.sent[module] = channels
+    return cut
 
 
 def _silence(parameter: Tensor, axis: int, channels: list[int]) -> Callable[[], Any]:

@@ -159,6 +159,7 @@ class Wiring:
         return frozenset([(self.junctions.concat(parts), along(out, dim))])
 
     def _parts(self, operation: str, fn: Any, number: int, inputs: list[tuple[Reach, Any]], out: Any) -> Reach:
+        """What one part of a tensor reaches: of a chunk, split, slice or unbind, or one index."""
         (reach, shape), *_ = inputs
         dim = signed(fn._saved_dim) % len(shape)
         inside = frozenset((source, layout) for source, layout in reach if dim in layout.channel_dims)
@@ -167,22 +168,27 @@ class Wiring:
         def beside(layout: Layout) -> Layout | None:
             return removed(layout, [dim], keep=False) if drops else broadcast_except(layout, dim, out)
 
-        result = set(self._each([(reach - inside, None)], operation, beside))
-        if inside and not drops and out[dim] == shape[dim]:
-            return frozenset(result | inside)
+        # 1. Channels along other dimensions all go on.
+        others = self._each([(reach - inside, None)], operation, beside)
         if not inside:
-            return frozenset(result)
+            return others
+        # 2. Channels along this dimension: one index of their most significant digit,
         if drops:
-            return frozenset(result | self._selected(operation, fn, number, inside, dim))
+            return others | self._selected(operation, fn, number, inside, dim)
+        # 3. all of them, where the part is the whole,
+        if out[dim] == shape[dim]:
+            return others | inside
+        # 4. none that could be followed, where a slice has a step,
         sizes, part = _sizes(operation, fn, number, shape[dim])
         if not sizes:
-            return frozenset(result) | self._each([(inside, None)], operation, lambda layout: None)
+            return others | self._each([(inside, None)], operation, lambda layout: None)
+        # 5. or those of one part of a split.
         sources = self.arrive(inside, dim - len(shape), operation)
-        return frozenset(result) | {(self.junctions.split(sources, sizes, part), along(out, dim))}
+        return others | {(self.junctions.split(sources, sizes, part), along(out, dim))}
 
     def _selected(self, operation: str, fn: Any, number: int, inside: Reach, dim: int) -> Reach:
         """One index of the most significant digit, as in q, k, v = qkv.reshape(B, N, 3, heads, -1).unbind(2)."""
-        result = set()
+        result: set[tuple[Source, Layout]] = set()
         for source, layout in inside:
             digits, count = layout.digits, layout.shape[dim]
             if layout.hidden or layout.dims[dim] != (digits[0],) or len(digits) == 1:
