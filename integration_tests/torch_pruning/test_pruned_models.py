@@ -147,6 +147,20 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path) -> None:
         load_pruned(tmp_path / "other.safetensors", prepared(cells()), (x[0],))
 
 
+def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
+    model = prepared(cells())
+    for place in (tmp_path / "none.safetensors", tmp_path / "no folder" / "a.safetensors", tmp_path):
+        with pytest.raises(CheckpointError, match="cannot be read: no such file"):
+            load_pruned(place, model, (events()[0],))
+    for place in (tmp_path / "no folder" / "a.safetensors", tmp_path):
+        with pytest.raises(CheckpointError, match="give the path of a file"):
+            save_pruned(place, model, [])
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    with pytest.raises(CheckpointError, match="holds no pruned model"):
+        load_pruned(tmp_path / "text.safetensors", model, (events()[0],))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.safetensors"]
+
+
 def test_groups_that_the_audit_rejects_are_refused_before_anything_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = prepared(cells()), events()
     before = [parameter.clone() for parameter in model.parameters()]

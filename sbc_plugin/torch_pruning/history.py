@@ -1,12 +1,15 @@
 """Pruned models on disk without pickle: the pruning history and the weights, in one safetensors file.
 
 Neurons of Norse cannot be pickled, and their parameters are not in ``state_dict``. So loading takes the model as it was
-before pruning, cuts it as the history says, and fills in the weights: the result is equal bit for bit.
+before pruning, cuts it as the history says, and fills in the weights: the result is equal bit for bit. Replaying the
+history also resizes modules that :func:`sbc_plugin.load` refuses to resize, such as ``nn.MultiheadAttention``, because
+torch-pruning knows which of their attributes follow.
 """
 
 import json
 from collections.abc import Iterable
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch_pruning as tp
@@ -14,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from sbc_plugin.checkpoint.atomic import replacing
 from sbc_plugin.errors import CheckpointError
 from sbc_plugin.torch_pruning.methods import graph_arguments
 from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
@@ -30,11 +34,15 @@ def save_pruned(path: str | PathLike[str], model: nn.Module, history: History) -
         path: of the file.
         model: after pruning, and fine-tuning if any.
         history: ``pruner.pruning_history()``: (name of the root, whether outputs went, channels) of each cut, in order.
+
+    Raises:
+        CheckpointError: the file cannot be written: no such folder, no right to, no space.
     """
     cuts = [[name, bool(outputs), [int(i) for i in channels]] for name, outputs, channels in history]
     header = {"sbc_plugin.pruned": json.dumps({"format": FORMAT, "history": cuts})}
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata=header)
+    with replacing(path) as beside:
+        save_file(tensors, beside, metadata=header)
 
 
 def load_pruned(path: str | PathLike[str], model: nn.Module, example_inputs: Any, **arguments: Any) -> nn.Module:
@@ -47,8 +55,10 @@ def load_pruned(path: str | PathLike[str], model: nn.Module, example_inputs: Any
         arguments: those of ``get_pruner`` that shape the graph: customized_pruners, unwrapped_parameters, num_heads.
 
     Raises:
-        CheckpointError: the file is no pruned model, damaged, of a newer format, or of another model.
+        CheckpointError: no such file, or no pruned model, a damaged one, one of a newer format, or of another model.
     """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path} cannot be read: no such file; write one with save_pruned")
     try:
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {})["sbc_plugin.pruned"])
