@@ -1,17 +1,17 @@
-"""How far two classifiers agree, judged by their scores alone, without labels."""
+"""How far two classifiers agree, by their scores alone, without labels."""
 
 import torch
 from torch import Tensor
 
 CONFIDENCE = 0.9  # mean probability of the dense network's best class
-LIMIT = 1e6  # the largest inverse temperature, and the inverse of the smallest; relative to the scores' spread
+LIMIT = 1e6  # the largest inverse temperature, and one over the smallest; relative to the scores' spread
 
 
 def divergence(dense: Tensor, compressed: Tensor, inverse_temperature: float = 1.0) -> Tensor:
     """Mean Kullback-Leibler divergence of the classes' probabilities, a scalar >= 0.
 
-    ``mean_b sum_c p_bc log(p_bc / q_bc)`` with ``p = softmax(inverse_temperature * dense)``, q likewise. Source:
-    docs/theory.md, equation 11; Hinton, Vinyals, Dean, arXiv 1503.02531.
+    ``mean_b sum_c p_bc log(p_bc / q_bc)`` with ``p = softmax(inverse_temperature * dense)``, and q likewise.
+    Source: docs/theory.md, equation 11; Hinton, Vinyals, Dean, arXiv 1503.02531.
 
     Args:
         dense: (B, C), scores of classes, of any scale.
@@ -30,8 +30,8 @@ def divergence(dense: Tensor, compressed: Tensor, inverse_temperature: float = 1
 def inverse_temperature(scores: Tensor) -> float | None:
     """The factor that makes the best class of the scores (B, C) as likely as ``CONFIDENCE``, in the mean.
 
-    A network separates its classes on a scale of its own: spikes a sequence, or volts. None where there are no
-    classes to separate: fewer than two, or the same score for all.
+    The scale of the scores is the network's own: spikes a sequence, or volts. The result is None if the scores separate
+    no classes: there are fewer than two, or all have the same score.
 
     >>> round(inverse_temperature(torch.tensor([[0.0, 2.0], [2.0, 0.0]])), 3)  # 1 / (1 + exp(-2 s)) = 0.9
     1.099

@@ -1,4 +1,7 @@
-"""Find the grids that a weight lies on in every bit, from its values alone."""
+"""The grids on which a weight lies in every bit, found from its values alone.
+
+It does not matter who quantised the weight, or which of its values were pruned since.
+"""
 
 from dataclasses import dataclass
 
@@ -6,19 +9,19 @@ import torch
 from torch import Tensor
 
 MULTIPLES = 255  # of a scale, the largest that 8 bits hold on one side of 0
-SAMPLE = 24  # values of a block that rule out most scales at once
-TRIES = 16  # scales of a block that are tried on all its values; those of a grid are among the first few
+SAMPLE = 24  # values of a block that sort out most scales at once
+TRIES = 16  # scales of a block tried on all its values; those of a grid are found with the first few
 FIRST_BLOCKS, BLOCK_VALUES = 8, 2**20
 BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a float -> the integers that show its bits
 
 
 @dataclass(frozen=True)
 class ExactGrid:
-    """A grid that a weight lies on: ``weight = multiples * scale``.
+    """A weight as whole multiples of scales, one scale for each block of consecutive values.
 
     Attributes:
-        scale: (blocks,), of equal blocks of consecutive weights.
-        multiples: (blocks, values), int64.
+        scale: (blocks,).
+        multiples: (blocks, values), int64; ``multiples * scale``, rounded to the weight's dtype, is the weight.
     """
 
     scale: Tensor
@@ -32,9 +35,11 @@ def zero_codes(multiples: Tensor) -> tuple[Tensor, int]:
 
 
 def exact_grids(weight: Tensor) -> list[ExactGrid]:
-    """One scale for all, and one a row; else one for each few consecutive weights of a row, the fewest; [] if none.
+    """All grids of a weight (rows, ...) that are worth a look; [] if it lies on none.
 
-    Zero points may differ between blocks, so a row may hold multiples from -255 to 255 as long as they take 8 bits.
+    They are one scale for the whole weight, and one for each row. Where neither fits, they are the scales of the
+    longest pieces of a row that fit. Zero points may differ between blocks, so a block may hold multiples from -255 to
+    255 as long as its codes take 8 bits.
     """
     rows = len(weight)
     columns = weight.numel() // rows
@@ -54,9 +59,9 @@ def exact_grids(weight: Tensor) -> list[ExactGrid]:
 
 
 def _exact_grid(blocks: Tensor, scale_dtype: torch.dtype) -> ExactGrid | None:
-    """The scale of each block (blocks, values) of which all its values are whole multiples, in every bit."""
+    """The grid of blocks (blocks, values); None unless every value is a whole multiple of a scale in every bit."""
     scales, multiples = [], []
-    first, size = 0, FIRST_BLOCKS  # few at first: most weights that are on no grid end there
+    first, size = 0, FIRST_BLOCKS  # few at first, since they rule out most weights that lie on no grid
     while first < len(blocks):
         found = _exact_blocks(blocks[first : first + size], scale_dtype)
         if found is None:
@@ -68,7 +73,12 @@ def _exact_grid(blocks: Tensor, scale_dtype: torch.dtype) -> ExactGrid | None:
 
 
 def _exact_blocks(blocks: Tensor, scale_dtype: torch.dtype) -> ExactGrid | None:
-    """A block's smallest magnitude is 1, 2, ... 255 times its scale: the first of these that gives all others."""
+    """The grid of a few blocks (blocks, values); None if there is none.
+
+    The smallest magnitude of a block is 1, 2, ... or 255 times its scale; the first of these divisors that gives all
+    other values wins.
+    """
+    # 1. The divisors that may fit, judged by the largest values of each block.
     values = blocks.double()
     magnitude = values.abs()
     largest = magnitude.amax(1)
@@ -78,6 +88,7 @@ def _exact_blocks(blocks: Tensor, scale_dtype: torch.dtype) -> ExactGrid | None:
     rounding = 1.01 * torch.finfo(blocks.dtype).eps  # half of it from each value of a ratio
     fits = ((ratios - ratios.round()).abs() <= rounding * ratios).all(1)
     fits &= (largest / smallest)[:, None] * divisors < MULTIPLES + 0.5
+    # 2. Try them on all values, smallest first, until each block has a scale.
     scale = torch.ones(len(blocks), dtype=scale_dtype, device=blocks.device)
     multiples = torch.zeros(blocks.shape, dtype=torch.int64, device=blocks.device)
     waiting = torch.arange(len(blocks), device=blocks.device)
@@ -99,9 +110,10 @@ def _exact_blocks(blocks: Tensor, scale_dtype: torch.dtype) -> ExactGrid | None:
 
 
 def _scales(magnitude: Tensor, multiples: Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> list[Tensor]:
-    """Scales (blocks,) that may give magnitudes, rounded to ``dtype``: the middle of those that do, and neighbours.
+    """Scales (blocks,) whose multiples may round to the magnitudes (blocks, values) in ``dtype``.
 
-    A magnitude determines its scale up to half a unit in its last place, divided by its multiple.
+    Each magnitude bounds the scale to half a unit in its last place, divided by its multiple. The middle of what all
+    bounds leave comes first, then its neighbours.
     """
     mantissa, exponent = torch.frexp(magnitude)
     half = torch.ldexp(torch.full_like(magnitude, torch.finfo(dtype).eps / 4), exponent)
@@ -119,7 +131,7 @@ def _scales(magnitude: Tensor, multiples: Tensor, dtype: torch.dtype, scale_dtyp
 
 
 def products(multiples: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight (blocks, values) of multiples (blocks, values) and scales (blocks,), rounded to ``dtype`` once."""
+    """``multiples * scale`` (blocks, values), computed in the dtype of ``scale`` and rounded to ``dtype``."""
     return (multiples.to(scale.dtype) * scale[:, None]).to(dtype)
 
 

@@ -1,4 +1,4 @@
-"""Whole numbers in as few bits as they need: fixed widths side by side, five of base 3 a byte, positions by gaps."""
+"""Whole numbers in few bits: of a fixed width side by side, five of base 3 in a byte, and positions by their gaps."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ def pack_bits(numbers: Tensor, bits: float) -> Tensor:
     """Numbers (n,) from 0 to ``2^bits - 1`` as bytes (ceil(n * bits / 8),), uint8.
 
     Number k takes the bits ``k * bits`` to ``k * bits + bits - 1`` of the stream, its lowest bit first; a byte holds
-    eight bits of the stream, the first as its lowest. What is left of the last byte is 0. With ``TRIT`` bits numbers
-    are from 0 to 2, and lie as :func:`pack_trits` puts them.
+    eight bits of the stream, the first as its lowest. The rest of the last byte is 0. With ``TRIT`` bits, numbers
+    are from 0 to 2 and :func:`pack_trits` packs them.
 
     >>> pack_bits(torch.tensor([1, 2, 3, 0, 1]), 2).tolist()  # 0b00_11_10_01, 0b01
     [57, 1]
@@ -51,7 +51,7 @@ def unpack_bits(data: Tensor, bits: float, count: int) -> Tensor:
 def pack_trits(numbers: Tensor) -> Tensor:
     """Numbers (n,) from 0 to 2 as bytes (ceil(n / 5),), uint8: five a byte, the first as its lowest digit in base 3.
 
-    What is left of the last byte is 0.
+    The rest of the last byte is 0.
 
     >>> pack_trits(torch.tensor([1, 2, 0, 0, 0, 2])).tolist()  # 1 + 2 * 3, 2
     [7, 2]
@@ -77,7 +77,7 @@ def bytes_for(count: int, bits: float) -> int:
 
 
 def gaps_between(positions: Tensor) -> Tensor:
-    """How many places lie between each position (n,), ascending, and the one before it; before the first, all."""
+    """The places between each position (n,), ascending, and the one before it; for the first, all places before it."""
     return positions.diff(prepend=positions.new_full((1,), -1)) - 1
 
 
@@ -91,8 +91,8 @@ def best_width(gaps: Tensor) -> tuple[int, int]:
 def pack_gaps(gaps: Tensor, width: int) -> Tensor:
     """Gaps as fields of ``width`` bits, packed, uint8.
 
-    A field below ``2^width - 1`` is a gap that ends at a position; ``2^width - 1`` itself passes over as many places
-    and ends at none, so that a longer gap takes several fields.
+    A field below ``2^width - 1`` is a gap that ends at a position. A field of ``2^width - 1`` passes over that many
+    places and ends at no position, so that a longer gap takes several fields.
     """
     longest = 2**width - 1
     last = (gaps // longest + 1).cumsum(0) - 1

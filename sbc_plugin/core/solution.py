@@ -1,4 +1,4 @@
-"""What a solver returns for one layer."""
+"""The answer of a solver."""
 
 from dataclasses import dataclass
 

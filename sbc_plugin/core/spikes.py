@@ -21,7 +21,7 @@ def van_rossum_distance(spikes_a: Tensor, spikes_b: Tensor, *, tau: float, dt: f
 
     ``D^2 = dt / tau * sum_t (sum_{s <= t} exp(-(t - s) dt / tau) (a[s] - b[s]))^2``, the integral of van
     Rossum 2001 ("A novel spike distance") as a sum over the T steps. One spike more or less costs 1/2 if dt is much
-    smaller than tau and the end of the recording far. Spike trains need not be binary.
+    smaller than tau and the recording goes on for long after it. Spike trains need not be binary.
 
     Args:
         spikes_a: (T, ...).
@@ -77,9 +77,9 @@ class Operations:
 def synaptic_operations(samples: Tensor, weight: Tensor, row_groups: Tensor | None = None) -> Operations:
     """Count the products of ``weight @ sample`` whose weight and input are both nonzero, over all samples.
 
-    As in NeuroBench's ``SynapticOperations``: they are accumulates if every input of this call is -1, 0 or 1, else
-    multiply-accumulates; biases are not counted. NeuroBench counts step by step and divides by the number of
-    sequences, which is left to the caller. ``dense`` counts every weight for every sample; for a convolution in matrix
+    As in NeuroBench's ``SynapticOperations``, they are accumulates if every input of this call is -1, 0 or 1, else
+    multiply-accumulates, and biases do not count. NeuroBench counts step by step and divides by the number of
+    sequences; here the caller does that. ``dense`` counts every weight for every sample; for a convolution in matrix
     form this includes the zeros that pad the borders, which NeuroBench leaves out (the effective counts are the same).
 
     Args:
@@ -111,8 +111,8 @@ def synaptic_operations(samples: Tensor, weight: Tensor, row_groups: Tensor | No
 def energy(operations: Operations) -> float:
     """Energy of the effective operations in joules: 0.9 pJ an accumulate, 4.6 pJ a multiply-accumulate.
 
-    A proxy: arithmetic of 32-bit floats in 45 nm CMOS (Horowitz 2014, "Computing's energy problem"); memory accesses,
-    neuron updates and communication, which often cost more, are left out.
+    This is a proxy: arithmetic of 32-bit floats in 45 nm CMOS (Horowitz 2014, "Computing's energy problem"). It leaves
+    out memory accesses, neuron updates and communication, which often cost more.
 
     >>> energy(Operations(acs=10, macs=1))
     1.36e-11

@@ -1,7 +1,7 @@
-"""A weight in few bytes and back, bit for bit: codes where it lies on a grid, zeros left out where that is shorter.
+"""A weight in few bytes, and back in every bit.
 
-The grid is found from the values alone, so it does not matter who quantised the weight, or what was cut since.
-Source: docs/checkpoint.md, which says where each byte lies.
+Where a weight lies on a grid, its codes are stored; where it is shorter, zeros are left out. The grid is found from the
+values alone (:mod:`sbc_plugin.core.exact_grids`). Source: docs/checkpoint.md, which says where each byte lies.
 """
 
 from dataclasses import dataclass
@@ -28,20 +28,20 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """How a weight is packed. Its bytes: positions, then values or codes, then scales, then zero points.
+    """How the bytes of a packed weight are read: positions, then values or codes, then scales, then zero points.
 
     Attributes:
         shape: of the weight.
         dtype: of the weight.
-        kept: how many values are stored.
-        places: "all"; "mask", a bit for each weight; or "gaps".
-        width: of a gap, bits; 0 without gaps.
-        bits: of a code: 1 to 8, or ``TRIT`` for codes 0 to 2, five of them a byte; 0 where the values themselves are
-            stored.
-        zero: the code of 0.0; None where each scale has its own, a byte each.
+        kept: how many values are stored; the others are 0.
+        places: which values are stored: "all"; "mask", a bit for each weight; or "gaps" between them.
+        width: bits of a gap; 0 without gaps.
+        bits: of a code: 1 to 8, or ``TRIT`` for codes 0 to 2, five of which share a byte; 0 where the values themselves
+            are stored.
+        zero: the code of 0.0; None where each scale has its own, in a byte each.
         scales: how many equal blocks of consecutive weights have a scale of their own; 0 without codes.
         scale_dtype: of the scales.
-        size: bytes of all this.
+        size: of all bytes together.
     """
 
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ def packed_bytes(weight: Tensor) -> int:
 
 
 def pack(weight: Tensor) -> tuple[PackedWeight, Tensor] | None:
-    """A weight (rows, ...) packed: its form and its bytes, uint8 (size,); None if packing makes it no smaller."""
+    """How a weight (rows, ...) is packed, and its bytes, uint8 (size,); None if packing makes it no smaller."""
     weight = weight.detach().cpu()
     form, grid = _plan(weight)
     if form is None:
@@ -95,7 +95,7 @@ def unpack(form: PackedWeight, data: Tensor) -> Tensor:
     """The weight of :func:`pack`, equal in every bit.
 
     Raises:
-        CheckpointError: the bytes are not those of this form.
+        CheckpointError: the bytes do not fit ``form``.
     """
     count, blocks = prod(form.shape), form.scales
     if len(data) != form.size or (form.bits and (not blocks or count % blocks)) or form.kept > count:
@@ -126,21 +126,22 @@ def unpack(form: PackedWeight, data: Tensor) -> Tensor:
 
 
 def _plan(weight: Tensor) -> tuple[PackedWeight | None, ExactGrid | None]:
-    """The shortest form, and the grid of its codes; None for a weight that is shortest as it is."""
+    """How the weight is packed in the fewest bytes, and the grid of its codes; None if it is smallest unpacked."""
     if weight.dtype not in FLOATS or weight.dim() < 2 or not weight.numel():
         return None, None
     # 1. All ways to say where values lie, times all ways to store them; of equally short ones the first.
+    every_place = _all_places(weight)
     size, places, values = min(
         (
             (places.size + bytes_for(places.kept, values.bits) + values.beside, places, values)
             for values in _all_values(weight)
-            for places in _all_places(weight)
+            for places in every_place
         ),
         key=lambda choice: choice[0],
     )
     if size >= weight.numel() * weight.element_size():
         return None, None
-    # 2. As a form, in which values that are no codes have no bits.
+    # 2. The result as a record, in which values that are no codes have no bits.
     grid = values.grid
     coded = (0, 0, weight.dtype) if grid is None else (values.bits, len(grid.scale), grid.scale.dtype)
     bits, scales, scale_dtype = coded
@@ -203,7 +204,7 @@ def _all_values(weight: Tensor) -> list[_Values]:
 
 
 def _bits_for(largest: int) -> float:
-    """Of a code from 0 to ``largest``."""
+    """The bits of a code from 0 to ``largest``."""
     return TRIT if largest == 2 else max(1, largest.bit_length())
 
 

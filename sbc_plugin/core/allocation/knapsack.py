@@ -8,17 +8,17 @@ import torch
 
 from sbc_plugin.errors import SettingsError
 
-UNITS = 2**14  # at most so many, that what is spent above the cheapest options is counted in
+UNITS = 2**14  # what is spent above the cheapest options is counted in at most so many units
 
 
 def cheapest_options(
     losses: Mapping[str, Sequence[float]], costs: Mapping[str, Sequence[int]], budget: int
 ) -> dict[str, int]:
-    """The option of each layer with which all losses together are least, all costs together being in the budget.
+    """The option of each layer for which the sum of all losses is least, and the sum of all costs is in the budget.
 
-    Exact as long as costs, counted in their common divisor, fit ``UNITS``. Beyond that they are rounded up, so that the
-    budget still holds, and the same option for all layers is tried as well: no such choice does better. Of equal sums,
-    the one that leaves more of the budget.
+    The result is exact as long as the costs, counted in their common divisor, fit ``UNITS``. Beyond that, costs are
+    rounded up, so that the budget still holds, and each option is also tried for all layers alike: no such choice does
+    better than the result. Of equal sums, the one that leaves more of the budget wins.
 
     Args:
         losses: name -> the loss of each option, finite.
@@ -54,10 +54,10 @@ def cheapest_options(
 
 
 def _by_units(losses: Mapping[str, Sequence[float]], above: Mapping[str, Sequence[int]], spare: int) -> dict[str, int]:
-    """Layer after layer, the least loss for each number of units spent."""
+    """The best option of each layer, by a table of the least loss for each number of units spent, layer after layer."""
     unit = max(math.gcd(*chain(*above.values())), -(-spare // UNITS), 1)
     units = spare // unit
-    best = torch.zeros(units + 1, dtype=torch.float64, device="cpu")  # of the layers so far, by units spent at most
+    best = torch.zeros(units + 1, dtype=torch.float64, device="cpu")  # loss so far, by the units spent at most
     taken: list[tuple[str, list[int], torch.Tensor]] = []
     for name, options in losses.items():
         steps = [-(-cost // unit) for cost in above[name]]

@@ -24,9 +24,9 @@ def allocate_zeros(
     Args:
         weights: name -> weight of any shape; weights that are zero already count as zeros, and no layer gets fewer.
         sparsity: fraction of zeros over all layers, 0 to 1.
-        method: "lamp" one threshold over all layers on :func:`lamp_scores`; "uniform" the same sparsity in every layer,
-            by largest remainders; "loss" likewise, with ``saliencies`` in place of squared weights.
-        saliencies: name -> loss of removing each weight, of any scale, one for each weight; for "loss" only.
+        method: "lamp" sets one threshold over all layers on :func:`lamp_scores`; "loss" does so with ``saliencies`` in
+            place of squared weights; "uniform" gives every layer the same sparsity, by largest remainders.
+        saliencies: name -> loss of removing each weight, of any scale; for "loss" only.
 
     Raises:
         SettingsError: no layer, an empty layer, sparsity out of range, an unknown method, or saliencies that are
@@ -87,7 +87,7 @@ def lamp_scores(weight: Tensor, exponent: float = 2.0) -> Tensor:
     largest = magnitude.max()
     if largest == 0:
         return torch.zeros_like(weight, dtype=torch.float64)
-    # The score does not change with the scale of the layer, so powers need not over- or underflow.
+    # Scores do not depend on the scale of the layer: with the largest weight at 1, powers do not overflow.
     powers, place = (magnitude / largest).pow(exponent).sort(descending=True)
     values, counts = powers.unique_consecutive(return_counts=True)
     at_least = powers.cumsum(0)[counts.cumsum(0) - 1]
@@ -99,7 +99,7 @@ def lamp_scores(weight: Tensor, exponent: float = 2.0) -> Tensor:
 def _with_present(
     present: dict[str, int], budget: int, deal: Callable[[list[str], int], dict[str, int]]
 ) -> dict[str, int]:
-    """What ``deal`` gives, but to each layer at least its present zeros, as far as the budget holds these."""
+    """What ``deal`` gives, but no layer gets fewer zeros than it has, unless the budget is too small for these."""
     held: dict[str, int] = {}
     while True:
         dealt = deal([name for name in present if name not in held], budget - sum(held.values()))
@@ -124,7 +124,7 @@ def _same_sparsity(sizes: dict[str, int], budget: int) -> dict[str, int]:
 
 
 def _below_one_threshold(scores: dict[str, Tensor], budget: int) -> dict[str, int]:
-    """How many of each layer's scores are among the ``budget`` smallest; at equal scores, earlier layers first."""
+    """How many of each layer's scores are among the ``budget`` smallest of all; earlier layers win ties."""
     if budget == 0:
         return dict.fromkeys(scores, 0)
     scores = {name: score.clone() for name, score in scores.items()}

@@ -1,8 +1,7 @@
 """Weights that can go at no cost: those from neurons that never spiked, and then those into such neurons.
 
-A neuron that sends nothing has dead columns (``H_jj = 0``) in the layers that it feeds. Once the weights of those are
-zero, no layer reads the neuron, and the row of weights into it may be anything. Source:
-docs/theory.md, section "Silent neurons".
+A neuron that never spikes has dead columns in the layers that it feeds. Once the weights on them are zero, no layer
+reads its spikes, and the row of weights into it may be anything. Source: docs/theory.md, section "Silent neurons".
 """
 
 from collections.abc import Mapping
@@ -14,16 +13,16 @@ from torch import Tensor
 def give_silent(
     weights: Mapping[str, Tensor], dead: Mapping[str, Tensor], unread: Mapping[str, Tensor], zeros: int
 ) -> dict[str, Tensor] | None:
-    """Zero all weights from silent neurons, and, of those into them, the smallest, as many as the budget has zeros for.
+    """Zero all weights from silent neurons; then the smallest of those into them, as many as the budget allows.
 
     Args:
         weights: name -> (rows, columns).
         dead: name -> (rows, columns), True where the input never spiked.
         unread: name -> (rows,), True where the neuron never spiked, and no layer reads it once the dead weights are 0.
-        zeros: of all layers together, zeros that are there already included.
+        zeros: of all layers together; those that are there already count.
 
     Returns:
-        New weights; None if the budget is too small for the dead weights, or there is nothing that can go.
+        New weights; None if the budget is too small for the dead weights, or no neuron is unread.
 
     >>> weight, dead = torch.tensor([[1.0, 2.0, 3.0], [6.0, 5.0, 4.0]]), torch.zeros(2, 3, dtype=torch.bool)
     >>> dead[:, 2] = True
@@ -34,8 +33,8 @@ def give_silent(
     left = zeros - sum(int((weight == 0).sum()) for weight in without.values())
     if left < 0 or not any(rows.any() for rows in unread.values()):
         return None
-    free = {name: (weight != 0) & unread[name][:, None].to(weight.device) for name, weight in without.items()}
-    cost = torch.cat([w.abs().where(free[name], float("inf")).flatten().cpu().double() for name, w in without.items()])
+    into = {name: (weight != 0) & unread[name][:, None].to(weight.device) for name, weight in without.items()}
+    cost = torch.cat([w.abs().where(into[name], float("inf")).flatten().cpu().double() for name, w in without.items()])
     chosen = torch.zeros_like(cost, dtype=torch.bool)
     chosen[cost.argsort(stable=True)[: min(left, int(cost.isfinite().sum()))]] = True
     pieces = chosen.split([weight.numel() for weight in without.values()])

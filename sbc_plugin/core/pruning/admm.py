@@ -2,7 +2,7 @@
 
 ADMM splits ``min 1/2 tr((W - X) H (W - X)^T)`` subject to ``X`` sparse into a least-squares step, the same
 ``(H + rho I)^-1`` for all rows, and a projection that keeps the largest weights of the whole layer. The penalty rho
-grows in a few stages, each with one Cholesky factorisation: cheaper than one eigendecomposition for all of them.
+grows in a few stages, each with a Cholesky factorisation of its own, which is cheaper than one eigendecomposition.
 Columns are normalised by ``sqrt(H_jj)``, so that the projection compares what weights do, not how large they are.
 Sources: Meng et al. 2024 (ALPS), arXiv 2406.07831; Boza 2024, arXiv 2401.02938.
 """
@@ -35,7 +35,7 @@ def admm_mask(
     Args:
         weight: (rows, columns).
         hessian: of the layer.
-        zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies.
+        zeros: zeros the layer shall have; blocks round it down, and N:M takes only the number it implies.
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
         iterations: of ADMM, 1 or more.
@@ -56,7 +56,7 @@ def admm_mask(
 
 
 def admm_removed(problem: Problem, zeros: int, iterations: int) -> Tensor:
-    """The live weights (rows, columns) that ADMM removes, ``zeros`` of them, for N:M those that each group has left.
+    """The candidates (rows, columns) that ADMM removes: ``zeros`` of them, for N:M as many as each group has to give.
 
     Raises:
         SingularHessianError: a damped Hessian is far from positive definite, or holds NaN or infinity.
@@ -88,9 +88,10 @@ def admm_removed(problem: Problem, zeros: int, iterations: int) -> Tensor:
 
 
 def least_important(score: Tensor, problem: Problem, zeros: int) -> Tensor:
-    """The removed weights (rows, columns) of the smallest scores, ``zeros`` live ones, for N:M within each capacity.
+    """The weights (rows, columns) that the projection sets to 0: ``zeros`` candidates of the smallest scores.
 
-    Weights on dead columns are not counted: those given up already come first, the others never.
+    For N:M they are as many as each group has still to give. Weights that are given up already come first and are not
+    counted; other weights that are no candidates never go.
     """
     given_up = problem.removed[:, problem.columns]
     score = score.masked_fill(~problem.candidates, float("inf")).masked_fill(given_up, -1.0)

@@ -1,4 +1,4 @@
-"""Removing whole channels: what it costs the layers that read them, in which order, and how those make up for it.
+"""Removing whole channels: what that costs the layers that read them, the best order, and how those make up for it.
 
 A channel feeds a set ``P`` of columns of each layer that reads it: one column of a Linear, the kernel positions of a
 convolution, all positions after flattening. Without them the best that a row ``w`` can do costs
@@ -22,7 +22,7 @@ class Reader:
     """Rows that read channels through one Hessian.
 
     Attributes:
-        weight: (rows, columns), each row scaled by what it counts.
+        weight: (rows, columns), each row scaled by how much it counts.
         hessian: (columns, columns), damped, positive definite.
         channel: (columns,), the channel that feeds each column; -1 for columns that stay.
         row_channel: (rows,), the channel that takes the row with it; -1 for rows that stay.
@@ -50,16 +50,17 @@ def channel_losses(readers: Sequence[Reader], channels: int) -> Tensor:
         SingularHessianError: a Hessian is not positive definite.
     """
     states = [_State(reader, channels) for reader in readers]
-    alive = torch.arange(channels, device="cpu")
-    return sum((state.losses(alive) for state in states), alive.new_zeros(channels, dtype=torch.float64))
+    remaining = torch.arange(channels, device="cpu")
+    return sum((state.losses(remaining) for state in states), remaining.new_zeros(channels, dtype=torch.float64))
 
 
 def elimination_scores(readers: Sequence[Reader], channels: int, limit: int | None = None) -> Tensor:
     """A score for each channel, (channels,), that rises in the order in which they are best removed one by one.
 
     Channels that stand in for each other cost nothing alone and much together. So the cheapest one goes, the others
-    move (equation 3), the Hessian shrinks (equation 5), and the rest is looked at again. The score is the cost at that
-    moment, or the largest cost before it: no two scores are equal, and different layers can share a threshold.
+    move (equation 3), the Hessian shrinks (equation 5), and the costs of the rest are computed anew. The score is the
+    cost at that moment, or just above the largest score before it if that is more: no two scores are equal, and
+    different layers can share a threshold.
 
     Args:
         readers: all that read the channels.
@@ -77,24 +78,26 @@ def elimination_scores(readers: Sequence[Reader], channels: int, limit: int | No
         SingularHessianError: a Hessian is not positive definite.
     """
     states = [_State(reader, channels) for reader in readers]
-    alive = torch.arange(channels, device="cpu")
-    scores = alive.new_zeros(channels, dtype=torch.float64)
+    remaining = torch.arange(channels, device="cpu")
+    scores = remaining.new_zeros(channels, dtype=torch.float64)
     stop = channels if limit is None else min(limit, channels)
     at_once = -(-channels // STEPS)
     floor, removed = 0.0, 0
-    while len(alive):
-        losses = sum((state.losses(alive) for state in states), alive.new_zeros(len(alive), dtype=torch.float64))
+    while len(remaining):
+        losses = sum(
+            (state.losses(remaining) for state in states), remaining.new_zeros(len(remaining), dtype=torch.float64)
+        )
         done = removed >= stop
-        order = losses.argsort(stable=True)[: len(alive) if done else at_once]
-        for loss, channel in zip(losses[order].tolist(), alive[order].tolist(), strict=True):
+        order = losses.argsort(stable=True)[: len(remaining) if done else at_once]
+        for loss, channel in zip(losses[order].tolist(), remaining[order].tolist(), strict=True):
             scores[channel] = floor = max(loss, floor + max(GAP, 1e-12 * floor))
         if done:
             break
-        chosen, left = alive[order], alive.new_ones(len(alive), dtype=torch.bool)
+        chosen, left = remaining[order], remaining.new_ones(len(remaining), dtype=torch.bool)
         left[order] = False
         for state in states:
             state.remove(chosen)
-        alive, removed = alive[left], removed + len(order)
+        remaining, removed = remaining[left], removed + len(order)
     return scores
 
 
@@ -107,7 +110,7 @@ def without_columns(weight: Tensor, hessian: Tensor, removed: Tensor, damping: f
         weight: (rows, columns).
         hessian: (columns, columns), damped.
         removed: (columns,), bool.
-        damping: only named in the message.
+        damping: named in the error message.
 
     >>> hessian = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
     >>> without_columns(torch.ones(1, 2), hessian, torch.tensor([False, True])).tolist()
@@ -142,22 +145,25 @@ class _State:
             self.columns[channel, : len(columns)] = columns
             self.filled[channel, : len(columns)] = True
 
-    def losses(self, alive: Tensor) -> Tensor:
-        """Equation 4 for each channel of ``alive``, by one batched Cholesky factorisation."""
+    def losses(self, remaining: Tensor) -> Tensor:
+        """Equation 4 for each channel of ``remaining``, by one batched Cholesky factorisation."""
         if not self.columns.shape[1]:
-            return alive.new_zeros(len(alive), dtype=torch.float64)
-        columns, filled = self.columns[alive.to(self.columns.device)], self.filled[alive.to(self.columns.device)]
+            return remaining.new_zeros(len(remaining), dtype=torch.float64)
+        columns, filled = (
+            self.columns[remaining.to(self.columns.device)],
+            self.filled[remaining.to(self.columns.device)],
+        )
         block = self.inverse[columns[:, :, None], columns[:, None, :]] * (filled[:, :, None] & filled[:, None, :])
         block.diagonal(dim1=1, dim2=2).add_((~filled).to(block))  # the identity on padding
         weight = self.weight.mT[columns] * filled[..., None]  # (channels, width, rows)
-        own = alive.to(self.row_channel.device)[:, None] == self.row_channel
+        own = remaining.to(self.row_channel.device)[:, None] == self.row_channel
         weight = weight * ~own[:, None, :]
         solved: Tensor = torch.linalg.solve_triangular(cholesky(block), weight, upper=False)
         losses: Tensor = solved.square().sum((1, 2)) / 2
         return losses.cpu().double()
 
     def remove(self, channels: Tensor) -> None:
-        """Equations 3 and 5; the rows that go with the channels count no more."""
+        """Apply equations 3 and 5; rows that go with the channels no longer count."""
         channels = channels.to(self.columns.device)
         chosen = self.columns[channels][self.filled[channels]]
         if len(chosen):

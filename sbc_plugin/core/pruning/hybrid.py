@@ -1,6 +1,6 @@
 """ADMM removes most of the weights; exact OBS, started from the optimum on the survivors, removes the rest.
 
-Greedy OBS finds better masks than ADMM and costs ``columns^3`` a row, so it is left what it can do in some seconds.
+Greedy OBS finds better masks than ADMM, but costs ``columns^3`` a row: it gets no more than it can do in some seconds.
 """
 
 import torch
@@ -30,18 +30,20 @@ def hybrid_mask(
 ) -> Tensor:
     """The mask (rows, columns), True = kept, of ADMM followed by exact OBS, with exactly ``zeros`` zeros.
 
-    ADMM removes weights until ``1 / preselect`` times as many as wished are left. OBS, one weight (block) a step in
-    each row, removes the rest, budgets pooled over all rows. N:M is left to ADMM, which beats the greedy order there.
+    ADMM removes weights until ``1 / preselect`` times as many are left as shall be kept. OBS removes the rest, one
+    weight or block a step in each row, with one budget for all rows. For N:M, ADMM does it all, since it beats the
+    greedy order there.
 
     Args:
         weight: (rows, columns).
         hessian: of the layer.
-        zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies.
+        zeros: zeros the layer shall have; blocks round it down, and N:M takes only the number it implies.
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
-        preselect: weights kept in the end as a fraction of what ADMM keeps, above 0, at most 1. None: 0.3, more where
-            ``rows * survivors^3`` would be beyond reason, up to 1, which leaves all to ADMM.
-        iterations: of ADMM, 1 or more; None: 10 where ``preselect`` is at most 0.3, 30 where ADMM decides more.
+        preselect: weights kept in the end as a fraction of what ADMM keeps, above 0, at most 1. 1 leaves all to ADMM.
+            None takes 0.3, or as much more as keeps ``rows * survivors^3`` within ``OBS_WORK``.
+        iterations: of ADMM, 1 or more. None takes 10 if ``preselect`` is at most 0.3, else 30, since ADMM then decides
+            more.
 
     >>> hessian = LayerHessian(torch.tensor([[2.0, 1.8], [1.8, 2.0]]), damping=0.0)
     >>> hybrid_mask(torch.tensor([[1.0, 1.1], [5.0, 5.0]]), hessian, 2).tolist()
@@ -73,9 +75,9 @@ def hybrid_mask(
 
 
 def eliminate_survivors(problem: Problem, kept: Tensor, zeros: int) -> Tensor:
-    """Exact OBS inside ``kept`` (rows, columns): which ``zeros`` of them to remove, (rows, columns).
+    """The ``zeros`` weights that exact OBS removes of those in ``kept``, both (rows, columns).
 
-    Rows start from the least-squares optimum on what is kept, and are batched by how much that is.
+    Each row starts from the least-squares optimum of its kept weights. Rows are batched by how many these are.
     """
     size = problem.pattern.size if problem.pattern.kind == "block" else 1
     rows = len(kept)

@@ -39,7 +39,7 @@ def obs_mask(
     Args:
         weight: (rows, columns).
         hessian: of the layer.
-        zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies.
+        zeros: zeros the layer shall have; blocks round it down, and N:M takes only the number it implies.
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
         step: weights that a row loses at once (B_in); 1 is exact, None is ceil(columns / 256). Whole blocks, at least

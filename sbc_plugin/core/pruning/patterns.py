@@ -86,7 +86,7 @@ def check_pattern(pattern: Pattern, columns: int, positions: int = 1) -> None:
 def pattern_zeros(pattern: Pattern, rows: int, columns: int, zeros: int) -> int:
     """The zeros a layer can have under the pattern when ``zeros`` are wished.
 
-    N:M fixes their number whatever is wished; blocks round the wish down to whole blocks.
+    N:M fixes their number; blocks round the wish down to whole blocks.
 
     >>> pattern_zeros(parse_pattern("1:4"), rows=2, columns=8, zeros=0)
     12
@@ -140,7 +140,7 @@ def ranks(score: Tensor) -> Tensor:
 def keep_largest(score: Tensor, zeros: int, pattern: Pattern = UNSTRUCTURED) -> Tensor:
     """The mask (rows, columns), True = kept, of the largest non-negative scores, contiguous groups, ``zeros`` removed.
 
-    A block counts by the sum of its scores. For N:M, ``zeros`` follows from the pattern and is not looked at.
+    A block counts by the sum of its scores. N:M ignores ``zeros``, which follows from the pattern.
 
     >>> keep_largest(torch.tensor([[3.0, 1.0, 2.0, 4.0]]), 0, parse_pattern("1:2")).tolist()
     [[True, False, False, True]]

@@ -48,21 +48,21 @@ def prune(
 ) -> Solution:
     """Remove exactly ``zeros`` weights of a layer and move the others to the least-squares optimum on the mask.
 
-    Weights on dead columns (``H_jj = 0``) go first, the smallest first. ``loss`` of the result is taken on the undamped
-    Hessian, rows scaled by ``row_scale``.
+    Weights on dead columns (``H_jj = 0``) go first, the smallest first. The ``loss`` of the result is that on the
+    undamped Hessian with rows scaled by ``row_scale``.
 
     Args:
         weight: (rows, columns).
         hessian: of the layer. Solvers compute in its dtype; above 512 columns masks are searched in float32, and only
             the refit is in its dtype.
-        zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies
+        zeros: zeros the layer shall have; blocks round it down, and N:M takes only the number it implies
             (:func:`sbc_plugin.core.pruning.patterns.pattern_zeros`).
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
-        solver: "auto", "magnitude" (looks at the weight only), "obs", "admm" or "hybrid". "auto" is exact
-            "obs" for small layers, "hybrid" above and for N:M, where it is ADMM.
+        solver: "magnitude" (looks at the weight only), "obs", "admm", "hybrid", or "auto", which is exact "obs" for
+            small layers and "hybrid" for large ones and for N:M, where the hybrid is ADMM alone.
         refit: False leaves the kept weights as they were.
-        row_scale: (rows,), gain between a row and its neuron (BatchNorm's gamma / sigma); it ranks rows.
+        row_scale: (rows,), gain between a row and its neuron (BatchNorm's gamma / sigma); decides which rows lose more.
 
     >>> hessian = LayerHessian(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), damping=0.0)
     >>> solution = prune(torch.tensor([[1.0, 2.0]]), hessian, 1)
@@ -100,7 +100,7 @@ def magnitude_mask(weight: Tensor, zeros: int, *, pattern: str = "unstructured",
 
     Args:
         weight: (rows, columns).
-        zeros: zeros the layer shall have; blocks round it down, for N:M it must be what the pattern implies.
+        zeros: zeros the layer shall have; blocks round it down, and N:M takes only the number it implies.
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
 

@@ -13,13 +13,13 @@ from sbc_plugin.core.pruning.problem import check_shapes
 from sbc_plugin.errors import SettingsError
 
 BATCH_ELEMENTS = 2**24  # of one batch of padded systems (rows, size, size)
-MOST = 2.0  # a row that lost more than three quarters of its mean square would mostly have its errors amplified
+MOST = 2.0  # in a row that lost more than three quarters of its mean square, a larger factor mostly amplifies errors
 
 
 def refit(weight: Tensor, mask: Tensor, hessian: LayerHessian) -> Tensor:
     """The weight (rows, columns), in the dtype of ``weight``, that is 0 off the mask and optimal on it.
 
-    A kept weight on a dead column (``H_jj = 0``) stays as it is: nothing is known about it.
+    A kept weight on a dead column stays as it is, since nothing is known about it.
 
     Args:
         weight: (rows, columns), the dense weight.
@@ -38,11 +38,11 @@ def refit(weight: Tensor, mask: Tensor, hessian: LayerHessian) -> Tensor:
     check_shapes(weight, hessian)
     if mask.shape != weight.shape:
         raise SettingsError(f"the mask has shape {tuple(mask.shape)}, the weight {tuple(weight.shape)}")
-    whole, live, damping = hessian.positive_definite(), ~hessian.dead, hessian.damping
-    owner = hessian.owner(len(weight))
+    whole, damping, owner = hessian.positive_definite(), hessian.damping, hessian.owner(len(weight))
+    alive = ~hessian.dead[owner]
     w, mask = weight.to(whole), mask.to(whole.device)
-    removed = ~mask & live[owner]
-    kept = mask & live[owner]
+    removed = ~mask & alive
+    kept = mask & alive
     moves = removed.any(1) & kept.any(1)
     by_inverse = removed.sum(1) < kept.sum(1)
     delta = torch.zeros_like(w)
@@ -63,7 +63,7 @@ def rescaled(weight: Tensor, new: Tensor, hessian: LayerHessian) -> Tensor:
     """``new`` with each row scaled by ``sqrt(w H w / w' H w')``, from 1 to ``MOST``: its output keeps its mean square.
 
     A least-squares optimum is a prediction of the row's output and varies less than what it predicts, so its neuron
-    reaches the threshold too rarely. Rows without output stay. Source: docs/theory.md, equation 9.
+    reaches the threshold too rarely. Rows without output stay as they are. Source: docs/theory.md, equation 9.
 
     Args:
         weight: (rows, columns), dense.
@@ -85,7 +85,7 @@ def solve_rows(matrix: Tensor, chosen: Tensor, target: Tensor, damping: float) -
         matrix: (columns, columns), positive definite.
         chosen: (rows, columns), bool.
         target: (rows, columns).
-        damping: only named in the message.
+        damping: named in the error message.
 
     Raises:
         SingularHessianError: some ``matrix[C, C]`` is not positive definite.
@@ -110,13 +110,13 @@ def solve_rows(matrix: Tensor, chosen: Tensor, target: Tensor, damping: float) -
 
 
 def survivors(chosen: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The chosen columns of each row, padded to ``width`` with others: (rows, width), and which are no padding."""
+    """The chosen columns of each row, (rows, width), padded with others; and True where they are no padding."""
     columns = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     return columns, chosen.gather(1, columns)
 
 
 def subsystems(matrices: Tensor, owner: Tensor, columns: Tensor, filled: Tensor) -> Tensor:
-    """``matrices[owner][C, C]`` of each row, (rows, width, width), the identity on padding."""
+    """``matrices[owner][C, C]`` of each row, (rows, width, width), with the identity on padding."""
     system = matrices[owner[:, None, None], columns[:, :, None], columns[:, None, :]]
     system.mul_(filled[:, :, None] & filled[:, None, :])
     system.diagonal(dim1=1, dim2=2).add_((~filled).to(system))

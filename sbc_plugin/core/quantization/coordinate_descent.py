@@ -1,7 +1,7 @@
 """Coordinate descent on the codes of a quantised weight: an exact improvement of what one pass of GPTQ leaves.
 
 GPTQ never looks back: a column is rounded before the errors of later columns are known. Here every code is chosen
-again, given all the others, until none changes. Source: docs/theory.md, equation 8.
+again, given all the others, until none changes any more. Source: docs/theory.md, equation 8.
 """
 
 from typing import NamedTuple
@@ -27,18 +27,18 @@ def descend(
 ) -> Solution:
     """Choose codes one at a time, each the best given the others, column after column and again from the start.
 
-    With ``g = (w - q) H`` the best value of weight j alone is the grid point nearest to ``q_j + g_j / H_jj``, for the
-    loss is a parabola in it; so no step raises a row's damped loss. A column with ``H_jj = 0`` stays as it is.
+    With ``g = (w - q) H`` the best value of weight j alone is the grid point nearest to ``q_j + g_j / H_jj``, because
+    the loss is a parabola in it; so no step raises a row's damped loss. Dead columns stay as they are.
 
     Args:
         weight: (rows, columns), before quantisation.
         start: (rows, columns), on the grid and zero where masked, e.g. of
             :func:`~sbc_plugin.core.quantization.gptq.gptq`.
-        hessian: of the layer; with the damping of ``start``'s solver its damped loss never rises.
+        hessian: of the layer; if damped as for the solver of ``start``, the damped loss never rises above its.
         grid: of ``start``; its scales stay.
         mask: (rows, columns), True = kept; the others stay 0. None keeps all.
-        sweeps: the most visits to each column; a row is left alone once a sweep has changed nothing in it.
-        block: columns whose effect on all others is brought up to date in one matrix product; changes speed only.
+        sweeps: the most visits to each column; a row is done once a sweep has changed nothing in it.
+        block: columns whose effect on all others is applied in one matrix product; changes speed only.
 
     Returns:
         The weight on the grid, in the dtype of ``weight``; its mask; its loss on the undamped Hessian.

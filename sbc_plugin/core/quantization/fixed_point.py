@@ -1,6 +1,6 @@
 """Fixed-point grids for states that change at every step: signed, a power-of-two step, saturating.
 
-Unlike the grids of weights these are one number wide, so that a chip's adder and shifter can keep to them.
+Unlike the grids of weights they have one step for all values, so that a chip can compute with adders and shifters.
 """
 
 import math
@@ -37,7 +37,7 @@ class FixedPoint:
     def round(self, values: Tensor) -> Tensor:
         """The nearest values of the grid, of any shape, in the dtype given; ties go to even codes, the rest saturates.
 
-        Exact in float32 and float64, for the step is a power of two.
+        Exact in float32 and float64, because the step is a power of two.
         """
         return ((values / self.step).round() * self.step).clamp(*self.limits)
 
@@ -73,10 +73,10 @@ def fixed_point(low: float, high: float, bits: int) -> FixedPoint:
 
 
 def check_bits(bits: int) -> None:
-    """Refuse a width that has no grid.
+    """Refuse a number of bits for which there is no grid.
 
     Raises:
-        SettingsError: no whole number from 2 to 24.
+        SettingsError: it is no whole number from 2 to 24.
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
         raise SettingsError(f"bits={bits!r} is not supported; use a whole number from {BITS[0]} to {BITS[-1]}")

@@ -28,15 +28,15 @@ def gptq(
     """Round ``weight`` to ``grid`` column by column so that the layer's output stays close.
 
     Column j's error ``e = (w_j - q_j) / U_jj`` changes the columns k > j by ``- e U_jk``, where ``H^-1 = U^T U`` with U
-    upper triangular. A column with ``H_jj = 0`` (an input that never spikes in calibration) is rounded to nearest.
+    upper triangular. A dead column (``H_jj = 0``: an input that never spikes in calibration) is rounded to nearest.
 
     Args:
         weight: (rows, columns).
         hessian: of the layer.
         grid: of this weight; its scales stay with their columns, whatever the order.
         mask: (rows, columns), True = kept; the others become 0 and their error is pushed as well. None keeps all.
-            Refit the weight on its mask first and make the grid from that: this pass then makes up for rounding alone.
-        block: columns whose updates to all later columns are done in one matrix product; changes speed only.
+            Refit the weight on its mask first, and make the grid from that: this pass then corrects rounding alone.
+        block: columns whose errors reach all later columns in one matrix product; changes speed only.
         order: "descending" takes the columns with the largest H_jj first, "given" from left to right.
 
     Returns:

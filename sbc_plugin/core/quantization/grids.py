@@ -15,9 +15,10 @@ from torch import Tensor
 
 from sbc_plugin.errors import SettingsError
 
-# Fine near 1, where 4 bits and more have their best; down to 1/100, for at 2 bits a single outlier may set the abs-max.
+# Fine near 1, where the best factor lies for 4 bits and more; down to 1/100 because at 2 bits one outlier may set the
+# largest magnitude.
 SHRINK_FACTORS = [step / 100 for step in range(100, 0, -1)]
-# In any dtype, for a solver may compute in float32. Weights this small are zeros for every purpose.
+# The same for every dtype, because a solver may compute in float32. Smaller weights are zeros for every purpose.
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
@@ -32,7 +33,7 @@ class Grid:
         bits: 2 to 8.
         symmetric: signed codes around 0, else codes from 0 to 2^bits - 1 around ``zero_point``.
         narrow: a symmetric grid leaves out the code -2^(bits - 1), so that -x is on the grid if x is (Brevitas'
-            ``narrow_range``; 2 bits are then ternary). Without meaning when not ``symmetric``.
+            ``narrow_range``; 2 bits are then ternary). It means nothing if not ``symmetric``.
         power_of_two: every scale is a power of two, and has to stay one.
         widths: how many columns each scale has; None = all the same number.
 
@@ -117,13 +118,13 @@ def make_grid(
         weight: (rows, columns).
         bits: 2 to 8.
         granularity: "tensor" one scale, "channel" one a row, "group:32" one for every 32 consecutive columns of a row.
-        scale: "absmax" the smallest at which nothing clips; "mse" shrunk from there to the least square error of
-            rounding (never above that of "absmax"); "power_of_two" that of "absmax" rounded up to a power of two.
+        scale: "absmax" is the smallest at which nothing clips; "mse" is shrunk from there to the least squared error of
+            rounding (never above that of "absmax"); "power_of_two" is that of "absmax", rounded up to a power of two.
         symmetric: see :class:`Grid`.
         narrow: see :class:`Grid`.
-        mask: (rows, columns), True = kept; masked weights have no say.
-        hessian_diag: (columns,), or (rows, columns) where rows have Hessians of their own: "mse" weighs the square
-            error of each column with it; plain if None.
+        mask: (rows, columns), True = kept; masked weights do not count.
+        hessian_diag: (columns,), or (rows, columns) where rows have Hessians of their own: "mse" weights the squared
+            error of each column with it. None weights all alike.
         parts: columns of each weight, where several stand side by side; each gets scales of its own, as it would alone.
 
     Returns:
@@ -220,7 +221,7 @@ def _scale_shape(weight: Tensor, granularity: str) -> tuple[int, int]:
 
 
 def _next_power_of_two(scale: Tensor) -> Tensor:
-    # By mantissa and exponent, for log2 of a number just above a power of two may round down to it.
+    # By mantissa and exponent, because log2 of a number just above a power of two may round down to it.
     mantissa, exponent = torch.frexp(scale)
     return torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).to(exponent.dtype))
 
@@ -228,9 +229,9 @@ def _next_power_of_two(scale: Tensor) -> Tensor:
 def _least_error_scale(
     blocks: Tensor, start: Tensor, zero_point: Tensor, code_range: tuple[int, int], importance: Tensor | None
 ) -> Tensor:
-    """The scale (R, G) of least square error for ``blocks`` (R, G, n), at fixed zero points.
+    """The scale (R, G) of least squared error for ``blocks`` (R, G, n), at fixed zero points.
 
-    Each shrunk scale gives codes, and these codes the scale that fits them best: ``sum(codes * w) / sum(codes^2)``.
+    Each shrunk scale gives codes, and the scale that fits these codes best is ``sum(codes * w) / sum(codes^2)``.
     """
     offset = zero_point[..., None]
 

@@ -14,10 +14,10 @@ class Integers:
         scale: (rows,), float64.
         exponent: (rows,), int32, with ``scale = 2 ** exponent``; None unless all scales are known to be powers of two.
         bias: (rows,), in units of the scale; None without one.
-        threshold: of the neurons behind, in units of the scale and of an input of 1: ``v_th / (scale * gain)``, the
-            gain that of what lies between (r and w_in of a neuron, BatchNorm's factor); (rows,), or (rows, neurons of a
-            row) where they differ; None where no spiking neuron follows.
-        bits: that a code may take.
+        threshold: of the neurons behind, in units of the scale and for an input of 1: ``v_th / (scale * gain)``, where
+            the gain is that of what lies between (a neuron's r and w_in, BatchNorm's factor); (rows,), or (rows,
+            neurons of a row) where they differ; None where no spiking neuron follows.
+        bits: of a code.
         zero_point: (rows,), int32; None where it is 0, as in every symmetric grid.
     """
 

@@ -1,4 +1,4 @@
-"""The scale of each row by what rounding to it costs the layer's output, not by how far it moves the weights."""
+"""The scale of each row, chosen by what rounding costs the layer's output and not by how far it moves the weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,9 +12,9 @@ from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid, make_grid
 from sbc_plugin.core.solution import Solution
 
-# Half to double the scale of least weight error, in steps of 6 %: the output's best scale may lie on either side.
+# From half to double the scale of least weight error, in steps of 6 %: the best scale may lie on either side.
 FACTORS = tuple(2 ** (step / 12) for step in range(-12, 13))
-WORK = 2**34  # multiplications: the factors tried become fewer where rows * columns^2 is large
+WORK = 2**34  # multiplications: fewer factors are tried where rows * columns^2 is large
 CHUNK = 2**23  # elements of the stacked copies of the weight
 
 
@@ -46,7 +46,7 @@ def quantise(
         symmetric: see :class:`~sbc_plugin.core.quantization.grids.Grid`.
         mask: (rows, columns), True = kept; the others become exactly 0.
         parts: columns of each weight, where several stand side by side: they share no scale.
-        row_scale: (rows,), what scales each row's output; counts where rows share a scale.
+        row_scale: (rows,), gain between a row and its neuron; counts where rows share a scale.
 
     Returns:
         The weight on its grid, in the dtype of ``weight``; its mask; its loss on the undamped Hessian.
@@ -77,14 +77,15 @@ def least_loss_grid(
 ) -> Grid:
     """``grid`` with the scales of each row multiplied by the factor after which GPTQ's damped loss is least.
 
-    The rows of all factors are stacked and solved as one weight. Grids of power-of-two scales are not to be given here.
+    The copies of the rows for all factors are stacked and solved as one weight. Scales that have to stay powers of two
+    do not belong here.
 
     Args:
         weight: (rows, columns).
         hessian: of the layer.
         grid: where to start from.
         mask: (rows, columns), True = kept.
-        row_scale: (rows,), what scales each row's output; counts where rows share a scale.
+        row_scale: (rows,), gain between a row and its neuron; counts where rows share a scale.
         factors: to try besides 1; thinned out where the layer is large.
 
     Returns:
