@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from integration_tests.models.channel_cases import BOX, CASES, Plain, Sew, cells, events, images, last_layer, prepared
+from sbc_plugin import load, save
+from sbc_plugin.checkpoint.file import write
 from sbc_plugin.errors import CheckpointError, UnsupportedModelError
 from sbc_plugin.torch_pruning import (
     SBCImportance,
@@ -145,6 +147,50 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="holds no pruned model"):
         load_pruned(tmp_path / "other.safetensors", prepared(cells()), (x[0],))
+    save(tmp_path / "whole.safetensors", model)
+    with pytest.raises(CheckpointError, match="it has no history of cuts"):
+        load_pruned(tmp_path / "whole.safetensors", prepared(cells()), (x[0],))
+    for history in ([["0", True]], [["0", True, "x"]], 3):
+        write(tmp_path / "odd.safetensors", model, {"report": None, "history": history})
+        with pytest.raises(CheckpointError, match="damaged history"):
+            load_pruned(tmp_path / "odd.safetensors", prepared(cells()), (x[0],))
+
+
+@pytest.mark.parametrize("case", ["plain", "cells", "sew", "recurrent"])
+def test_load_reads_what_save_pruned_writes(case: str, tmp_path: Path) -> None:
+    make, data, example, run = CASES[case]
+    model, x = prepared(make()), data()
+    pruner = get_pruner("l2", model, (example(x),), pruning_ratio=0.5, ignored_layers=[last_layer(model)])
+    pruner.step()
+    save_pruned(tmp_path / "small.safetensors", model, pruner.pruning_history())
+    loaded, report = load(tmp_path / "small.safetensors", prepared(make()))
+    with torch.no_grad():
+        assert report is None and torch.equal(run(loaded, x), run(model, x))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.last = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+        self.first = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.heads(x, x, x)[0])
+
+
+def test_sizes_that_only_torch_pruning_changes_come_back(tmp_path: Path) -> None:
+    x = torch.rand(5, 7, 4)
+    models = [Attention().eval(), Attention().eval()]
+    pruner = get_pruner("l2", models[0], (x,), pruning_ratio=0.5, ignored_layers=[models[0].last],
+                        num_heads={models[0].heads: 2})  # fmt: skip
+    pruner.step()
+    save_pruned(tmp_path / "small.safetensors", models[0], pruner.pruning_history())
+    loaded = load_pruned(tmp_path / "small.safetensors", models[1], (x,), num_heads={models[1].heads: 2})
+    assert loaded.heads.embed_dim == models[0].heads.embed_dim == 4
+    assert torch.equal(loaded(x), models[0](x))
+    with pytest.raises(CheckpointError, match="a MultiheadAttention cannot be resized"):
+        load(tmp_path / "small.safetensors", Attention())
 
 
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:

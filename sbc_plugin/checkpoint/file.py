@@ -65,6 +65,15 @@ def save(path: str | PathLike[str], model: nn.Module, report: Report | None = No
     Raises:
         CheckpointError: the file cannot be written, or the model holds something that has no place in it.
     """
+    write(path, model, {"report": None if report is None else report.to_dict()})
+
+
+def write(path: str | PathLike[str], model: nn.Module, entries: Mapping[str, Any]) -> None:
+    """As :func:`save`, with these entries in the header ("report" among them), each as JSON takes it.
+
+    Raises:
+        CheckpointError: the file cannot be written, or the model holds something that has no place in it.
+    """
     groups, attributes = describe(model)
     state, same = _state(model)
     if clash := sorted((state.keys() & attributes.keys()) | ({HEADER, PACKED} & (state.keys() | attributes.keys()))):
@@ -77,7 +86,7 @@ def save(path: str | PathLike[str], model: nn.Module, report: Report | None = No
             del tensors[name]
             forms[name] = _as_json(found[0])
             blocks.append(found[1])
-    header = {"packed": forms, "same": same, "modules": groups, "report": None if report is None else report.to_dict()}
+    header = {"packed": forms, "same": same, "modules": groups, **entries}
     tensors[HEADER] = torch.frombuffer(bytearray(zlib.compress(_json(header).encode(), 9)), dtype=torch.uint8)
     if forms:
         tensors[PACKED] = torch.cat(blocks)
@@ -230,9 +239,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path}, {len(data):,} bytes, is no safetensors file, or it is truncated or damaged{short}; get it again"
         ) from error
     if not isinstance(metadata, dict) or KEY not in metadata:
-        ours = isinstance(metadata, dict) and f"{KEY}.pruned" in metadata
-        hint = "sbc_plugin.torch_pruning.load_pruned reads it" if ours else "safetensors.torch.load_file reads it"
-        raise CheckpointError(f"{path} is a safetensors file that save() did not write; {hint}")
+        raise CheckpointError(
+            f"{path} is a safetensors file that save() did not write; safetensors.torch.load_file reads it"
+        )
     if len(data) != end:
         kind = (
             f"truncated: {len(data):,} of {end:,} bytes" if len(data) < end else f"{len(data) - end:,} bytes too long"

@@ -63,17 +63,13 @@ def host_pruner(method: str, model: nn.Module, example_inputs: Any, arguments: d
     importance = arguments.pop("importance", None)
     if importance is None:
         importance = entry.importance(**(for_importance if method == "obdc" else {}))
-    modes = [(module, module.training) for module in model.modules()]
     with exact_tracing(model):
-        pruner = entry.pruner(
+        return entry.pruner(
             model,
             trace_inputs(model, example_inputs),
             importance=importance,
             **(entry.arguments | graph_arguments(model, arguments)),
         )
-    for module, mode in modes:
-        module.training = mode
-    return pruner
 
 
 def graph_arguments(model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -58,13 +58,10 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         self.statistics = SBCImportance(calibration_data, forward, calibration=calibration, recalibrate=recalibrate)
         self.example_inputs = trace_inputs(model, example_inputs)
         self.reestimate, self._unchecked = reestimate, check
-        modes = [(module, module.training) for module in model.modules()]
         with exact_tracing(model):
             super().__init__(
                 model, self.example_inputs, importance or self.statistics, **graph_arguments(model, arguments)
             )
-        for module, mode in modes:
-            module.training = mode
         self.statistics.attach(self.DG)
 
     def estimate_importance(self, group: Any) -> Any:
