@@ -10,7 +10,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from integration_tests.models.channel_networks import CASES, LIF, make
-from integration_tests.torch_pruning.test_tracing import heads_of, traced
+from integration_tests.torch_pruning.test_dependency_graph import heads_of, traced
 from sbc_plugin.torch_pruning.audit import audit
 from sbc_plugin.torch_pruning.replay import MIXED, UNRELATED, Replay
 

@@ -12,7 +12,7 @@ import torch_pruning as tp
 from torch import nn
 
 from integration_tests.models.channel_networks import CASES, make
-from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
+from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, trace_inputs
 
 
 def net() -> nn.Sequential:
@@ -165,7 +165,7 @@ import torch_pruning as tp
 seams = lambda: [tp.DependencyGraph, *vars(tp.DependencyGraph).values(), *vars(tp.pruner.BasePruner).values(),
                  *vars(tp.pruner).values(), *vars(tp.importance).values(), *vars(tp.pruner.function).values()]
 before = list(map(id, seams()))
-import sbc_plugin.torch_pruning, sbc_plugin.torch_pruning.tracing, sbc_plugin.torch_pruning.audit
+import sbc_plugin.torch_pruning, sbc_plugin.torch_pruning.graph.dependency_graph, sbc_plugin.torch_pruning.audit
 assert list(map(id, seams())) == before
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -14,10 +14,10 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from sbc_plugin.torch_pruning.neurons import NeuronPruner
-from sbc_plugin.torch_pruning.nodes import Junction, Parts
+from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, run_once, tensors_in, trace_inputs
+from sbc_plugin.torch_pruning.graph.neuron_pruners import NeuronPruner
+from sbc_plugin.torch_pruning.graph.nodes import Junction, Parts
 from sbc_plugin.torch_pruning.replay import MIXED, Replay, linear_neurons, outputs_without
-from sbc_plugin.torch_pruning.tracing import exact_tracing, run_once, tensors_in, trace_inputs
 
 Channel = tuple[str, str, int]  # layer, "out" or "in", number
 Run = Callable[[nn.Module, Any], Any]

@@ -15,8 +15,8 @@ from torch import nn
 
 from sbc_plugin.checkpoint.file import load, write
 from sbc_plugin.errors import CheckpointError
+from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, trace_inputs
 from sbc_plugin.torch_pruning.methods import graph_arguments
-from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
 
 KEY = "history"  # in the header
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch_pruning as tp
 from torch import nn
 
-from sbc_plugin.torch_pruning.neurons import neuron_pruners
-from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
+from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, trace_inputs
+from sbc_plugin.torch_pruning.graph.neuron_pruners import neuron_pruners
 
 HOST_ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM)
 

@@ -11,10 +11,10 @@ from sbc_plugin.errors import SettingsError, UnsupportedModelError
 from sbc_plugin.layers import Forward
 from sbc_plugin.settings import Calibration
 from sbc_plugin.torch_pruning.audit import audit
+from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, trace_inputs
 from sbc_plugin.torch_pruning.importance import SBCImportance
 from sbc_plugin.torch_pruning.methods import METHODS, graph_arguments, host_pruner
 from sbc_plugin.torch_pruning.normalization import reestimate_batchnorm
-from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
 from sbc_plugin.torch_pruning.weights import WeightPruner
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.plain import library_or_plain
-from sbc_plugin.torch_pruning.tracing import channel_axis, run_once, tensors_in, trace_inputs
+from sbc_plugin.torch_pruning.graph.dependency_graph import channel_axis, run_once, tensors_in, trace_inputs
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 UNRELATED, MIXED = -1, -2

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from integration_tests.models.channel_networks import CASES, LIF, Case, Loop, Sew, Transformer, make
 from sbc_plugin.norse import copy_model, default_forward
 from sbc_plugin.norse.neurons import RECURRENT
-from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
+from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, trace_inputs
 
 LENGTHS = (1, 8, 32)
 READERS = (nn.modules.conv._ConvNd, nn.Linear, *RECURRENT)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.plain import library_or_plain
-from sbc_plugin.torch_pruning.layouts import Layout, along, broadcast
-from sbc_plugin.torch_pruning.neurons import NeuronPruner, neuron_pruners
-from sbc_plugin.torch_pruning.nodes import Nodes, Parts, PartsPruner
-from sbc_plugin.torch_pruning.wiring import NOTHING, Reach, Wiring, tag
+from sbc_plugin.torch_pruning.graph.layouts import Layout, along, broadcast
+from sbc_plugin.torch_pruning.graph.neuron_pruners import NeuronPruner, neuron_pruners
+from sbc_plugin.torch_pruning.graph.nodes import Nodes, Parts, PartsPruner
+from sbc_plugin.torch_pruning.graph.wiring import NOTHING, Reach, Wiring, tag
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import Any
 import torch_pruning as tp
 from torch import nn
 
-from sbc_plugin.torch_pruning.layouts import Strides
-from sbc_plugin.torch_pruning.wiring import Source
+from sbc_plugin.torch_pruning.graph.layouts import Strides
+from sbc_plugin.torch_pruning.graph.wiring import Source
 
 Sources = frozenset[tuple[Source, Strides]]
 

@@ -9,8 +9,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from integration_tests.models.channel_networks import braille, make
-from sbc_plugin.torch_pruning.neurons import NeuronPruner, RecurrentPruner, neuron_pruners
-from sbc_plugin.torch_pruning.tracing import exact_tracing, trace_inputs
+from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, trace_inputs
+from sbc_plugin.torch_pruning.graph.neuron_pruners import NeuronPruner, RecurrentPruner, neuron_pruners
 
 GONE, KEPT = [1, 4], [0, 2, 3, 5]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from sbc_plugin.torch_pruning.layouts import (
+from sbc_plugin.torch_pruning.graph.layouts import (
     Layout,
     Strides,
     along,
