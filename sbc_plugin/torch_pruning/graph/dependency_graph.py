@@ -6,8 +6,10 @@ module, for each place where their outputs meet, and for each concatenation or s
 from the shapes that autograd saw (see :mod:`.wiring`). Groups, importance and cutting stay torch-pruning's own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
+from inspect import signature
 from typing import Any
 
 import torch
@@ -32,33 +34,21 @@ def exact_tracing(model: nn.Module) -> Iterator[None]:
     """
     original = tp.DependencyGraph.build_dependency
 
-    def build(
-        graph: Any,
-        traced: nn.Module,
-        example_inputs: Any,
-        forward_fn: Callable[..., Any] | None = None,
-        output_transform: Callable[..., Any] | None = None,
-        unwrapped_parameters: Any = None,
-        customized_pruners: Any = None,
-        **options: Any,
-    ) -> Any:
+    @wraps(original)
+    def build(graph: Any, traced: nn.Module, *given: Any, **named: Any) -> Any:
         if traced is not model:
-            named = {"unwrapped_parameters": unwrapped_parameters, "customized_pruners": customized_pruners, **options}
-            return original(graph, traced, example_inputs, forward_fn, output_transform, **named)
-        unwrapped = dict(unwrapped_parameters or {})
+            return original(graph, traced, *given, **named)
+        call = signature(original).bind(graph, traced, *given, **named)
+        unwrapped = dict(call.arguments.get("unwrapped_parameters") or {})
+        customized = call.arguments.get("customized_pruners") or {}
+        call.arguments |= {
+            "unwrapped_parameters": list(unwrapped.items()),
+            "customized_pruners": {**neuron_pruners(model), **customized, Parts: PartsPruner()},
+            "verbose": False,  # it warns about parameters of no module, whose dimension is known here
+        }
         tracer = _Tracer(graph, model, unwrapped)
-        options["verbose"] = False  # it warns about parameters of no module, whose dimension is known here
         with _replaced(graph, "_trace", tracer.trace), torch.enable_grad(), eval_mode(model):
-            original(
-                graph,
-                model,
-                example_inputs,
-                forward_fn,
-                output_transform,
-                unwrapped_parameters=list(unwrapped.items()),
-                customized_pruners={**neuron_pruners(model), **(customized_pruners or {}), Parts: PartsPruner()},
-                **options,
-            )
+            original(*call.args, **call.kwargs)
         tracer.nodes.map_indices()
         graph.sbc_tangled = dict(tracer.wiring.tangled)
         return graph
@@ -78,6 +68,11 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
         else:
             delattr(owner, name)
+
+
+def group_of(graph: Any, layer: nn.Module, channels: Iterable[int]) -> Any:
+    """The group of torch-pruning that cuts these outputs of a layer."""
+    return graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, list(channels))
 
 
 def trace_inputs(model: nn.Module, example_inputs: Any) -> Any:

@@ -137,6 +137,14 @@ def broadcast(layout: Layout, shape: Sequence[int]) -> Layout | None:
     return replace(layout, dims=tuple(dims))
 
 
+def broadcast_except(layout: Layout, dim: int, shape: tuple[int, ...]) -> Layout | None:
+    """As :func:`broadcast`, where the size along a dimension without channels may change."""
+    if dim in layout.channel_dims:
+        return None
+    short = removed(layout, [dim], keep=True)
+    return None if short is None else broadcast(short, shape)
+
+
 def contracted(layout: Layout, dim: int, position: int, size: int) -> Layout:
     """One operand of a matrix product: dimension ``dim`` is summed over, the other operand brings one of ``size``."""
     summed = tuple(f for f in layout.dims[dim] if f.digit is not None)

@@ -6,6 +6,7 @@ and sources are sets, so the result does not grow with the number of time steps.
 """
 
 from collections.abc import Callable, Iterable
+from math import prod
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -15,19 +16,11 @@ from sbc_plugin.torch_pruning.graph.layouts import (
     Strides,
     along,
     arrival,
-    broadcast,
+    broadcast_except,
     contracted,
-    inserted,
-    permuted,
     removed,
-    viewed,
 )
-
-VIEWS = frozenset(["View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias", "Flatten", "Unflatten"])
-MIXING = frozenset(
-    ["Mm", "Mv", "Dot", "Addmm", "Addmv", "Addbmm", "Baddbmm", "Linear", "MkldnnLinear", "Convolution"]
-) | frozenset(["NativeLayerNorm", "NativeGroupNorm", "Index", "Flip", "Roll", "Sort", "Topk", "Take", "Put"])
-LAST = {"T": (-1, -2), "Mt": (-1, -2)}
+from sbc_plugin.torch_pruning.graph.operations import layout_after, range_of, signed
 
 
 class Source(NamedTuple):
@@ -89,7 +82,7 @@ class Wiring:
         return self._known[root]
 
     def arrive(self, reach: Reach, axis: int, where: str) -> frozenset[tuple[Source, Strides]]:
-        """How the sources number the positions along ``axis``; those that do not are tangled, for the reason given."""
+        """How the sources number the positions along ``axis``; ``where`` becomes the reason of those that do not."""
         found = set()
         for source, layout in reach:
             strides = arrival(layout, axis)
@@ -107,16 +100,19 @@ class Wiring:
             return self._leaf(fn.variable)
         operation = type(fn).__name__.rstrip("0123456789").removesuffix("Backward")
         inputs, out = [(self._known[call], _shape(*call)) for call in _inputs(fn)], _shape(fn, number)
+        # 1. Operations on several tensors that lie in different places of the result.
         if operation == "Cat":
             return self._concatenated(inputs, signed(fn._saved_dim) % len(out), out)
         if operation in ("Bmm", "Mm", "Mv") and len(inputs) == 2:
             return self._product(inputs, operation)
         if operation.startswith("ScaledDotProduct"):
             return self._attention(inputs[:3], out)
+        # 2. Operations that take a part of one tensor.
         inputs = self._aligned(fn, inputs)
         if operation in ("Slice", "Select", "Split", "SplitWithSizes", "UnsafeSplit", "Unbind", "UnsafeSplitWithSizes"):
             return self._parts(operation, fn, number, inputs, out)
-        return self._each(inputs, operation, lambda layout: _rule(operation, fn, layout, out))
+        # 3. All others change the layout of each source by itself.
+        return self._each(inputs, operation, lambda layout: layout_after(operation, fn, layout, out))
 
     def _each(self, inputs: Iterable[tuple[Reach, Any]], reason: str, rule: Callable[[Layout], Layout | None]) -> Reach:
         result = set()
@@ -159,60 +155,60 @@ class Wiring:
         return frozenset([(self.junctions.concat(parts), along(out, dim))])
 
     def _parts(self, operation: str, fn: Any, number: int, inputs: list[tuple[Reach, Any]], out: Any) -> Reach:
-        """What one part of a tensor reaches: of a chunk, split, slice or unbind, or one index."""
+        """A part of a tensor along one dimension: one index, or a range of them."""
         (reach, shape), *_ = inputs
-        dim = signed(fn._saved_dim) % len(shape)
-        inside = frozenset((source, layout) for source, layout in reach if dim in layout.channel_dims)
-        drops = operation in ("Select", "Unbind")
+        dim, one_index = signed(fn._saved_dim) % len(shape), operation in ("Select", "Unbind")
+        split = frozenset((source, layout) for source, layout in reach if dim in layout.channel_dims)
 
         def beside(layout: Layout) -> Layout | None:
-            return removed(layout, [dim], keep=False) if drops else broadcast_except(layout, dim, out)
+            return removed(layout, [dim], keep=False) if one_index else broadcast_except(layout, dim, out)
 
-        # 1. Channels along other dimensions all go on.
-        others = self._each([(reach - inside, None)], operation, beside)
-        if not inside:
-            return others
-        # 2. Channels along this dimension: one index of their most significant digit,
-        if drops:
-            return others | self._selected(operation, fn, number, inside, dim)
-        # 3. all of them, where the part is the whole,
+        # 1. Sources whose channels lie along other dimensions: the part has all of their channels.
+        whole = self._each([(reach - split, None)], operation, beside)
+        # 2. Sources whose channels lie along this dimension: the part has some of their channels.
+        if not split:
+            return whole
+        if one_index:
+            return whole | self._one_index(operation, fn, number, split, dim)
         if out[dim] == shape[dim]:
-            return others | inside
-        # 4. none that could be followed, where a slice has a step,
-        sizes, part = _sizes(operation, fn, number, shape[dim])
-        if not sizes:
-            return others | self._each([(inside, None)], operation, lambda layout: None)
-        # 5. or those of one part of a split.
-        sources = self.arrive(inside, dim - len(shape), operation)
-        return others | {(self.junctions.split(sources, sizes, part), along(out, dim))}
+            return whole | split
+        return whole | self._range(operation, fn, number, split, shape)
 
-    def _selected(self, operation: str, fn: Any, number: int, inside: Reach, dim: int) -> Reach:
+    def _one_index(self, operation: str, fn: Any, number: int, split: Reach, dim: int) -> Reach:
         """One index of the most significant digit, as in q, k, v = qkv.reshape(B, N, 3, heads, -1).unbind(2)."""
-        result: set[tuple[Source, Layout]] = set()
-        for source, layout in inside:
+        result = set()
+        for source, layout in split:
             digits, count = layout.digits, layout.shape[dim]
             if layout.hidden or layout.dims[dim] != (digits[0],) or len(digits) == 1:
                 self._tangle(source, operation)
                 continue
             part = number if operation == "Unbind" else signed(fn._saved_index) % count
-            size = 1
-            for digit in digits[1:]:
-                size *= digit.size
+            size = prod(digit.size for digit in digits[1:])
             new = self.junctions.split(frozenset([(source, Strides())]), (size,) * count, part)
-            dims = tuple(d for k, d in enumerate(layout.dims) if k != dim)
-            result.add((new, Layout(dims)))
+            result.add((new, Layout(tuple(d for k, d in enumerate(layout.dims) if k != dim))))
         return frozenset(result)
 
+    def _range(self, operation: str, fn: Any, number: int, split: Reach, shape: tuple[int, ...]) -> Reach:
+        """A range of neighbouring indices, as of a slice or of one piece of a split."""
+        dim = signed(fn._saved_dim) % len(shape)
+        sizes, part = range_of(operation, fn, number, shape[dim])
+        if not sizes:
+            return self._each([(split, None)], operation, lambda layout: None)
+        sources = self.arrive(split, dim - len(shape), operation)
+        return frozenset([(self.junctions.split(sources, sizes, part), along(_shape(fn, number), dim))])
+
     def _product(self, inputs: list[tuple[Reach, Any]], operation: str) -> Reach:
+        """``left @ right`` sums over the last dimension of the left one, and the last but one of the right one."""
         (left, a), (right, b) = inputs
         rank = len(a)
         if rank != len(b) or not left or not right:
             return self._each(inputs, operation, lambda layout: None)
-        first = {(s, contracted(la, rank - 1, rank - 1, b[-1])) for s, la in left}
-        second = {(s, contracted(la, rank - 2, rank - 2, a[-2])) for s, la in right}
-        return _completed(frozenset(first | second))
+        rows = {(source, contracted(layout, rank - 1, rank - 1, b[-1])) for source, layout in left}
+        columns = {(source, contracted(layout, rank - 2, rank - 2, a[-2])) for source, layout in right}
+        return _completed(frozenset(rows | columns))
 
     def _attention(self, inputs: list[tuple[Reach, Any]], out: tuple[int, ...]) -> Reach:
+        """softmax(query @ key^T) @ value: the channels of query and key are summed over, those of value are sent."""
         (query, q), (key, _), (value, v) = inputs
         rank, result = len(out), set()
         for source, layout in (*query, *key):
@@ -230,57 +226,6 @@ def _completed(reach: Reach) -> Reach:
         twin = next((other for other in visible if other.digits == layout.digits), layout) if layout.hidden else layout
         result.add((source, twin))
     return frozenset(result)
-
-
-def broadcast_except(layout: Layout, dim: int, shape: tuple[int, ...]) -> Layout | None:
-    """As :func:`broadcast`, where the size along a dimension without channels may change."""
-    if dim in layout.channel_dims:
-        return None
-    short = removed(layout, [dim], keep=True)
-    return None if short is None else broadcast(short, shape)
-
-
-def _rule(operation: str, fn: Any, layout: Layout, out: tuple[int, ...]) -> Layout | None:
-    rank = len(layout.dims)
-    if operation in VIEWS:
-        return viewed(layout, out)
-    if operation in ("Permute", "Transpose", *LAST):
-        order = list(range(rank))
-        if operation == "Permute":
-            return permuted(layout, [signed(d) % rank for d in fn._saved_dims])
-        a, b = LAST.get(operation) or (signed(fn._saved_dim0), signed(fn._saved_dim1))
-        order[a], order[b] = order[b], order[a]
-        return permuted(layout, order)
-    if operation == "Stack":
-        dim = signed(fn._saved_dim) % (rank + 1)
-        return inserted(layout, dim, out[dim])
-    if operation in MIXING:
-        return None
-    if hasattr(fn, "_saved_keepdim"):
-        dims = getattr(fn, "_saved_dim", ())
-        dims = [dims] if isinstance(dims, int) else list(dims or range(rank))
-        return removed(layout, [signed(d) % rank for d in dims], fn._saved_keepdim)
-    along_dim = getattr(fn, "_saved_dim", None)
-    if isinstance(along_dim, int) and rank and signed(along_dim) % rank in layout.channel_dims:
-        return None
-    return broadcast(layout, out)
-
-
-def _sizes(operation: str, fn: Any, number: int, total: int) -> tuple[tuple[int, ...], int]:
-    """The parts of a split along the channels and which of them this is; no parts for a slice with a step."""
-    if operation == "Slice":
-        start, end = signed(fn._saved_start), signed(fn._saved_end)
-        start, end = (start % total if start < 0 else start), (end % total if end < 0 else min(end, total))
-        return ((start, end - start, total - end), 1) if fn._saved_step == 1 else ((), 0)
-    if hasattr(fn, "_saved_split_sizes"):
-        return tuple(fn._saved_split_sizes), number
-    size = fn._saved_split_size
-    return tuple(min(size, total - k) for k in range(0, total, size)), number
-
-
-def signed(value: int) -> int:
-    """Autograd saves negative numbers as unsigned ones."""
-    return value - 2**64 if value >= 2**63 else value
 
 
 def _inputs(fn: Any) -> list[tuple[Any, int]]:
