@@ -160,7 +160,7 @@ def test_global_pruning_meets_its_ratio_with_ties() -> None:
     assert [model[0].out_channels, model[2].out_channels, model[5].out_features] == [8, 6, 7]
 
 
-def test_unknown_method_and_missing_data_are_told() -> None:
+def test_unknown_method_and_missing_data_are_refused() -> None:
     model, x = prepared(cells()), events()
     with pytest.raises(SettingsError, match="'magnitud' is unknown; use one of 'sbc', 'random', 'l1'"):
         get_pruner("magnitud", model, (x[0],))
@@ -186,7 +186,7 @@ def test_a_grouped_convolution_is_not_cut_unevenly() -> None:
     assert model(x).shape == (BATCH, 3)
 
 
-def test_channels_that_cannot_be_dealt_to_heads_are_told() -> None:
+def test_channels_that_cannot_be_dealt_to_heads_are_refused() -> None:
     model, x = prepared(Plain()), images()
     pruner = SBCPruner(model, (x[:1],), calibration_data=[x])
     group = pruner.DG.get_pruning_group(model.first, tp.prune_conv_out_channels, list(range(6)))

@@ -95,7 +95,7 @@ def feed(neuron: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("cls", RECURRENT)
 @pytest.mark.parametrize("autapses", [False, True])
-def test_recurrent_cell_without_neurons_is_the_one_in_which_they_are_not_heard(cls: Any, autapses: bool) -> None:
+def test_recurrent_cell_without_neurons_is_the_one_in_which_nothing_reads_them(cls: Any, autapses: bool) -> None:
     weights = torch.randn(6, 3) * 3, torch.randn(6, 6) * 3
     options = {"autapses": autapses}
     small = cls(3, 6, **options, input_weights=nn.Parameter(weights[0]), recurrent_weights=nn.Parameter(weights[1]))

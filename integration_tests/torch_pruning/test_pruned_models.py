@@ -137,7 +137,7 @@ def test_neuron_parameters_of_each_channel_come_back(tmp_path: Path) -> None:
     assert torch.equal(loaded[1].p.tau_mem_inv, model[1].p.tau_mem_inv) and len(model[1].p.tau_mem_inv) == 4
 
 
-def test_files_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model, x = prepared(cells()), events()
     pruner = get_pruner("sbc", model, (x[0],), calibration_data=[x], ignored_layers=[model[7]])
     pruner.step()

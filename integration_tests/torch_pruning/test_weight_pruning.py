@@ -84,7 +84,7 @@ def test_masks_outlive_fine_tuning_with_momentum(optimizer: type[torch.optim.Opt
     assert not any(model.get_parameter(name)[~mask].any() for name, mask in pruner.masks.items())
 
 
-def test_what_cannot_be_is_told() -> None:
+def test_what_cannot_be_is_refused() -> None:
     model, x = prepared(cells()), events()
     with pytest.raises(CalibrationError, match="needs calibration_data"):
         get_pruner("sbc", model, x[0], pattern="2:4")

@@ -1,6 +1,6 @@
-"""Weights that no spiking neuron integrates: those of a plain network, and transposed convolutions. Here M = I.
+"""Networks without a spiking neuron, and weights that no neuron integrates: their kernel is M = I.
 
-Brought to the same form as a spiking layer, so that one way of calibrating serves both kinds of network.
+They are brought to the same form as spiking layers, so that one way of calibrating serves both kinds of network.
 """
 
 import copy
@@ -25,7 +25,7 @@ Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
 
 @dataclass(frozen=True)
 class TransposedForm(MatrixForm):
-    """The matrix form of a transposed convolution: columns are (input channel, kernel position), as of a convolution.
+    """The matrix form of a transposed convolution, with columns (input channel, kernel position) as in a convolution.
 
     Attributes:
         transposed: the module; ``convolution`` stays None.
@@ -54,7 +54,7 @@ class TransposedForm(MatrixForm):
                 f"input has shape {tuple(x.shape)}, the layer takes (batch, {module.in_channels}, {axes} spatial axes)"
             )
         batch, channels = x.shape[:2]
-        # Each channel alone, through kernels that are 1 at one position: what that position contributes.
+        # Each channel passes alone through kernels that are 1 at one position: this is what the position contributes.
         kernel = torch.eye(self.positions, dtype=x.dtype, device=x.device)
         kernel = kernel.reshape(1, self.positions, *module.kernel_size)
         functional = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d)
@@ -133,12 +133,12 @@ class PlainNetworks:
         return run
 
     def is_step_model(self, model: nn.Module) -> bool:
-        """Never: there is no time."""
+        """Never, because there is no time."""
         return False
 
     @contextmanager
     def watch_steps(self, model: nn.Module, on_step: Any) -> Iterator[None]:
-        """There are no steps."""
+        """Calls nothing, because there are no steps."""
         yield
 
     def copy_model(self, model: nn.Module) -> nn.Module:
@@ -157,15 +157,15 @@ class PlainNetworks:
             return copy.deepcopy(model)
 
     def is_neuron(self, module: nn.Module) -> bool:
-        """Never."""
+        """Never, because there are no neurons."""
         return False
 
     def holds_weights(self, module: nn.Module) -> bool:
-        """Never: no module is a neuron."""
+        """Never, because there are no neurons."""
         return False
 
     def linear_neurons(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Changes nothing: there is no neuron."""
+        """Changes nothing, because there are no neurons."""
         return nullcontext()
 
     def linear_state(self, state: Any, output: Tensor) -> Any:

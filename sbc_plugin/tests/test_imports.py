@@ -61,7 +61,6 @@ MAY_BE_LONG = {
     "sbc_plugin.nir.files.compress_file": FACE,
     "sbc_plugin.torch_pruning.pruner.SBCPruner.__init__": FACE,
     "sbc_plugin.torch_pruning.pruner.get_pruner": FACE,
-    "sbc_plugin.torch_pruning.tracing.exact_tracing.build": "takes what torch-pruning's own method takes",
     "sbc_plugin.torch_pruning.weights.WeightPruner.__init__": FACE,
     "sbc_plugin.core.pruning.hybrid.hybrid_mask": SOLVER,
     "sbc_plugin.core.pruning.prune.prune": SOLVER,

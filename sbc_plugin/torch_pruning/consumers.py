@@ -18,7 +18,7 @@ from sbc_plugin.layers import Part
 
 @dataclass
 class Consumer:
-    """One layer whose inputs may lose channels. Changes with the model as channels go.
+    """One layer whose inputs may lose channels; it changes with the model as channels are cut.
 
     Attributes:
         name: of the layer.
@@ -27,7 +27,7 @@ class Consumer:
         silent: (hessians, columns + 1), columns that nothing is known about.
         owner: (rows,), the Hessian of each row.
         scale: (rows,), gain over the square root of the layer's total, so that its losses are fractions of the total.
-        damping: named in messages.
+        damping: that the Hessian has, named in messages.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Consumer:
 
     @property
     def groups(self) -> int:
-        """Of a grouped convolution; 1 otherwise."""
+        """How many groups the convolution has; 1 for other layers."""
         return self.parts[0].form.groups
 
     @property
     def bias(self) -> Tensor | None:
-        """Where the constant part of a removed channel can go."""
+        """The bias, which takes the constant part of removed channels; None if the layer has none."""
         biases = (getattr(part.module, "bias", None) for part in self.parts)
         return next((bias for bias in biases if isinstance(bias, Tensor)), None)
 
@@ -60,7 +60,7 @@ class Consumer:
         if (rows, columns + 1) != (len(self.owner), self.hessian.shape[-1]):
             raise CalibrationError(
                 f"layer {self.name!r} is {rows} x {columns}, its statistics are for {len(self.owner)} x "
-                f"{self.hessian.shape[-1] - 1}; it was cut behind the pruner's back: calibrate again"
+                f"{self.hessian.shape[-1] - 1}; something else than the pruner has cut it: calibrate again"
             )
         bias = blocks[0].new_zeros(rows) if self.bias is None else self.bias.detach()
         return torch.cat([*blocks, bias[:, None]], dim=1).to(self.hessian)
@@ -78,7 +78,7 @@ class Consumer:
                 self.bias.copy_(weight[:, -1].to(self.bias))
 
     def columns(self, part: int, channels: Tensor) -> tuple[Tensor, Tensor]:
-        """Where input channels (n,) of a part come in: conv group (n,) and columns (n, positions) inside it."""
+        """Input channels (n,) of a part in the matrix: their conv group (n,) and their columns in it (n, positions)."""
         widths = [matrix(p).shape[1] for p in self.parts]
         positions = self.parts[part].form.positions
         local = widths[part] // positions

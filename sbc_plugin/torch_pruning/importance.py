@@ -1,9 +1,9 @@
 """``SBCImportance``: what a channel is worth to the layers that read it, for any pruner of torch-pruning.
 
-A channel of a producer is worth what its consumers lose without it, after they did their best with what is left: the
-sum of equation 4 over consumers and their rows, each consumer's losses taken as fractions of its whole. What the
-producer's own neuron loses is no loss by itself: a spike train that no layer reads costs nothing, one that never spikes
-neither.
+A channel is worth what the layers that read it, its consumers, lose without it after their other weights were adapted:
+the sum of equation 4 over all consumers and their rows, each consumer's losses taken as fractions of its total. What
+changes in the neuron that sends the channel does not count by itself: a spike train that no layer reads costs nothing,
+and neither does one without a spike.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +43,7 @@ class Edge(NamedTuple):
 
 
 def edges(group: Any) -> Iterator[Edge]:
-    """The weights that a torch-pruning group cuts; elements without a weight of their own are left out."""
+    """The weights that a group of torch-pruning cuts; members of the group without a weight are left out."""
     for item in group.items:
         module, indices, roots = item.dep.target.module, item.idxs, item.root_idxs
         if not indices or not isinstance(module, nn.Module):
@@ -66,7 +66,7 @@ class Coupling:
     """What a group does to one consumer.
 
     Attributes:
-        consumer: that loses inputs, rows or both.
+        consumer: the layer that loses inputs, rows or both.
         inputs: (part, its input channels (n,), their roots (n,)).
         rows: (rows,), the root that takes the row with it; -1 for rows that stay.
     """
@@ -193,8 +193,8 @@ class SBCImportance(tp.importance.Importance):  # type: ignore[misc]
     def _pruning(self, group: Any, cut: Callable[..., None]) -> Callable[..., None]:
         def prune(idxs: list[int] | None = None, record_history: bool = True) -> None:
             if not record_history:
-                self._consumers = {}  # a history is replayed, and its weights will follow
-            elif idxs is None:  # else the group makes another one, which comes back here
+                self._consumers = {}  # a history is replayed, and weights are filled in afterwards
+            elif idxs is None:  # otherwise the group makes another one, whose prune() comes here
                 self.before_cut(group)
             cut(idxs, record_history)
 

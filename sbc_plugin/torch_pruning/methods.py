@@ -18,7 +18,7 @@ class Method(NamedTuple):
     Attributes:
         importance: makes the importance.
         pruner: the class of the pruner.
-        arguments: of the pruner, that make the method.
+        arguments: of the pruner, by which this method differs from others with the same class.
     """
 
     importance: Callable[..., Any]
@@ -49,7 +49,7 @@ METHODS = {
 
 
 def host_pruner(method: str, model: nn.Module, example_inputs: Any, arguments: dict[str, Any]) -> Any:
-    """One of torch-pruning's pruners, its graph traced exactly and neurons cut with their channels.
+    """One of torch-pruning's pruners, with an exact graph that cuts neurons together with their channels.
 
     Args:
         method: a name of :data:`METHODS`.
@@ -73,9 +73,9 @@ def host_pruner(method: str, model: nn.Module, example_inputs: Any, arguments: d
 
 
 def graph_arguments(model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a pruner, with what spiking models need, and fresh dicts.
+    """The arguments of a pruner, with what spiking models need added, in dicts of their own.
 
-    torch-pruning's own default dicts are shared between pruners and written to.
+    torch-pruning writes into its default dicts, which all pruners share.
     """
     neurons = neuron_pruners(model)
     given = dict(arguments)

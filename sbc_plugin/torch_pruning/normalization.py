@@ -1,4 +1,4 @@
-"""BatchNorm after a cut: its averages belong to the wider network, and forward passes alone renew them."""
+"""BatchNorm after a cut: its averages are those of the wider network, and forward passes are enough to renew them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from sbc_plugin.layers import Forward
 
 
 def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], forward: Forward | None = None) -> int:
-    """Average mean and variance of every BatchNorm anew over the data, each call counting the same; how many there are.
+    """Average mean and variance of every BatchNorm anew over the data, with equal weight for each call.
 
     No weight changes, and everything else (Dropout too) runs in eval mode.
 
@@ -21,6 +21,9 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], forward: Forward
         model: changed in place.
         data: batches as for calibration.
         forward: ``forward(model, batch)`` runs one whole batch.
+
+    Returns:
+        How many BatchNorms were renewed.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:

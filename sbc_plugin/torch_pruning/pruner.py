@@ -19,9 +19,9 @@ from sbc_plugin.torch_pruning.weights import WeightPruner
 
 
 class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
-    """Prunes channels by what the layers that read them lose, and lets those layers make up for it before the cut.
+    """Prunes channels by what the layers that read them lose, and adapts those layers' weights before each cut.
 
-    All arguments of ``tp.pruner.BasePruner`` are taken and mean what they mean there. Layers in ``ignored_layers`` keep
+    It takes all arguments of ``tp.pruner.BasePruner``, with their meaning there. Layers in ``ignored_layers`` keep
     their outputs; where they lose inputs they are compensated as well. Groups come in the order in which their roots
     run. With ``step(interactive=True)``, a group that is not pruned changes nothing.
 
@@ -95,7 +95,7 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             self._refuse(plans)
             self._unchecked = False
         for plan in sorted(plans, key=self.statistics.place):
-            # Made again, because groups pruned in the meantime may have moved its indices.
+            # The group is made again, because the groups pruned before it may have moved its indices.
             group = self.DG.get_pruning_group(plan[0].dep.target.module, plan[0].dep.handler, plan[0].idxs)
             kept = {(id(dep.target), dep.handler) for dep, indices in plan.items if not indices}
             for number, (dep, _) in enumerate(group.items):

@@ -29,7 +29,7 @@ def rehearse(replay: Replay, graph: Any, groups: dict[str, Any], num_heads: dict
         groups: one for each layer that makes channels, by its name.
         num_heads: heads of the layers that make queries, keys and values.
     """
-    # 1. One group for each set of coupled layers; the others have the fate of the one that covers them.
+    # 1. One group for each set of coupled layers; its result holds for the other layers of the set.
     trials: dict[str, Any] = {}
     covered: dict[nn.Module, str] = {}
     same: dict[str, str] = {}

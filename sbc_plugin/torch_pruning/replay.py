@@ -1,4 +1,4 @@
-"""Run a spiking model with its neurons made linear: every change gets through, none is lost below a threshold."""
+"""Run a model with its neurons made linear, so that no change of a channel is lost below a threshold."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +15,7 @@ from sbc_plugin.torch_pruning.graph.dependency_graph import channel_axis, run_on
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 UNRELATED, MIXED = -1, -2
-LARGE = 40.0  # of the layer's own largest output: an increase passes max pooling and rectifiers
+LARGE = 40.0  # times the layer's largest output: such an increase passes max pooling and rectifiers
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def random_inputs(model: nn.Module, example_inputs: Any) -> Any:
 
 
 class Replay:
-    """One recorded forward, repeated with some channels of one layer changed and all other layers' outputs held.
+    """Records one forward and repeats it with some channels of one layer changed, all other outputs held as recorded.
 
     Attributes:
         layers: those that ran, by name.
@@ -75,15 +75,15 @@ class Replay:
     def readers(self, name: str) -> dict[str, Tensor]:
         """For each layer, (inputs,): which channel of layer ``name`` an input depends on, or UNRELATED, or MIXED.
 
-        Every channel has a code of n bits, half of them 1; each bit takes one forward in which the channels that have
-        it change. An input that sees half of the bits depends on one channel, one that sees more on several (no code
-        contains another), so 512 channels take 12 forwards.
+        Every channel has a code of n bits, half of which are 1. For each bit the model runs once, with all channels
+        changed that have this bit. The bits in whose runs an input changes are the code of its channel, or more bits
+        than a code has where it depends on several, because no code contains another. 512 channels take 12 runs.
         """
         found = self._decoded(name, LARGE)
         seen = {number for numbers in found.values() for number in numbers.tolist()}
         if MIXED in seen or len(seen - {UNRELATED}) == self.channels(name):
             return found
-        other = self._decoded(name, -LARGE)  # something let increases not pass
+        other = self._decoded(name, -LARGE)  # what blocks an increase, as min pooling does, may let a decrease pass
         return {reader: torch.where(numbers == UNRELATED, other[reader], numbers) for reader, numbers in found.items()}
 
     def _decoded(self, name: str, change: float) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ class Replay:
         return found
 
     def _changed(self, name: str, channels: Tensor, change: float) -> dict[str, Tensor]:
-        """For each layer, which of its inputs differ from the record when these channels do, (inputs,)."""
+        """For each layer, (inputs,): which of its inputs differ from the record while these channels are changed."""
         hits: dict[str, Tensor] = {}
         generator = torch.Generator().manual_seed(1)
 

@@ -1,4 +1,4 @@
-"""One pass over the data that gives every layer which reads channels its statistics."""
+"""One pass over the data gathers the statistics of every layer that reads channels."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +23,7 @@ from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise, matrix
 def gather_consumers(
     model: nn.Module, data: Iterable[Any], calibration: Calibration, forward: Forward | None = None
 ) -> tuple[list[Consumer], dict[str, str]]:
-    """One pass over the data: every layer that reads channels, in the order in which they run; and what was left out.
+    """The layers that read channels with their statistics, in the order in which they run, and what was left out.
 
     Args:
         model: left as it was.

@@ -1,4 +1,4 @@
-"""Single weights through the same door: unstructured, N:M and blocks, in steps, with masks that fine-tuning keeps."""
+"""``WeightPruner``: single weights, unstructured, N:M or in blocks, pruned in steps, with masks for fine-tuning."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -149,7 +149,7 @@ class WeightPruner:
         return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / sizes if sizes else 0.0
 
     def _settings(self, step: int) -> Prune:
-        """What the step has to reach."""
+        """The ratio and pattern that this step has to reach."""
         pattern, solver, allocation = self.pattern, self.settings.solver, self.settings.allocation
         if pattern.kind != "n:m":
             return Prune(self.ratios[step], str(pattern), solver, allocation)

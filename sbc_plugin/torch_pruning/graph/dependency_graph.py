@@ -28,9 +28,9 @@ from sbc_plugin.torch_pruning.graph.wiring import NOTHING, Reach, Wiring, tag
 def exact_tracing(model: nn.Module) -> Iterator[None]:
     """Every dependency graph that torch-pruning builds for ``model`` inside the block is exact for spiking models.
 
-    Any number of time steps, frozen parameters, ``(output, state)`` results and step models are fine; pruning
-    functions for Norse's neurons are added. The model, its modes, the random state and torch-pruning itself are as
-    before afterwards, also after an exception; a graph that was built stays exact outside the block.
+    It serves any number of time steps, frozen parameters, ``(output, state)`` results and step models, and adds pruning
+    functions for neurons. The model, its modes, the random state and torch-pruning itself are afterwards as they were
+    before, also after an exception; a graph that was built stays exact outside the block.
     """
     original = tp.DependencyGraph.build_dependency
 
@@ -148,7 +148,7 @@ class _Tracer:
         attention = isinstance(module, nn.MultiheadAttention)
         reaches = [self.wiring.reach(x) for x in (given if attention else given[:1])]
         first = next(iter(tensors_in(output)))
-        reach = self._called(module, reaches, given[0], first)
+        reach = self._linked(module, reaches, given[0], first)
 
         def cut(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -161,7 +161,7 @@ class _Tracer:
 
         return cut(output)
 
-    def _called(self, module: nn.Module, reaches: list[Reach], x: Tensor, output: Tensor) -> Reach:
+    def _linked(self, module: nn.Module, reaches: list[Reach], x: Tensor, output: Tensor) -> Reach:
         """Link a module to the sources of its input; the reach of its output."""
         pruner = self.graph.get_pruner_of_module(module)
         sides = self._channel_axes(module, x, output)
@@ -171,7 +171,7 @@ class _Tracer:
             if isinstance(pruner, NeuronPruner):
                 pruner.axes[module] = axis
         if pruner.get_out_channels(module) is None:
-            return frozenset().union(*reaches)  # nothing of it is cut, so it may serve several places
+            return frozenset().union(*reaches)  # nothing of it is cut, so its calls need no node in common
         arrived = [self.wiring.arrive(reach, sides[0], type(module).__name__) for reach in reaches]
         source = self.nodes.module(module)
         for sources in arrived:
@@ -186,12 +186,12 @@ class _Tracer:
 
 
 def _leftmost(reach: Reach) -> int:
-    """Where no layer says which axis holds the channels: the first from the left that carries some, from the end."""
+    """The axis that holds channels where no layer says which: the first from the left that has some, from the end."""
     return min((layout.channel_dims[0] - len(layout.dims) for _, layout in reach if layout.channel_dims), default=-1)
 
 
 def _fitted(reach: Reach, value: Tensor) -> Reach:
-    """The reach of a state that may lack the time axis of the output."""
+    """The reach of a state, which may lack the time axis of the output."""
     result = set()
     for source, layout in reach:
         short = Layout(layout.dims[-value.dim() :], layout.hidden) if value.dim() else Layout(())

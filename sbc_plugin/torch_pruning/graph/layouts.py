@@ -1,8 +1,9 @@
 """Where a producer's channels lie in a tensor, exactly, through any view, permutation or contraction.
 
-A dimension of a tensor is a product of *factors*. A factor that carries channels has a *digit*: the channel is the
-mixed-radix number of all digits, most significant first. (B, N, C) viewed as (B, N, heads, C / heads) splits the digit
-of C in two; Flatten puts C and the spatial size into one dimension. Nothing is guessed from sizes that happen to agree.
+A dimension of a tensor is a product of *factors*. A factor that carries channels has a *digit*: the number of a channel
+is the mixed-radix number of all digits, the most significant first. A view of (B, N, C) as (B, N, heads, C / heads)
+splits the digit of C in two; Flatten puts C and the spatial size into one dimension. Sizes that happen to be equal
+decide nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 
 class Factor(NamedTuple):
-    """A part of a dimension: its size, and its digit of the channel's number (None: it carries no channel)."""
+    """A part of a dimension: its size, and its digit in the number of the channel; None if it carries no channel."""
 
     size: int
     digit: tuple[int, ...] | None = None
@@ -20,7 +21,7 @@ class Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Factors of each dimension, sizes of 1 left out.
+    """The factors of each dimension, without those of size 1.
 
     Attributes:
         dims: one tuple of factors for each dimension of the tensor, the outermost factor first.
@@ -59,7 +60,7 @@ class Strides(NamedTuple):
 
 
 def along(shape: Sequence[int], axis: int) -> Layout:
-    """Channels lie on one axis.
+    """The layout of a tensor whose channels lie on one axis.
 
     >>> along((2, 5, 4), -1).dims
     ((Factor(size=2, digit=None),), (Factor(size=5, digit=None),), (Factor(size=4, digit=(0,)),))
@@ -101,17 +102,17 @@ def viewed(layout: Layout, shape: Iterable[int]) -> Layout | None:
 
 
 def permuted(layout: Layout, order: Sequence[int]) -> Layout:
-    """Dimension d of the result is dimension ``order[d]``."""
+    """The layout after a permutation: dimension d of the result is dimension ``order[d]``."""
     return replace(layout, dims=tuple(layout.dims[d] for d in order))
 
 
 def inserted(layout: Layout, dim: int, size: int) -> Layout:
-    """A new dimension in front of dimension ``dim``."""
+    """The layout with a new dimension in front of dimension ``dim``."""
     return replace(layout, dims=(*layout.dims[:dim], _factors(size), *layout.dims[dim:]))
 
 
 def removed(layout: Layout, dims: Iterable[int], keep: bool) -> Layout | None:
-    """Without dimensions that carry no channel (kept at size 1 on demand); None where one does."""
+    """The layout without these dimensions, of size 1 if they are kept; None where one of them carries channels."""
     gone = set(dims)
     if gone & set(layout.channel_dims):
         return None
@@ -120,7 +121,7 @@ def removed(layout: Layout, dims: Iterable[int], keep: bool) -> Layout | None:
 
 
 def broadcast(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """As one operand of an operation that works on every channel by itself; None where a channel dimension changes.
+    """The layout after an operation on each element by itself; None where broadcasting changes a channel dimension.
 
     >>> broadcast(along((4, 1, 1), 0), (2, 4, 5, 5)).channel_dims
     [1]
@@ -146,7 +147,7 @@ def broadcast_except(layout: Layout, dim: int, shape: tuple[int, ...]) -> Layout
 
 
 def contracted(layout: Layout, dim: int, position: int, size: int) -> Layout:
-    """One operand of a matrix product: dimension ``dim`` is summed over, the other operand brings one of ``size``."""
+    """The layout after a matrix product that sums over ``dim``; the other operand brings a dimension of ``size``."""
     summed = tuple(f for f in layout.dims[dim] if f.digit is not None)
     dims = [d for number, d in enumerate(layout.dims) if number != dim]
     dims.insert(position, _factors(size))

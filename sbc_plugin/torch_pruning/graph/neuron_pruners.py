@@ -1,4 +1,4 @@
-"""Pruning functions of Norse's neurons: what they hold for each channel is cut together with the channel."""
+"""Pruning functions of neurons: what a neuron holds for each channel is cut together with the channel."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def neuron_pruners(model: nn.Module) -> dict[type[nn.Module], tp.pruner.function
 
 
 class NeuronPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
-    """Neurons without weights: tensors of ``p`` with an entry for each channel are cut, scalars are left alone.
+    """Cuts neurons without weights: tensors of ``p`` with an entry for each channel; scalars are left as they are.
 
     Attributes:
         axes: the channel axis of each neuron's input, counted from the end; tracing fills it. A neuron that was not
@@ -61,7 +61,7 @@ class NeuronPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
 
 
 class RecurrentPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
-    """Recurrent cells: a neuron owns a row of the input weights, and a row and a column of the recurrent weights."""
+    """Cuts recurrent cells: with a neuron goes a row of the input weights, a row and a column of the recurrent."""
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
         """Cut the neurons ``idxs``."""
@@ -81,11 +81,11 @@ class RecurrentPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
         return layer
 
     def get_out_channels(self, layer: Any) -> int:
-        """Neurons of the cell."""
+        """How many neurons the cell has."""
         return int(layer.hidden_size)
 
     def get_in_channels(self, layer: Any) -> int:
-        """Inputs of the cell."""
+        """How many inputs the cell has."""
         return int(layer.input_size)
 
 

@@ -14,7 +14,7 @@ Sources = frozenset[tuple[Source, Strides]]
 
 
 class Junction(nn.Module):
-    """Where outputs meet before a layer or at the model's end: channels with one number are cut together."""
+    """The place where outputs meet, before a layer or at the model's end; channels of equal number are cut together."""
 
 
 class Parts(nn.Module):
@@ -35,7 +35,7 @@ class Parts(nn.Module):
 
 
 class PartsPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
-    """Nothing to cut but the sizes."""
+    """Cuts the sizes of parts, which hold nothing else."""
 
     def prune_out_channels(self, layer: Parts, idxs: Sequence[int]) -> Parts:
         """Take the channels ``idxs`` off the parts that hold them."""
@@ -46,7 +46,7 @@ class PartsPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
     prune_in_channels = prune_out_channels
 
     def get_out_channels(self, layer: nn.Module) -> None:
-        """It sets no limit of its own."""
+        """None: parts set no limit of their own."""
         return None
 
     get_in_channels = get_out_channels
@@ -97,7 +97,7 @@ class Nodes:
         self._edges: dict[tuple[Any, Any, Any], list[tuple[Any, Any]]] = {}
 
     def module(self, module: nn.Module) -> Source:
-        """A layer of the model."""
+        """The source that a layer of the model is."""
         return Source(self._node(module, module, self.graph._module2name.get(module)))
 
     def junction(self, sources: Sources) -> Any:
@@ -115,13 +115,13 @@ class Nodes:
         return node
 
     def feed(self, sources: Sources, consumer: Any) -> None:
-        """The sources meet at the input of a node."""
+        """Link the place where these sources meet to the input of a node."""
         node = self.junction(sources)
         if node is not None:
             self._link(node, consumer, None, [])
 
     def concat(self, parts: list[tuple[Sources, int]]) -> Source:
-        """Parts side by side: the sources of each, and its size."""
+        """The source that a concatenation is; each part is given by its sources and its size."""
         key = ("concat", *parts)
         if key not in self._built:
             node = self._node(key, Parts(size for _, size in parts))
@@ -133,14 +133,17 @@ class Nodes:
         return Source(self._built[key])
 
     def split(self, sources: Sources, sizes: tuple[int, ...], part: int) -> Source:
-        """One part of several."""
+        """The source that one part of a split is."""
         key = ("split", sources, sizes)
         if key not in self._built:
             self.feed(sources, self._node(key, Parts(sizes)))
         return Source(self._built[key], part)
 
     def parameter(self, value: nn.Parameter, axis: int | None = None) -> tuple[Source, int] | None:
-        """A parameter of no module, cut along ``axis`` unless the user said which; None where it has size 1."""
+        """The source that a parameter of no module is, and the axis on which it is cut; None if it has size 1 there.
+
+        The axis that the user gave comes before ``axis``.
+        """
         known = next((dim for parameter, dim in self.graph.unwrapped_parameters if parameter is value), None)
         if known is None:
             return None

@@ -24,7 +24,7 @@ from sbc_plugin.torch_pruning.graph.operations import layout_after, range_of, si
 
 
 class Source(NamedTuple):
-    """A producer of channels: a node of the graph, and which of its parts (None: it has one)."""
+    """A producer of channels: a node of the graph, and which of its parts; None for a node without parts."""
 
     node: Any
     part: int | None = None
@@ -35,20 +35,20 @@ NOTHING: Reach = frozenset()
 
 
 def tag(output: Tensor, reach: Reach) -> Tensor:
-    """The same values, cut from what came before, known to :class:`Wiring`; safe to change in place."""
+    """The same values without their history, with a reach that :class:`Wiring` finds; safe to change in place."""
     leaf = output.detach().requires_grad_()
     leaf.sbc_reach = reach  # type: ignore[attr-defined]
     return leaf.clone()
 
 
 class Junctions(Protocol):
-    """What :class:`Wiring` builds with."""
+    """Makes the sources that lie between modules."""
 
     def concat(self, parts: list[tuple[frozenset[tuple[Source, Strides]], int]]) -> Source:
-        """Parts side by side: the sources of each, and its size."""
+        """The source that a concatenation is; each part is given by its sources and its size."""
 
     def split(self, sources: frozenset[tuple[Source, Strides]], sizes: tuple[int, ...], part: int) -> Source:
-        """One part of several."""
+        """The source that one part of a split is."""
 
     def parameter(self, value: nn.Parameter, axis: int | None = None) -> tuple[Source, int] | None:
         """A parameter of no module, and the axis on which it is cut; None if it is not."""
@@ -136,7 +136,7 @@ class Wiring:
         return NOTHING if found is None else frozenset([(found[0], along(value.shape, found[1]))])
 
     def _aligned(self, fn: Any, inputs: list[tuple[Reach, Any]]) -> list[tuple[Reach, Any]]:
-        """A parameter's channels lie where those of its partner do, whatever dimension it varies along."""
+        """The inputs, with a parameter's channels on the dimension on which those of its partner lie."""
         for number, (function, _) in enumerate(_inputs(fn)):
             value = getattr(function, "variable", None)
             if isinstance(value, nn.Parameter):
@@ -219,7 +219,7 @@ class Wiring:
 
 
 def _completed(reach: Reach) -> Reach:
-    """Give contracted channels the place of their partner's: query and key are cut like the value they meet."""
+    """Channels that were summed over take the place of their partner's, as query and key are cut like the value."""
     visible = [layout for _, layout in reach if not layout.hidden and layout.digits]
     result = set()
     for source, layout in reach:
