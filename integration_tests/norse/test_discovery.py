@@ -1,10 +1,13 @@
 """Which neuron integrates each weight: one expectation a model, and the reasons for what is left out."""
 
+import norse.torch as norse
 import pytest
 import torch
+from torch import nn
 
 from integration_tests.models.cases import CASES
 from integration_tests.models.networks import Case, braille
+from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.norse import find_layers
 
 
@@ -42,3 +45,16 @@ def test_the_real_recurrent_net() -> None:
         ("fc2", 7, 38, ""),
     ]
     assert [layer.kernel.name for layer in layers] == ["lif_box > lif_box"] * 2 and skipped == {}
+
+
+def test_sequences_of_which_one_reaches_no_neuron_are_refused() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.lif = nn.Linear(4, 3), norse.LIF()
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.lif(self.linear(x))[0], self.linear(2 * x)
+
+    with pytest.raises(UnsupportedModelError, match="layer 'linear': some of its calls hold whole sequences"):
+        find_layers(Auxiliary(), torch.ones(5, 2, 4))

@@ -4,7 +4,7 @@ Each weight and each neuron returns tensors that carry a tag, so that :mod:`sbc_
 a neuron's input back to the calls that it came from.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class Chain(NamedTuple):
 
     Attributes:
         neuron: its name.
-        number: counts the neuron's chains.
+        number: counts the neuron's chains: each call without a state begins one.
     """
 
     neuron: str
@@ -70,7 +70,7 @@ class WeightCall:
     successors: list[tuple[str, Path]] = field(default_factory=list)
 
     def add(self, use: Use, spiking: bool) -> None:
-        """Write down a use; a spiking neuron's replaces those of the integrators on the way to it."""
+        """Note a use; the first one by a spiking neuron replaces those of the integrators on the way to it."""
         if spiking and self.provisional:
             self.uses, self.provisional = [], False
         if spiking != self.provisional:
@@ -112,33 +112,70 @@ def trace(model: nn.Module, batch: Any, forward: Forward) -> Trace:
         for handle in tracer.hooks():
             stack.callback(handle.remove)
         stack.enter_context(intercept_steps(model, tracer.on_step))
-        output = forward(model, _normal(batch))
+        output = forward(model, _for_autograd(batch))
     for tensor in tensors_in(output):
-        for origin, path in origins(tensor):
-            for call, full in tracer.weight_calls(origin, path):
-                call.outputs.append(full)
+        for call, path in tracer.calls_before(origins(tensor)):
+            call.outputs.append(path)
     return tracer.trace
 
 
 class _Tracer:
+    """Hooks on weights and neurons that fill a :class:`Trace` while the model runs.
+
+    Attributes:
+        trace: so far.
+    """
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.trace = Trace()
-        self.fresh: set[str] = set()
-        self.chains: dict[str, int] = {}
-        self.integrated: dict[Origin, tuple[nn.Module, list[tuple[Origin, Path]]]] = {}
-        self.count: dict[str, int] = {}
+        self._fresh: set[str] = set()  # neurons called without a state, whose next step begins a chain
+        self._last_chain: dict[str, Chain] = {}
+        self._steps_run: dict[str, int] = {}
+        self._integrated: dict[Origin, tuple[nn.Module, list[tuple[Origin, Path]]]] = {}
 
-    def hooks(self) -> Iterable[Any]:
+    def hooks(self) -> Iterator[Any]:
+        """Register a hook on every weight and neuron; the handles."""
         for name, module in self.model.named_modules():
             if isinstance(module, WEIGHTS):
                 self.trace.weights[name] = module
-                yield module.register_forward_hook(self._on_weight(name, matrix_form(module)))
-                yield module.register_forward_pre_hook(weight_input_check(name, matrix_form(module)))
+                form = matrix_form(module)
+                yield module.register_forward_hook(self._on_weight(name, form))
+                yield module.register_forward_pre_hook(weight_input_check(name, form))
             elif isinstance(module, NEURONS):
                 yield module.register_forward_pre_hook(self._on_neuron(name), with_kwargs=True)
             if isinstance(module, RECURRENT):
                 yield module.register_forward_pre_hook(cell_input_check(name))
+
+    def on_step(self, step: Step) -> tuple[Tensor, Any]:
+        """Note what one neuron step integrates, run it, and tag what it returns."""
+        # 1. The weight calls behind the step's input.
+        chain, integrator = self._chain(step), is_integrator(step.neuron)
+        sources = origins(step.x)
+        for origin, path in sources:
+            for call, whole_path, cascade in self._through_integrators(origin, path):
+                call.add(Use(chain, (*cascade, step.neuron), whole_path, len(step.x)), spiking=not integrator)
+        if step.weights and step.name not in self.trace.recurrent:
+            self.trace.order.append(step.name)
+            self.trace.recurrent[step.name] = step.neuron
+        # 2. The step itself, cut from the graph before it.
+        output, state = step.run(step.x.detach())
+        state = detached(state)
+        v = state_tensor(state, "v")
+        if v is not None:
+            v.sbc_chain = chain  # type: ignore[attr-defined]
+        # 3. A tag on the output, by which later calls are led here.
+        number = self._steps_run[step.name] = self._steps_run.get(step.name, -1) + 1
+        here = Origin("integrator" if integrator else "neuron", step.name, number)
+        if integrator:
+            self._integrated[here] = (step.neuron, sources)
+        return tagged(output, here), state
+
+    def calls_before(self, sources: Iterable[tuple[Origin, Path]]) -> Iterator[tuple[WeightCall, Path]]:
+        """The weight calls among the origins of a tensor; neurons in between are not passed."""
+        for origin, path in sources:
+            if origin.kind == "weight":
+                yield self.trace.calls[origin.name][origin.call], path
 
     def _on_weight(self, name: str, form: MatrixForm) -> Callable[..., Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -146,9 +183,8 @@ class _Tracer:
                 self.trace.order.append(name)
             calls = self.trace.calls.setdefault(name, [])
             sources = origins(inputs[0])
-            for origin, path in sources:
-                for call, full in self.weight_calls(origin, path):
-                    call.successors.append((name, full))
+            for call, path in self.calls_before(sources):
+                call.successors.append((name, path))
             calls.append(WeightCall(len(inputs[0]), sources))
             return tagged(output, Origin("weight", name, len(calls) - 1))
 
@@ -158,60 +194,32 @@ class _Tracer:
         def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             state = inputs[1] if len(inputs) > 1 else named.get("state")
             if state is None:
-                self.fresh.add(name)
+                self._fresh.add(name)
 
         return hook
 
-    def on_step(self, step: Step) -> tuple[Tensor, Any]:
-        chain = self._chain(step)
-        integrator = is_integrator(step.neuron)
-        number = self.count[step.name] = self.count.get(step.name, -1) + 1
-        sources = origins(step.x)
-        for origin, path in sources:
-            for call, full, cascade in self._cascades(origin, path):
-                call.add(Use(chain, (*cascade, step.neuron), full, len(step.x)), spiking=not integrator)
-        if step.weights and step.name not in self.trace.recurrent:
-            self.trace.order.append(step.name)
-            self.trace.recurrent[step.name] = step.neuron
-        output, state = step.run(step.x.detach())
-        here = Origin("integrator" if integrator else "neuron", step.name, number)
-        if integrator:
-            self.integrated[here] = (step.neuron, sources)
-        state = detached(state)
-        self._mark(state, chain)
-        return tagged(output, here), state
-
-    def _cascades(
+    def _through_integrators(
         self, origin: Origin, path: Path, cascade: tuple[nn.Module, ...] = ()
-    ) -> Iterable[tuple[WeightCall, Path, tuple[nn.Module, ...]]]:
+    ) -> Iterator[tuple[WeightCall, Path, tuple[nn.Module, ...]]]:
         """The weight calls behind an origin, through integrators, with the integrators passed on the way."""
         if origin.kind == "weight":
             yield self.trace.calls[origin.name][origin.call], path, cascade
         elif origin.kind == "integrator" and not path.nonlinear:
-            neuron, sources = self.integrated[origin]
+            neuron, sources = self._integrated[origin]
             for earlier, before in sources:
-                yield from self._cascades(earlier, before.before(path), (neuron, *cascade))
-
-    def weight_calls(self, origin: Origin, path: Path) -> Iterable[tuple[WeightCall, Path]]:
-        if origin.kind == "weight":
-            yield self.trace.calls[origin.name][origin.call], path
+                yield from self._through_integrators(earlier, before.before(path), (neuron, *cascade))
 
     def _chain(self, step: Step) -> Chain:
-        chain = getattr(state_tensor(step.state, "v"), "sbc_chain", None)
+        chain: Chain | None = getattr(state_tensor(step.state, "v"), "sbc_chain", None)
         if chain is None:
             # A state that lost its mark (detached by the model) goes on in the neuron's last chain.
-            if step.name in self.fresh or step.name not in self.chains:
-                self.chains[step.name] = self.chains.get(step.name, -1) + 1
-            chain = Chain(step.name, self.chains[step.name])
-        self.fresh.discard(step.name)
+            chain = self._last_chain.get(step.name)
+            if chain is None or step.name in self._fresh:
+                chain = Chain(step.name, 0 if chain is None else chain.number + 1)
+                self._last_chain[step.name] = chain
+        self._fresh.discard(step.name)
         self.trace.steps[chain] = self.trace.steps.get(chain, 0) + 1
         return chain
-
-    @staticmethod
-    def _mark(state: Any, chain: Chain) -> None:
-        v = state_tensor(state, "v")
-        if v is not None:
-            v.sbc_chain = chain  # type: ignore[attr-defined]
 
 
 def tensors_in(output: Any) -> list[Tensor]:
@@ -220,16 +228,7 @@ def tensors_in(output: Any) -> list[Tensor]:
         return [output]
     if isinstance(output, dict):
         output = list(output.values())
-    return [t for item in output for t in tensors_in(item)] if isinstance(output, tuple | list) else []
-
-
-def _normal(batch: Any) -> Any:
-    """The batch with inference tensors cloned: autograd does not take them."""
-    if isinstance(batch, Tensor):
-        return batch.clone() if batch.is_inference() else batch
-    if isinstance(batch, dict):
-        return {key: _normal(value) for key, value in batch.items()}
-    return type(batch)(map(_normal, batch)) if type(batch) in (tuple, list) else batch
+    return [tensor for item in output for tensor in tensors_in(item)] if isinstance(output, tuple | list) else []
 
 
 def detached(state: Any) -> Any:
@@ -240,3 +239,12 @@ def detached(state: Any) -> Any:
         values = [detached(value) for value in state]
         return type(state)(*values) if hasattr(state, "_fields") else tuple(values)
     return state
+
+
+def _for_autograd(batch: Any) -> Any:
+    """The batch with inference tensors cloned, because autograd refuses them."""
+    if isinstance(batch, Tensor):
+        return batch.clone() if batch.is_inference() else batch
+    if isinstance(batch, dict):
+        return {key: _for_autograd(value) for key, value in batch.items()}
+    return type(batch)(map(_for_autograd, batch)) if type(batch) in (tuple, list) else batch

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from sbc_plugin.core import kernels
 from sbc_plugin.core.kernels import distinct
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
-from sbc_plugin.errors import UnsupportedModelError
+from sbc_plugin.errors import UnsupportedModelError, in_layer
 from sbc_plugin.layers import UNEVEN_GAIN, Forward, Part, Site, SpikingLayer
 from sbc_plugin.norse.autograd_paths import Path, constant_gain
-from sbc_plugin.norse.call_trace import Chain, Trace, Use, WeightCall, trace
+from sbc_plugin.norse.call_trace import Chain, Trace, WeightCall, trace
 from sbc_plugin.norse.layer_checks import check_own_weights
 from sbc_plugin.norse.neurons import NEURONS, is_spiking, kernel_of
 from sbc_plugin.norse.sites import FORGETFUL, sites_of
@@ -43,47 +43,50 @@ def find_layers(
             f"{type(model).__name__} holds no spiking Norse neuron; the objective is its spike train"
         )
     check_own_weights(model)
-    seen = trace(model, batch, forward)
+    traced = trace(model, batch, forward)
     names = {id(module): name for name, module in model.named_modules()}
-    joint = _feedback(seen)
+    joint = _joint_layers(traced)
     layers = []
-    for name in seen.order:
-        if name in seen.recurrent:
-            layers.append(_cell_layer(name, seen.recurrent[name], temporal))
-        elif name == joint.get(name, (name,))[0]:
-            layers.append(_weight_layer(joint.get(name, (name,)), seen, names, temporal))
+    for name in traced.order:
+        members = joint.get(name, (name,))
+        if name in traced.recurrent:
+            layers.append(_cell_layer(name, traced.recurrent[name], temporal))
+        elif name == members[0]:
+            layers.append(_weight_layer(members, traced, names, temporal))
     if not any(site.neuron for layer in layers for site in layer.sites):
         raise UnsupportedModelError(
             "no weight could be followed to a neuron; a forward under torch.no_grad, or one that detaches, "
             "hides the way"
         )
-    return layers, _skipped(model, seen)
+    return layers, _skipped(model, traced)
 
 
-def _weight_layer(members: tuple[str, ...], seen: Trace, names: dict[int, str], temporal: bool) -> SpikingLayer:
-    """The layer of one weight, or of several that feed one neuron, the first of them being looked at."""
-    parts = tuple(Part(name, seen.weights[name], "weight", matrix_form(seen.weights[name])) for name in members)
-    form, calls = parts[0].form, seen.calls[members[0]]
+def _weight_layer(members: tuple[str, ...], traced: Trace, names: dict[int, str], temporal: bool) -> SpikingLayer:
+    """The layer of one weight, or of several that feed one neuron: the first one is looked at for all."""
+    parts = tuple(Part(name, traced.weights[name], "weight", matrix_form(traced.weights[name])) for name in members)
+    form, calls = parts[0].form, traced.calls[members[0]]
     uses = [use for call in calls for use in call.uses]
-    # 1. What integrates the weight's output, and how that answers an impulse.
+    # 1. The response of the first neuron that the weight feeds, or of what stands in its place.
     if uses:
         response = neuron_response(uses[0], names, temporal)
     else:
-        response = response_without_neuron(members[0], seen, names, temporal)
-    # 2. Where that happens, call by call.
-    sites, site_note = sites_of(calls, seen.steps)
-    remembers = temporal and site_note != FORGETFUL
-    others = temporal and bool(uses) and not same_dynamics(uses, names)
-    # 3. One variant of the kernel for each kind of row, and the gain of each row.
-    kernel, mean_note = kernel_by_row(response.kernel if remembers else kernels.delta(), form.rows)
+        response = response_without_neuron(members[0], traced, names, temporal)
+    # 2. The places where its calls are integrated.
+    with in_layer(" + ".join(members)):
+        sites, sites_note = sites_of(calls, traced.steps)
+    forgetful = sites_note == FORGETFUL
+    others_differ = temporal and bool(uses) and not same_dynamics(uses, names)
+    # 3. One kernel for each kind of row.
+    kernel = kernels.delta() if forgetful or not temporal else response.kernel
+    kernel, row_note = kernel_by_row(kernel, form.rows)
     kernel, variant = distinct(kernel, form.rows, MOST_VARIANTS)
+    # 4. The factors and the pooling on the way.
     gain, exact = constant_gain(response.path.gains, form.rows)
-    # 4. What was approximated on the way.
     notes = [
         *response.notes,
-        site_note,
-        "also feeds neurons with other dynamics; the first one counts" if others else "",
-        mean_note,
+        sites_note,
+        "also feeds neurons with other dynamics; the first one counts" if others_differ else "",
+        row_note,
         "" if exact else UNEVEN_GAIN,
     ]
     return SpikingLayer(
@@ -93,9 +96,9 @@ def _weight_layer(members: tuple[str, ...], seen: Trace, names: dict[int, str], 
         kernel=kernel,
         variant=variant,
         gain=gain,
-        pooling=None if response.path.nonlinear else _composed(response.path, form),
+        pooling=None if response.path.nonlinear else _pooling(response.path, form),
         sites=sites,
-        note=_note(notes),
+        note=_joined(notes),
     )
 
 
@@ -107,7 +110,7 @@ def _cell_layer(name: str, cell: nn.Module, temporal: bool) -> SpikingLayer:
         weight: Tensor = getattr(cell, attribute)
         parts.append(Part(f"{name}.{attribute}", cell, attribute, MatrixForm(1, *weight.shape)))
     rows = parts[0].form.rows
-    kernel, mean_note = kernel_by_row(kernel, rows)
+    kernel, row_note = kernel_by_row(kernel, rows)
     kernel, variant = distinct(kernel, rows, MOST_VARIANTS)
     return SpikingLayer(
         name=name,
@@ -117,16 +120,16 @@ def _cell_layer(name: str, cell: nn.Module, temporal: bool) -> SpikingLayer:
         variant=variant,
         gain=torch.ones(rows, dtype=torch.float64, device="cpu"),
         sites=(Site(name, "step"),),
-        note=_note([note, mean_note]),
+        note=_joined([note, row_note]),
     )
 
 
-def _note(notes: list[str]) -> str:
-    """All notes, each once."""
+def _joined(notes: list[str]) -> str:
+    """The notes that say something, each once."""
     return "; ".join(dict.fromkeys(filter(None, notes)))
 
 
-def _composed(path: Path, form: MatrixForm) -> Pooling | None:
+def _pooling(path: Path, form: MatrixForm) -> Pooling | None:
     if not path.pools or form.convolution is None:
         return None
 
@@ -138,37 +141,42 @@ def _composed(path: Path, form: MatrixForm) -> Pooling | None:
     return pooling
 
 
-def _feedback(seen: Trace) -> dict[str, tuple[str, ...]]:
-    """Linear layers that feed the same neuron, one of them with the neuron's own spikes: one joint problem."""
+def _joint_layers(traced: Trace) -> dict[str, tuple[str, ...]]:
+    """Linear layers to solve together: they feed the same neuron, one of them with the neuron's own spikes.
+
+    Returns:
+        Name of a layer -> all members of its joint layer, those that feed the neuron back last.
+    """
     receivers: dict[Chain, list[str]] = {}
-    for name, calls in seen.calls.items():
+    for name, calls in traced.calls.items():
         for chain in dict.fromkeys(use.chain for call in calls for use in call.uses[:1]):
             receivers.setdefault(chain, []).append(name)
     joint: dict[str, tuple[str, ...]] = {}
-    for (neuron, _), names in receivers.items():
-        recurrent = [name for name in names if _fed_by(seen.calls[name], neuron)]
-        plain = all(isinstance(seen.weights[name], nn.Linear) for name in names)
-        gains = {tuple(tuple(g.flatten().tolist()) for g in _first_use(seen.calls[name]).path.gains) for name in names}
-        if recurrent and len(names) > 1 and plain and len(gains) == 1:
+    for chain, names in receivers.items():
+        recurrent = [name for name in names if _fed_by(traced.calls[name], chain.neuron)]
+        linear = all(isinstance(traced.weights[name], nn.Linear) for name in names)
+        if recurrent and len(names) > 1 and linear and len({_gain_values(traced.calls[name]) for name in names}) == 1:
             members = tuple(sorted(names, key=lambda name: name in recurrent))
             joint |= dict.fromkeys(members, members)
     return joint
 
 
-def _first_use(calls: list[WeightCall]) -> Use:
-    return next(use for call in calls for use in call.uses)
+def _gain_values(calls: list[WeightCall]) -> tuple[tuple[float, ...], ...]:
+    """The factors between a weight and the neuron that integrates it first."""
+    use = next(use for call in calls for use in call.uses)
+    return tuple(tuple(gain.flatten().tolist()) for gain in use.path.gains)
 
 
 def _fed_by(calls: list[WeightCall], neuron: str) -> bool:
     return any(origin.kind == "neuron" and origin.name == neuron for call in calls for origin, _ in call.sources)
 
 
-def _skipped(model: nn.Module, seen: Trace) -> dict[str, str]:
+def _skipped(model: nn.Module, traced: Trace) -> dict[str, str]:
     reasons = {}
     for name, module in model.named_modules():
-        if name in seen.calls or name in seen.recurrent:
+        if name in traced.calls or name in traced.recurrent:
             continue
-        if name in seen.weights:
+        if name in traced.weights:
             reasons[name] = "never called"
             continue
         for attribute, parameter in module.named_parameters(recurse=False):
