@@ -215,5 +215,5 @@ def _data(options: argparse.Namespace, source: str) -> Iterable[Any]:
         raise SettingsError(f"--batch {options.batch} is no number of sequences; give at least 1")
     if options.limit is not None and options.limit < 1:
         raise SettingsError(f"--limit {options.limit} is no number of sequences; give at least 1")
-    data = load_data(source, batch=options.batch, limit=options.limit)
+    data = load_data(source, batch=options.batch, limit=options.limit, max_bytes=options.max_bytes)
     return list(data) if iter(data) is data else data

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from sbc_plugin.cli import commands
+from sbc_plugin.cli.spike_files import MAX_BYTES
 from sbc_plugin.errors import CompressionError
 from sbc_plugin.settings import ALLOCATIONS, BIT_ALLOCATIONS, METHODS, ORDERS, OUTPUTS, SCALES
 from sbc_plugin.version import __version__
@@ -168,6 +169,12 @@ def _reading(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=64, help="sequences of a batch, of spike files (default: %(default)s)"
     )
     group.add_argument("--limit", type=int, help="use at most so many sequences of each data source")
+    group.add_argument(
+        "--max-bytes",
+        type=int,
+        default=MAX_BYTES,
+        help="that an array of a spike file may take in memory (default: %(default)s)",
+    )
     group.add_argument("--threads", type=int, help="of processors (default: as torch has it)")
 
 

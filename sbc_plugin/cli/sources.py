@@ -12,7 +12,7 @@ from torch import nn
 
 from sbc_plugin.calibration.batches import input_of
 from sbc_plugin.checkpoint.file import load
-from sbc_plugin.cli.spike_files import Batches, read_spikes
+from sbc_plugin.cli.spike_files import MAX_BYTES, Batches, read_spikes
 from sbc_plugin.errors import CalibrationError, CheckpointError, SettingsError
 
 MODELS = "give model.nir, model.safetensors or package.module:factory"
@@ -89,7 +89,7 @@ def _made(name: str) -> nn.Module:
     return model
 
 
-def load_data(source: str, *, batch: int, limit: int | None = None) -> Iterable[Any]:
+def load_data(source: str, *, batch: int, limit: int | None = None, max_bytes: int = MAX_BYTES) -> Iterable[Any]:
     """Batches of a spike file, or what a function of the user's returns.
 
     Args:
@@ -98,13 +98,14 @@ def load_data(source: str, *, batch: int, limit: int | None = None) -> Iterable[
         batch: sequences of a batch, of a file.
         limit: the most sequences of a file that are used, or of a loader, where it ends with the batch that reaches it;
             None = all.
+        max_bytes: that an array of a file may take in memory.
 
     Raises:
         CalibrationError: no such file, or a layout that is not known.
         SettingsError: a name that cannot be imported, or that is no iterable.
     """
     if Path(source).suffix.lower() in (".npz", ".npy"):
-        x, labels = read_spikes(source)
+        x, labels = read_spikes(source, max_bytes=max_bytes)
         return Batches(x[:, :limit], None if labels is None else labels[:limit], batch)
     if ":" not in source:
         raise CalibrationError(f"{source!r} is no spike data; give spikes.npz, spikes.npy or package.module:loader")

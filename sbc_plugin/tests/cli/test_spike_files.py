@@ -1,5 +1,7 @@
 """Files of spikes: the layouts that docs/spike-files.md allows, and what is said about any other."""
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,71 @@ def test_batches_hold_everything_once() -> None:
     assert torch.equal(torch.cat([a for a, _ in pairs], dim=1), x.float())
     assert torch.cat([y for _, y in pairs]).tolist() == [0, 1, 2, 3]
     assert all(torch.equal(a, b) for a, (b, _) in zip(Batches(x, None, 3), pairs, strict=True))
+
+
+EVENTS = {"t": numpy.array([0, 1]), "n": numpy.array([0, 1]), "x": numpy.array([3, 1])}
+FRAMES = numpy.zeros((4, 2, 3), numpy.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (EVENTS | {"shape": numpy.array([numpy.nan] * 3)}, "shape: .*positive whole numbers"),
+        (EVENTS | {"shape": numpy.array([2**40, 2, 4])}, "max_bytes"),
+        (EVENTS | {"shape": numpy.array([2**64 - 1, 2, 4], numpy.uint64)}, "shape: "),
+        (EVENTS | {"shape": numpy.array([9j, 2, 4])}, "shape: "),
+        (EVENTS | {"dt": numpy.array([])}, "dt: .* no step of time"),
+        (EVENTS | {"dt": numpy.array(["a"])}, "dt: .* no step of time"),
+        (EVENTS | {"dt": numpy.array(numpy.inf)}, "dt: inf is no step of time"),
+        (EVENTS | {"dt": numpy.array(1e-300)}, "t: it holds NaN, infinity"),
+        (EVENTS | {"t": numpy.array([0, 3 * 10**9])}, r"t is in another unit.*microseconds, give dt \(s\)"),
+        (EVENTS | {"t": numpy.array([0, numpy.nan])}, "t: it holds NaN"),
+        (EVENTS | {"x": numpy.array([0, 2**64 - 1], numpy.uint64)}, "x: it holds NaN, infinity or numbers up to"),
+        (EVENTS | {"x": numpy.array([0, 1j])}, "x: its type is complex128"),
+        ({"x": FRAMES, "labels": numpy.array([0, 2**63], numpy.uint64)}, "labels: "),
+        ({"x": FRAMES * 1j}, "its type is complex128"),
+        ({"x": numpy.full((4, 2, 3), 1e300)}, "NaN, infinity or numbers beyond float32"),
+        ({"x": numpy.array([None], dtype=object)}, "no whole .npy or .npz file of numbers"),
+    ],
+)
+def test_numbers_that_no_file_should_hold_are_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+    numpy.savez(tmp_path / "spikes.npz", **arrays)
+    with pytest.raises(CalibrationError, match=message):
+        read_spikes(tmp_path / "spikes.npz")
+
+
+def npy(array: Any) -> bytes:
+    content = io.BytesIO()
+    numpy.save(content, array)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("name", ["x", "labels", "t", "t.txt"])
+def test_a_member_that_is_no_array_is_refused(name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "spikes.npz", "w") as archive:
+        archive.writestr(name, b"hello")
+        archive.writestr("other.npy", npy(FRAMES))
+    with pytest.raises(CalibrationError, match="which is no array"):
+        read_spikes(tmp_path / "spikes.npz")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_header_that_declares_more_than_there_is_takes_no_memory(packed: bool, tmp_path: Path) -> None:
+    honest = npy(FRAMES)
+    place = honest.index(b"(4, 2, 3)")
+    content = honest[:place] + b"(999999, 99999, 9)" + honest[place + 18 :]
+    path = tmp_path / ("spikes.npz" if packed else "spikes.npy")
+    if packed:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x.npy", content)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CalibrationError, match=r"its header declares shape|no whole \.npy"):
+        read_spikes(path)
+
+
+def test_a_file_that_unpacks_to_more_than_is_allowed_is_refused_unread(tmp_path: Path) -> None:
+    numpy.savez_compressed(tmp_path / "bomb.npz", x=numpy.zeros((100, 100, 100), numpy.uint8))
+    with pytest.raises(CalibrationError, match=r"takes 1,000,000 bytes, more than max_bytes=999,999"):
+        read_spikes(tmp_path / "bomb.npz", max_bytes=999_999)
+    assert read_spikes(tmp_path / "bomb.npz", max_bytes=10**6)[0].shape == (100, 100, 100)
