@@ -146,9 +146,9 @@ def _step(node: Any, output: int, path: Path) -> list[tuple[Any, int, Path]]:
     elif operation in ("Sum", "Mean"):
         path = _reduced(operation, node, path)
     elif operation in ("Mul", "Div"):
-        data = [(function, number) for function, number in inputs if _reaches_origin(function)]
-        path = _scaled(operation, node, path, len(data))
-        inputs = data
+        operands = [function is not None and _reaches_origin(function) for function, _ in node.next_functions]
+        path = _scaled(operation, node, path, operands)
+        inputs = [operand for operand, follows in zip(node.next_functions, operands, strict=True) if follows]
     elif operation in ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"):
         path = _normalised(node, path)
     elif operation.startswith(("AvgPool", "AdaptiveAvgPool")):
@@ -190,11 +190,19 @@ def _reduced(operation: str, node: Any, path: Path) -> Path:
     return replace(path, pools=(pool, *path.pools))
 
 
-def _scaled(operation: str, node: Any, path: Path, data: int) -> Path:
-    if data > 1:
+def _scaled(operation: str, node: Any, path: Path, operands: list[bool]) -> Path:
+    """The path through a product or a quotient, given which operands come from a tagged call.
+
+    The factor is the other operand, which autograd keeps since the first one needs it; learnable or not makes no
+    difference. Where both come from tagged calls, or the divisor does, there is no factor.
+    """
+    if all(operands) and len(operands) > 1:
         return replace(path, nonlinear=path.nonlinear or operation)
-    saved = [getattr(node, name, None) for name in ("_saved_self", "_saved_other")]
-    factor = next((value.detach() for value in saved if isinstance(value, Tensor)), None)
+    follows_first = operands[0]
+    if operation == "Div" and not follows_first:
+        return replace(path, nonlinear=path.nonlinear or operation)
+    saved = getattr(node, "_saved_other" if follows_first else "_saved_self", None)
+    factor = saved.detach() if isinstance(saved, Tensor) else None
     if factor is None:
         return path
     return replace(path, gains=(*path.gains, factor.abs() if operation == "Mul" else 1 / factor.abs()))
