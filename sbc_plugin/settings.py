@@ -66,6 +66,10 @@ class Prune:
                 f"pattern={self.pattern!r} has a sparsity of {fixed:g}, sparsity={self.sparsity:g} contradicts it; "
                 f"use Prune({fixed:g}, pattern={self.pattern!r})"
             )
+        if self.rescale and not self.refit:
+            raise SettingsError(
+                "rescale=True scales what refit has moved, and refit=False moves nothing; leave one out"
+            )
         if self.silent_first and pattern.kind != "unstructured":
             raise SettingsError(f"silent_first needs pattern='unstructured', found {self.pattern!r}; leave one out")
         if self.rounds is not None and (not _is_whole(self.rounds) or self.rounds < 1):

@@ -136,3 +136,27 @@ def test_without_the_option_the_same_zeros_change_spikes() -> None:
     free = len(SILENT) * (OUTPUTS + INPUTS) / (HIDDEN * (OUTPUTS + INPUTS))
     plain, _ = compress(model, [batch()], prune=Prune(free), progress=False)
     assert compare(model, plain, [batch()]).distance > 0.0
+
+
+@pytest.mark.parametrize("kind", ["output", "tuple with state", "list", "dict", "two outputs and a state"])
+def test_silent_neurons_go_first_whatever_the_forward_returns(kind: str) -> None:
+    model = feedforward()
+
+    def run(model: nn.Module, x: Tensor) -> Any:
+        outputs, state = [], None
+        for step in x:
+            output, state = model(step, state)
+            outputs.append(output)
+        whole = torch.stack(outputs)
+        return {
+            "output": whole,
+            "tuple with state": (whole, state),
+            "list": [whole],
+            "dict": {"y": whole},
+            "two outputs and a state": (whole, whole.sum(0), state),
+        }[kind]
+
+    small, _ = compress(model, [batch()], prune=Prune(0.4, silent_first=True), forward=run)
+    expected, _ = compress(model, [batch()], prune=Prune(0.4, silent_first=True))
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), expected.parameters(), strict=True))
+    assert (small[0].weight[SILENT] == 0).sum() > (feedforward()[0].weight[SILENT] == 0).sum()

@@ -17,6 +17,7 @@ from sbc_plugin.compression.plan import obstacle, plan
 from sbc_plugin.compression.run import all_or_nothing, run
 from sbc_plugin.compression.stage import Stage
 from sbc_plugin.errors import CalibrationError, SettingsError
+from sbc_plugin.evaluation.operations import weights_left_alone
 from sbc_plugin.evaluation.report import Report, joined
 from sbc_plugin.layers import Forward, SpikingLayer, library_of
 from sbc_plugin.settings import METHODS, Calibration, Prune, Quantize
@@ -84,6 +85,7 @@ def compress(
     runner = Runner(target, library, forward)
     layers, skipped = runner.find_layers(first, calibration.temporal)
     skipped |= {layer.name: layer.note for layer in layers if layer.note}
+    others = weights_left_alone(target, layers)
     _check_weights(layers)
     if adapter is not None and quantize is not None:
         adapter.check_backend(layers, quantize)
@@ -103,7 +105,14 @@ def compress(
     if todo.prune is not None and todo.prune.rounds is None:
         todo = replace(todo, prune=replace(todo.prune, rounds=outcome.rounds))
     settings = {"method": method, "prune": todo.prune, "quantize": quantize, "calibration": todo.calibration}
-    return target, Report(list(outcome.state.rows), notes, settings, time.perf_counter() - started)
+    return target, Report(
+        list(outcome.state.rows),
+        notes,
+        settings,
+        time.perf_counter() - started,
+        left_alone=sum(weight.numel() for weight in others.values()),
+        left_alone_zeros=sum(int((weight == 0).sum()) for weight in others.values()),
+    )
 
 
 def _check_settings(method: str, prune: Prune | None, quantize: Quantize | None, calibration: Calibration) -> None:

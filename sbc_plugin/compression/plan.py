@@ -14,6 +14,7 @@ from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression.layer import SECOND_ORDER, Recipe, without_pruning
 from sbc_plugin.compression.objective import SEQUENCES, distance_on, targets
 from sbc_plugin.compression.tuning import gradients, no_gradient
+from sbc_plugin.core.pruning.patterns import parse_pattern
 from sbc_plugin.errors import CompressionError
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Calibration, Prune, Quantize
@@ -94,7 +95,7 @@ def plan(
         calibration: as given.
         obstacle_to_tuning: why gradients cannot be taken, "" if they can; asked only where tuning would be the default.
     """
-    notes = {}
+    notes = ignored(method, prune, calibration)
     steps = calibration.tuning
     if steps is None:
         steps = steps_for(method, prune, quantize)
@@ -106,6 +107,35 @@ def plan(
         prune = filled(prune, steps, calibration.order)
     recipe = Recipe(method, prune, quantize, calibration.damping)
     return Plan(phases(recipe, steps > 0), prune, calibration, notes)
+
+
+def ignored(method: str, prune: Prune | None, calibration: Calibration) -> dict[str, str]:
+    """A note on settings that were given and are not used; {} if there are none.
+
+    Args:
+        method: "sbc", "obc", "magnitude" or "rtn".
+        prune: as given.
+        calibration: as given.
+
+    >>> ignored("magnitude", Prune(0.5, rounds=2), Calibration(tuning=5))
+    {'settings': 'method="magnitude" does not use rounds=2, tuning=5'}
+    """
+    reasons = []
+    if method not in SECOND_ORDER:
+        unused = _given(prune, Prune(0.0), ("solver", "rescale", "silent_first", "rounds"))
+        unused += _given(calibration, Calibration(), ("order", "align", "tuning"))
+        reasons += [f'method="{method}" does not use {", ".join(unused)}'] if unused else []
+    if prune is not None and parse_pattern(prune.pattern).kind == "n:m" and prune.allocation != "lamp":
+        reasons.append(f"pattern={prune.pattern!r} gives every layer its zeros and does not use allocation")
+    if calibration.order == "one-shot" and (unused := _given(calibration, Calibration(), ("alpha",))):
+        reasons.append(f'order="one-shot" does not use {unused[0]}')
+    return {"settings": "; ".join(reasons)} if reasons else {}
+
+
+def _given(settings: Any, default: Any, names: tuple[str, ...]) -> list[str]:
+    """Those of the settings that are not as they are by default, as they were written."""
+    chosen = [] if settings is None else [(name, getattr(settings, name)) for name in names]
+    return [f"{name}={value!r}" for name, value in chosen if value and value != getattr(default, name)]
 
 
 def steps_for(method: str, prune: Prune | None, quantize: Quantize | None) -> int:

@@ -69,15 +69,16 @@ def _is_read(
         spikes, output = _observed(runner, batch)
     finally:
         layer.write(quiet)
-    known = isinstance(output, Tensor) and torch.equal(output, expected[1])
-    if not known or bool(_silent_rows(layer, spikes)[rows].any()):
+    now, then = _outputs(output), _outputs(expected[1])
+    same = len(now) == len(then) > 0 and all(map(torch.equal, now, then))
+    if not same or bool(_silent_rows(layer, spikes)[rows].any()):
         return True
     own = {site.neuron for site in layer.sites}
-    for name, now in spikes.items():
-        then = expected[0][name]
+    for name, spiked in spikes.items():
+        dense = expected[0][name]
         if name in own:
-            now, then = (_rows_last(value, layer)[..., ~rows.to(value.device)] for value in (now, then))
-        if not torch.equal(now, then):
+            spiked, dense = (_rows_last(value, layer)[..., ~rows.to(value.device)] for value in (spiked, dense))
+        if not torch.equal(spiked, dense):
             return True
     return False
 
@@ -86,6 +87,17 @@ def _observed(runner: Runner, batch: Any) -> tuple[dict[str, Tensor], Any]:
     """Each spiking neuron's spikes (T, B, ...), bool, by name, and the model's output."""
     with torch.no_grad():
         return runner.spikes(batch, keep=lambda step: step != 0)
+
+
+def _outputs(output: Any) -> list[Tensor]:
+    """The tensors that a forward returned, in any tuple, list or dict, without the states of neurons (NamedTuples)."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if not isinstance(output, tuple | list) or hasattr(output, "_fields"):
+        return []
+    return [tensor for item in output for tensor in _outputs(item)]
 
 
 def _rows_last(spikes: Tensor, layer: SpikingLayer) -> Tensor:

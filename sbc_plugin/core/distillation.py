@@ -32,10 +32,10 @@ def divergence(dense: Tensor, compressed: Tensor, inverse_temperature: float = 1
 def inverse_temperature(scores: Tensor) -> float | None:
     """The factor that makes the best class of the scores (B, C) as likely as ``CONFIDENCE``, in the mean.
 
-    The scale of the scores is the network's own: spikes a sequence, or volts. Where k classes are tied for the best, none
-    of them can be likelier than 1 / k, whatever the factor. With many ties, among them sequences on which all outputs are
-    silent, the mean is therefore lower: at most what ``REACH`` on the other sequences gives. The result is None if the
-    scores separate no classes: there are fewer than two, or all have the same score.
+    The scale of the scores is the network's own: spikes a sequence, or volts. Where k classes are tied for the best,
+    none of them can be likelier than 1 / k, whatever the factor. With many ties, among them sequences on which all
+    outputs are silent, the mean is therefore lower: at most what ``REACH`` on the other sequences gives. The result is
+    None if the scores separate no classes: there are fewer than two, or all have the same score.
 
     >>> round(inverse_temperature(torch.tensor([[0.0, 2.0], [2.0, 0.0]])), 3)  # 1 / (1 + exp(-2 s)) = 0.9
     1.099

@@ -1,6 +1,6 @@
 """Synaptic operations, energy and size of a model, counted while it runs, or the recording of such a run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,7 +13,7 @@ from sbc_plugin.calibration.forward import Runner, StepSpikes
 from sbc_plugin.core.spikes import Operations, energy, synaptic_operations
 from sbc_plugin.core.storage import packed_bytes
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, Part
+from sbc_plugin.layers import Forward, Part, SpikingLayer
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Cost:
     Attributes:
         operations: effective synaptic operations a sequence.
         energy: joules a sequence, a proxy in 45 nm.
-        packed_bytes: of the compressible weights.
+        packed_bytes: of all weights, those that compression leaves alone included.
         sparsity: fraction of zeros among them.
     """
 
@@ -49,6 +49,23 @@ class Recording:
 def sequences_of(spikes: dict[str, Tensor]) -> int:
     """How many sequences one batch's spikes, name -> (T, B, ...), belong to."""
     return max((train.shape[1] for train in spikes.values()), default=0)
+
+
+def weights_left_alone(model: nn.Module, layers: Iterable[SpikingLayer]) -> dict[str, Tensor]:
+    """The weights of a model that no layer holds, by name: parameters of two axes or more, each once.
+
+    Args:
+        model: with its layers.
+        layers: that compression knows; what lies inside their modules (scales of a quantizer) is no weight.
+    """
+    parts = [part for layer in layers for part in layer.parts]
+    known = {id(part.tensor) for part in parts}
+    known |= {id(p) for part in parts if part.attribute == "weight" for p in part.module.parameters()}
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.dim() >= 2 and id(parameter) not in known
+    }
 
 
 class Replayed:
@@ -88,6 +105,7 @@ class OperationCounter:
         self.runner = Runner.of(model, forward)
         layers, _ = self.runner.find_layers(batch, temporal=False)
         self.parts = [part for layer in layers for part in layer.parts]
+        self.others = weights_left_alone(model, layers)
         self.operations = Operations()
         self.output: Any = None
 
@@ -131,5 +149,6 @@ class OperationCounter:
         total, shares = self.operations, max(sequences, 1)
         a_sequence = Operations(total.acs // shares, total.macs // shares, total.dense // shares)
         weights = [p.tensor.detach().reshape(p.form.rows, p.form.columns) for p in self.parts]
+        weights += [weight.flatten(1) for weight in self.others.values()]
         zeros = sum(int((weight == 0).sum()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)
         return Cost(a_sequence, energy(total) / shares, sum(packed_bytes(weight) for weight in weights), zeros)

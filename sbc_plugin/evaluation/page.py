@@ -71,7 +71,7 @@ def page(report: Report, evaluation: Evaluation | None = None, title: str = "Com
 def _cards(report: Report, evaluation: Evaluation | None) -> str:
     bits = sorted({layer.bits for layer in report.layers})
     cards = [
-        (f"{report.sparsity:.1%}", "of all weights are zero"),
+        (f"{report.sparsity:.1%}", "of all weights are zero" + _left_alone(report)),
         (" to ".join(str(b) for b in sorted({bits[0], bits[-1]})) if bits else "-", "bits a weight"),
     ]
     if evaluation is not None:
@@ -96,6 +96,12 @@ def _cards(report: Report, evaluation: Evaluation | None) -> str:
         + "".join(f'<div class="card"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in cards)
         + "</div>"
     )
+
+
+def _left_alone(report: Report) -> str:
+    if not report.left_alone:
+        return ""
+    return f"; {report.layer_sparsity:.1%} in the layers below, {report.left_alone:,} weights were left alone"
 
 
 def _times(before: float, after: float) -> str:

@@ -55,19 +55,32 @@ class Report:
         skipped: name -> reason, for what was left alone or approximated on purpose.
         settings: method and the settings given.
         seconds: of the whole call.
+        left_alone: how many weights no layer holds, so that they stay as they were.
+        left_alone_zeros: how many of these are zero.
     """
 
     layers: list[LayerReport]
     skipped: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    left_alone: int = 0
+    left_alone_zeros: int = 0
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros over all compressed weights together."""
-        sizes = [layer.rows * layer.columns for layer in self.layers]
-        zeros = sum(layer.sparsity * size for layer, size in zip(self.layers, sizes, strict=True))
-        return zeros / sum(sizes) if sizes else 0.0
+        """Fraction of zeros over all weights of the model, those that were left alone included."""
+        total = sum(layer.rows * layer.columns for layer in self.layers) + self.left_alone
+        return (self._zeros + self.left_alone_zeros) / total if total else 0.0
+
+    @property
+    def layer_sparsity(self) -> float:
+        """Fraction of zeros over the weights of all layers together, which is what ``Prune`` asks for."""
+        total = sum(layer.rows * layer.columns for layer in self.layers)
+        return self._zeros / total if total else 0.0
+
+    @property
+    def _zeros(self) -> float:
+        return sum(layer.sparsity * layer.rows * layer.columns for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
@@ -84,6 +97,9 @@ class Report:
             "skipped": dict(self.skipped),
             "settings": settings,
             "sparsity": self.sparsity,
+            "layer_sparsity": self.layer_sparsity,
+            "left_alone": self.left_alone,
+            "left_alone_zeros": self.left_alone_zeros,
             "seconds": self.seconds,
         }
 
@@ -104,7 +120,8 @@ class Report:
                 for name, value in content["settings"].items()
             }
             layers = [LayerReport(**layer) for layer in content["layers"]]
-            return cls(layers, dict(content["skipped"]), settings, content["seconds"])
+            others = (content.get("left_alone", 0), content.get("left_alone_zeros", 0))
+            return cls(layers, dict(content["skipped"]), settings, content["seconds"], *others)
         except (KeyError, TypeError, AttributeError, SettingsError) as error:
             raise CheckpointError(
                 f"this is no report of compress(): {error!r}; give what to_dict() returned"
@@ -132,7 +149,12 @@ class Report:
         ]
         heads = ["layer", "kind", "weight", "sequences", "samples", "sparsity", "bits", "loss", "seconds"]
         lines = table(heads, rows)
-        lines.append(f"{self.sparsity:.2%} of all weights are zero; {self.seconds:.1f} s")
+        zeros = f"{self.sparsity:.2%} of all weights are zero"
+        if self.left_alone:
+            zeros += (
+                f", {self.layer_sparsity:.2%} of those in these layers ({self.left_alone:,} weights were left alone)"
+            )
+        lines.append(f"{zeros}; {self.seconds:.1f} s")
         lines += [f"note: {name}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
