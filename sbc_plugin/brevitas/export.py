@@ -91,9 +91,9 @@ def export_onnx(
     check_quantised(model)
     with torch.inference_mode(False):
         target = copy_model(model).eval()
-        found = integers(target)
+        layer_integers = integers(target)
         floats = _floats(target)
-        _check_exportable(target, found, kind)
+        _check_exportable(target, layer_integers, kind)
         library = library_of(target)
         library.drop_surrogates(target)
         target = replace_modules(target, {id(pool): Summing(pool) for pool in target.modules() if has_divisor(pool)})
@@ -110,7 +110,7 @@ def export_onnx(
             axes = free_axes(module, args, list(states), steps is not None) if free else {}
         with replacing(path) as beside:
             trace(module, args, beside, kind, list(states), axes)
-            _tidy(beside, kind, found, opset, states, steps)
+            _tidy(beside, kind, layer_integers, opset, states, steps)
             if kind == "qcdq":
                 check_runs(beside, module, args, x[1:] if steps is None else x[:0], axes)
     return Exported(Path(path), kind, steps, states, floats)
@@ -134,13 +134,13 @@ def _check_settings(kind: str, steps: int | None, opset: int | None) -> None:
         raise SettingsError(f"opset={opset} is out of range; the installed onnx writes {TRACED_OPSET} to {newest}")
 
 
-def _check_exportable(model: nn.Module, found: dict[str, Integers], kind: str) -> None:
+def _check_exportable(model: nn.Module, layer_integers: dict[str, Integers], kind: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise UnsupportedModelError(
                 f"{name!r} is {parameter.dtype}; ONNX dequantises to float32: use model.float()"
             )
-    if binary := [name for name, entry in found.items() if entry.bits == 1 and kind == "qcdq"]:
+    if binary := [name for name, entry in layer_integers.items() if entry.bits == 1 and kind == "qcdq"]:
         raise UnsupportedModelError(
             f"layer {binary[0]!r}: binary codes have no DequantizeLinear; use kind='qonnx', or 'ternary' weights"
         )
@@ -166,7 +166,12 @@ def _example(model: nn.Module, batch: Any, steps: int | None) -> Tensor:
 
 
 def _tidy(
-    path: Path, kind: str, found: dict[str, Integers], opset: int | None, states: dict[str, Tensor], steps: int | None
+    path: Path,
+    kind: str,
+    layer_integers: dict[str, Integers],
+    opset: int | None,
+    states: dict[str, Tensor],
+    steps: int | None,
 ) -> None:
     from sbc_plugin.brevitas.onnx_graph import tidy  # needs onnx
 
@@ -175,4 +180,4 @@ def _tidy(
         for name, value in states.items()
     }
     notes = {"kind": kind, "steps": steps, "states": initial}
-    tidy(path, found, (opset or OPSET) if kind == "qcdq" else None, notes)
+    tidy(path, layer_integers, (opset or OPSET) if kind == "qcdq" else None, notes)

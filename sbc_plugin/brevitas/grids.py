@@ -32,11 +32,11 @@ def read_grid(layer: Quantised) -> Grid:
         UnsupportedModelError: the quantizer makes no integers of 1 to 8 bits.
     """
     with torch.no_grad():
-        found: Any = layer.quant_weight()
-    if not hasattr(found, "bit_width") or not hasattr(found, "zero_point"):
+        quantised: Any = layer.quant_weight()
+    if not hasattr(quantised, "bit_width") or not hasattr(quantised, "zero_point"):
         raise UnsupportedModelError("its weight quantizer makes no integers; use weight_quantizer('int4')")
-    rows, bits = len(layer.weight), int(found.bit_width)
-    scale, zero_point = (part.detach().expand(layer.weight.shape) for part in (found.scale, found.zero_point))
+    rows, bits = len(layer.weight), int(quantised.bit_width)
+    scale, zero_point = (part.detach().expand(layer.weight.shape) for part in (quantised.scale, quantised.zero_point))
     scale, zero_point = scale.reshape(rows, -1), zero_point.reshape(rows, -1).to(torch.int32)
     if bits == 1:
         return BinaryGrid(2 * scale, zero_point, 1, symmetric=True)
@@ -135,10 +135,10 @@ def write(layer: Quantised, weight: Tensor, grid: Grid) -> None:
     before = layer.weight.detach().clone()
     with torch.no_grad():
         layer.weight.copy_(weight.reshape(before.shape))
-        seen: Any = layer.quant_weight()
-        scale = 2 * seen.scale if isinstance(grid, BinaryGrid) else seen.scale
+        quantised: Any = layer.quant_weight()
+        scale = 2 * quantised.scale if isinstance(grid, BinaryGrid) else quantised.scale
         same_scale = torch.equal(scale.expand(before.shape).reshape(weight.shape), grid.scale.to(scale))
-        off = (seen.value.reshape(weight.shape) - weight).abs() / grid.scale.to(weight)
+        off = (quantised.value.reshape(weight.shape) - weight).abs() / grid.scale.to(weight)
         if same_scale and off.max() < 0.5:
             return
         layer.weight.copy_(before)

@@ -32,7 +32,7 @@ def analogue_inputs(
     """
     _, data = peek(data)
     run = forward or _default_forward(model)
-    found: dict[str, list[Tensor]] = {}
+    wide_inputs: dict[str, list[Tensor]] = {}
     ran: set[str] = set()
     for number, batch in enumerate(data):
         check_batch(batch, number)
@@ -42,14 +42,14 @@ def analogue_inputs(
             run(model, batch)
         for name, inputs in calls.items():
             ran |= {name} if inputs else set()
-            if name in found or not all(_is_binary(x) for x in inputs):
-                found.setdefault(name, []).append(torch.cat(inputs))
+            if name in wide_inputs or not all(_is_binary(x) for x in inputs):
+                wide_inputs.setdefault(name, []).append(torch.cat(inputs))
     reasons = {
         f"{name}.input": "binary, so it needs no quantizer" if name in ran else "never ran on the calibration data"
         for name in layers
-        if name not in found
+        if name not in wide_inputs
     }
-    return found, reasons
+    return wide_inputs, reasons
 
 
 def calibrate_input(layer: nn.Module, inputs: Iterable[Tensor]) -> None:

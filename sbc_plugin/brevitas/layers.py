@@ -84,8 +84,8 @@ def quantize_layers(
         elif not _inside_layer(target, name):
             reasons |= {f"{name}.{raw}" if name else raw: why for raw, why in _raw_weights(module).items()}
     if not chosen:
-        found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it holds no weights"
-        raise UnsupportedModelError(f"{type(model).__name__} has no layer that can be quantised ({found})")
+        skipped = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it holds no weights"
+        raise UnsupportedModelError(f"{type(model).__name__} has no layer that can be quantised ({skipped})")
     inputs: dict[str, list[Tensor]] = {}
     if input_quant is not None and calibration_data is not None:
         inputs, binary = analogue_inputs(target, chosen, calibration_data, forward)

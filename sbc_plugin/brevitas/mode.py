@@ -200,8 +200,8 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layers, reasons = self._recorder.find(args, kwargs, self._modules)
         chosen = [layer for layer in layers if self._parts(layer)]
-        found = {part.name for layer in chosen for part in layer.parts}
-        self.skipped = {name: reasons.get(name, "never called") for name in self._modules if name not in found}
+        reached = {part.name for layer in chosen for part in layer.parts}
+        self.skipped = {name: reasons.get(name, "never called") for name in self._modules if name not in reached}
         self.skipped |= {layer.name: layer.note for layer in chosen if layer.note}
         if not chosen:
             raise UnsupportedModelError(f"no quantised layer was reached: {self.skipped}")

@@ -100,9 +100,9 @@ def _named(graph: Any, layers: Mapping[str, Integers]) -> dict[str, str]:
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
             codes, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
-            for layer, found in layers.items():
-                same = found.codes.shape == codes.shape and (found.codes.numpy() == codes).all()
-                if same and (found.scale.float().numpy() == scale).all():
+            for layer, entry in layers.items():
+                same = entry.codes.shape == codes.shape and (entry.codes.numpy() == codes).all()
+                if same and (entry.scale.float().numpy() == scale).all():
                     for name, what in zip(node.input, ("codes", "scale", "zero_point"), strict=False):
                         names.setdefault(name, f"{layer}.{what}")
                     break

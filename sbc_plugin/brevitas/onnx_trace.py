@@ -99,12 +99,12 @@ def check_runs(path: Path, module: nn.Module, args: tuple[Tensor, ...], later: T
         for x in (None, *later):
             given[0] = given[0] if x is None else _doubled(x, axes.get("input"))
             expected = _outputs(module(*given))
-            found = session.run(None, {name: value.cpu().numpy() for name, value in zip(names, given, strict=True)})
-            found = [torch.from_numpy(value).to(one) for value, one in zip(found, expected, strict=True)]
-            for value, one in zip(found, expected, strict=True):
+            outputs = session.run(None, {name: value.cpu().numpy() for name, value in zip(names, given, strict=True)})
+            outputs = [torch.from_numpy(value).to(one) for value, one in zip(outputs, expected, strict=True)]
+            for value, one in zip(outputs, expected, strict=True):
                 wrong += int((~torch.isclose(value, one, rtol=CLOSE, atol=CLOSE)).sum())
                 total += one.numel()
-            given[1:] = found[1:]
+            given[1:] = outputs[1:]
     except Exception as error:  # its errors have no class in common
         hint = "; if the model reckons with the number of sequences, give free_batch=False" if axes else ""
         raise UnsupportedModelError(f"onnxruntime does not run the file: {_first_line(error)}{hint}") from error

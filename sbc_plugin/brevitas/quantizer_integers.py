@@ -31,21 +31,21 @@ def integers(model: nn.Module, example_input: Any = None, *, forward: Forward | 
     >>> from sbc_plugin.brevitas.quantizers import weight_quantizer
     >>> layer = qnn.QuantLinear(2, 1, weight_quant=weight_quantizer("int3", scale="power_of_two"))
     >>> layer.weight.data = torch.tensor([[0.75, -0.5]])
-    >>> found = integers(nn.Sequential(layer))["0"]
-    >>> found.codes.tolist(), found.scale.tolist(), found.bits
+    >>> stored = integers(nn.Sequential(layer))["0"]
+    >>> stored.codes.tolist(), stored.scale.tolist(), stored.bits
     ([[3, -2]], [0.25], 3)
     """
     check_quantised(model)
     model = copy_model(model)  # a quantizer's first call changes it
     layers = {name: module for name, module in model.named_modules() if is_quantised(module)}
-    found = {}
+    layer_integers = {}
     for name, module in layers.items():
         with in_layer(name):
-            found[name] = _integers(module)
+            layer_integers[name] = _integers(module)
     if example_input is None:
-        return found
+        return layer_integers
     thresholds = _thresholds(model, example_input, forward)
-    return {name: _with_threshold(entry, thresholds.get(name)) for name, entry in found.items()}
+    return {name: _with_threshold(entry, thresholds.get(name)) for name, entry in layer_integers.items()}
 
 
 def check_ungrouped(module: Any) -> None:
@@ -64,36 +64,36 @@ def check_ungrouped(module: Any) -> None:
 @torch.no_grad()
 def _integers(module: Any) -> Integers:
     check_ungrouped(module)
-    found = module.quant_weight()
-    if not hasattr(found, "bit_width") or not hasattr(found, "zero_point"):
+    quantised = module.quant_weight()
+    if not hasattr(quantised, "bit_width") or not hasattr(quantised, "zero_point"):
         raise UnsupportedModelError("its weight quantizer makes no integers; use weight_quantizer('int4')")
     rows = len(module.weight)
-    scale = found.scale.detach().double().reshape(-1).expand(rows).clone()
-    zero_point = found.zero_point.reshape(-1).expand(rows).to(torch.int32).clone()
+    scale = quantised.scale.detach().double().reshape(-1).expand(rows).clone()
+    zero_point = quantised.zero_point.reshape(-1).expand(rows).to(torch.int32).clone()
     bias = None if module.bias is None else module.bias.detach().double() / scale
     return Integers(
-        codes=_codes(found),
+        codes=_codes(quantised),
         scale=scale,
         exponent=None,
         bias=bias,
         threshold=None,
-        bits=int(found.bit_width),
+        bits=int(quantised.bit_width),
         zero_point=zero_point if zero_point.any() else None,
     )
 
 
-def _codes(found: Any) -> Tensor:
-    """As ``found.int()``, which Brevitas 0.12 has not for float64 and refuses for binary weights of one sign."""
-    small = torch.int8 if found.signed else torch.uint8
-    codes: Tensor = (found.value / found.scale + found.zero_point).round()
-    return codes.to(small if found.bit_width <= 8 else torch.int32)
+def _codes(quantised: Any) -> Tensor:
+    """As ``quantised.int()``, which Brevitas 0.12 has not for float64 and refuses for binary weights of one sign."""
+    small = torch.int8 if quantised.signed else torch.uint8
+    codes: Tensor = (quantised.value / quantised.scale + quantised.zero_point).round()
+    return codes.to(small if quantised.bit_width <= 8 else torch.int32)
 
 
 def _thresholds(model: nn.Module, batch: Any, forward: Forward | None) -> dict[str, Tensor]:
     """Name of a weight -> threshold of the neuron behind, in units of the weight's output."""
     library = library_of(model)
     known = library.thresholds(model)
-    found: dict[str, Tensor] = {}
+    thresholds: dict[str, Tensor] = {}
     for layer in library.find_layers(model, batch, forward)[0]:
         neuron = next((site.neuron for site in layer.sites if site.neuron in known), None)
         if neuron is not None and UNEVEN_GAIN not in layer.note:
@@ -101,8 +101,8 @@ def _thresholds(model: nn.Module, batch: Any, forward: Forward | None) -> dict[s
             gain = layer.gain.to(threshold.device)
             if threshold.numel() > 1:
                 gain = gain.reshape(-1, *[1] * (threshold.dim() - 1))
-            found |= {part.name: threshold / gain for part in layer.parts}
-    return found
+            thresholds |= {part.name: threshold / gain for part in layer.parts}
+    return thresholds
 
 
 def _with_threshold(entry: Integers, threshold: Tensor | None) -> Integers:

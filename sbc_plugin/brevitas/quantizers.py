@@ -76,8 +76,8 @@ class GridScale(nn.Module):
             weight = weight.movedim(2, -1)
             shape = weight.shape[:-1]
         rows = weight.reshape(1, -1) if self.granularity == "tensor" else weight.reshape(-1, weight.shape[-1])
-        found = _binary_scale(rows, self.scale) if self.bits == 1 else _scale(rows, self.bits, self.scale)
-        return found.reshape(shape).to(weight) if shape else found.to(weight)
+        scales = _binary_scale(rows, self.scale) if self.bits == 1 else _scale(rows, self.bits, self.scale)
+        return scales.reshape(shape).to(weight) if shape else scales.to(weight)
 
 
 class UnitIntScaling(nn.Module):
@@ -98,9 +98,9 @@ def _scale(rows: Tensor, bits: int, scale: str) -> Tensor:
 def _binary_scale(rows: Tensor, scale: str) -> Tensor:
     """Of least squared error for codes -1 and 1: the mean magnitude."""
     magnitude = rows.detach().abs()
-    found = magnitude.amax(1, keepdim=True) if scale == "absmax" else magnitude.mean(1, keepdim=True)
-    found = found.where(found > 0, 1.0)
-    return found.log2().round().exp2() if scale == "power_of_two" else found
+    size = magnitude.amax(1, keepdim=True) if scale == "absmax" else magnitude.mean(1, keepdim=True)
+    size = size.where(size > 0, 1.0)
+    return size.log2().round().exp2() if scale == "power_of_two" else size
 
 
 def weight_quantizer(name: str, granularity: str = "channel", scale: str = "mse") -> type[ExtendedInjector]:

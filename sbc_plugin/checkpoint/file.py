@@ -81,11 +81,11 @@ def write(path: str | PathLike[str], model: nn.Module, entries: Mapping[str, Any
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in (state | attributes).items()}
     forms, blocks = {}, [torch.zeros(0, dtype=torch.uint8, device="cpu")]
     for name in state:
-        found = pack(tensors[name])
-        if found is not None:
+        packed = pack(tensors[name])
+        if packed is not None:
             del tensors[name]
-            forms[name] = _as_json(found[0])
-            blocks.append(found[1])
+            forms[name] = _as_json(packed[0])
+            blocks.append(packed[1])
     header = {"packed": forms, "same": same, "modules": groups, **entries}
     tensors[HEADER] = torch.frombuffer(bytearray(zlib.compress(_json(header).encode(), 9)), dtype=torch.uint8)
     if forms:

@@ -49,7 +49,7 @@ def setters(model: nn.Module, groups: list[Any], tensors: Mapping[str, Tensor]) 
         CheckpointError: the model has no such module or attribute, or one that no file can give.
     """
     modules = dict(model.named_modules())
-    found = []
+    assignments = []
     for names, record in groups:
         for module_name in names:
             if module_name not in modules:
@@ -60,8 +60,8 @@ def setters(model: nn.Module, groups: list[Any], tensors: Mapping[str, Tensor]) 
                     if name not in held:
                         raise CheckpointError(f"the file has {name!r}, this model has not; build it with the same code")
                     value = _value(stored, held[name], name, f"{module_name}:", tensors)
-                found.append((modules[module_name], name, value))
-    return found
+                assignments.append((modules[module_name], name, value))
+    return assignments
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:

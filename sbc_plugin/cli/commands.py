@@ -43,13 +43,13 @@ def inspect(options: argparse.Namespace) -> None:
     """
     model = _model(options, options.source)
     if options.data:
-        found = inspect_model(model, _data(options, options.data))
+        inspection = inspect_model(model, _data(options, options.data))
     elif isinstance(shape := getattr(model, "input_shape", None), tuple):
         spikes = torch.rand(LOOK_STEPS, 2, *shape, generator=torch.Generator().manual_seed(0), device="cpu") < LOOK_RATE
-        found = inspect_model(model, [spikes.float()], whole=False)
+        inspection = inspect_model(model, [spikes.float()], whole=False)
     else:
         raise SettingsError(f"{options.source} does not say what its input looks like; give some with --data")
-    print(json.dumps(found.to_dict(), indent=1) if options.json else found)
+    print(json.dumps(inspection.to_dict(), indent=1) if options.json else inspection)
 
 
 def compress(options: argparse.Namespace) -> None:
@@ -103,8 +103,8 @@ def compress(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
     """Run two models on the same data."""
     dense, compressed = _model(options, options.dense), _model(options, options.compressed)
-    found = compare_models(dense, compressed, _data(options, options.data))
-    print(found.to_json(indent=1) if options.json else found)
+    comparison = compare_models(dense, compressed, _data(options, options.data))
+    print(comparison.to_json(indent=1) if options.json else comparison)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -115,15 +115,15 @@ def report(options: argparse.Namespace) -> None:
     """
     target = _target(options.output, PAGES[:1])
     try:
-        found = json.loads(Path(options.result).read_text())
+        content = json.loads(Path(options.result).read_text())
     except FileNotFoundError:
         raise CheckpointError(f"no file {options.result}; write one with sbc compress --report report.json") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{options.result} is no JSON ({error})") from error
-    if not isinstance(found, dict) or "report" not in found:
+    if not isinstance(content, dict) or "report" not in content:
         raise CheckpointError(f"{options.result} holds no report; write one with sbc compress --report report.json")
-    evaluation = None if found.get("evaluation") is None else Evaluation.from_dict(found["evaluation"])
-    _write_report(target, Report.from_dict(found["report"]), evaluation, str(found.get("model", "")))
+    evaluation = None if content.get("evaluation") is None else Evaluation.from_dict(content["evaluation"])
+    _write_report(target, Report.from_dict(content["report"]), evaluation, str(content.get("model", "")))
     print(f"written: {target}")
 
 

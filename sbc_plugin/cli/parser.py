@@ -67,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CompressionError, OSError, ModuleNotFoundError) as error:
         if options.debug:
             traceback.print_exc()
-        print(f"sbc: {_told(error)}", file=sys.stderr)
+        print(f"sbc: {_message(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         package = str(error.name).partition(".")[0]
         extra = next((name for name, packages in EXTRAS.items() if package in packages), None)

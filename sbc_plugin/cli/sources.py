@@ -34,15 +34,15 @@ def named(name: str) -> Any:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        found: Any = importlib.import_module(module)
+        value: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise SettingsError(f"{name!r}: no module {error.name!r} can be imported from {folder}") from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
+        if not hasattr(value, part):
+            public = [key for key in vars(value) if not key.startswith("_")] if hasattr(value, "__dict__") else []
             raise SettingsError(f"{name!r}: {module} has no {attribute}; it has {', '.join(public[:20])}")
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def load_model(
@@ -82,8 +82,8 @@ def load_model(
 
 
 def _made(name: str) -> nn.Module:
-    found = named(name)
-    model = found if isinstance(found, nn.Module) else found() if callable(found) else found
+    value = named(name)
+    model = value if isinstance(value, nn.Module) else value() if callable(value) else value
     if not isinstance(model, nn.Module):
         raise SettingsError(f"{name!r} gives a {type(model).__name__}, a torch.nn.Module is needed")
     return model
@@ -109,8 +109,8 @@ def load_data(source: str, *, batch: int, limit: int | None = None, max_bytes: i
         return Batches(x[:, :limit], None if labels is None else labels[:limit], batch)
     if ":" not in source:
         raise CalibrationError(f"{source!r} is no spike data; give spikes.npz, spikes.npy or package.module:loader")
-    found = named(source)
-    data = found() if callable(found) else found
+    value = named(source)
+    data = value() if callable(value) else value
     if isinstance(data, torch.Tensor) or not isinstance(data, Iterable):
         raise SettingsError(f"{source!r} gives a {type(data).__name__}, an iterable of batches (T, B, ...) is needed")
     return data if limit is None else _first(data, limit)

@@ -33,8 +33,8 @@ class SpikingModel(NeuroBenchModel):  # type: ignore[misc]  # NeuroBench has no 
         """Run a ``batch`` (B, T, ...), the order of NeuroBench; the output has the batch first as well."""
         output = self.forward(self.net, batch.transpose(0, 1))
         output = output[0] if isinstance(output, tuple | list) else output
-        found: Tensor = output.transpose(0, 1) if output.dim() > 2 else output
-        return found.detach()
+        batch_first: Tensor = output.transpose(0, 1) if output.dim() > 2 else output
+        return batch_first.detach()
 
     def __net__(self) -> nn.Module:
         """The model itself."""
@@ -47,7 +47,7 @@ class SpikingModel(NeuroBenchModel):  # type: ignore[misc]  # NeuroBench has no 
 
     def register_hooks(self) -> None:
         """Watch what neurons send and what weights are given."""
-        self.activation_hooks += [_Spikes(found["layer"], found["layer_name"]) for found in self.activation_layers()]
+        self.activation_hooks += [_Spikes(entry["layer"], entry["layer_name"]) for entry in self.activation_layers()]
         self.connection_hooks += [LayerHook(layer) for layer in self.connection_layers()]
 
 

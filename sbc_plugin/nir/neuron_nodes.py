@@ -185,8 +185,8 @@ def reset_of(neuron: nn.Module) -> Reset:
     inner: Any = getattr(neuron, "lif", getattr(neuron, "cell", neuron))
     if getattr(inner, "activation", None) is subtracting_step:
         return RESETS["reset_subtract"]
-    found: Reset = getattr(getattr(inner, "p", None), "reset_method", reset_value)
-    return found
+    reset: Reset = getattr(getattr(inner, "p", None), "reset_method", reset_value)
+    return reset
 
 
 def reset_named(method: str | Reset) -> Reset:
@@ -195,11 +195,11 @@ def reset_named(method: str | Reset) -> Reset:
     Raises:
         SettingsError: an unknown name.
     """
-    found = RESETS.get(method) if isinstance(method, str) else method
-    if found is None:
+    reset = RESETS.get(method) if isinstance(method, str) else method
+    if reset is None:
         known = ", ".join(map(repr, RESETS))
         raise SettingsError(f"reset_method={method!r} is unknown; use one of {known}, or give the function itself")
-    return found
+    return reset
 
 
 def _integrate_and_fire(node: Any, dt: float, reset: Reset) -> nn.Module:

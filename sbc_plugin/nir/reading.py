@@ -89,15 +89,15 @@ def _load(path: Path) -> Any:
 
 
 def _types(path: Path) -> set[str]:
-    found: set[str] = set()
+    types: set[str] = set()
 
     def visit(name: str, item: Any) -> None:
         if name.rpartition("/")[2] == "type" and isinstance(item, h5py.Dataset):
-            found.add(str(item.asstr()[()]))
+            types.add(str(item.asstr()[()]))
 
     with h5py.File(path, "r") as file:
         file["node"].visititems(visit)
-    return found
+    return types
 
 
 def _unfolded(graph: Any) -> tuple[dict[str, Any], list[Edge]]:
@@ -135,12 +135,12 @@ def without(node: str, edges: list[Edge]) -> list[Edge]:
 
 
 def _end(nodes: dict[str, Any], kind: type) -> str:
-    found = [name for name, node in nodes.items() if isinstance(node, kind)]
-    if len(found) != 1:
+    names = [name for name, node in nodes.items() if isinstance(node, kind)]
+    if len(names) != 1:
         raise UnsupportedModelError(
-            f"the graph has {len(found)} nodes of type {kind.__name__} ({', '.join(found) or 'none'}); it must have one"
+            f"the graph has {len(names)} nodes of type {kind.__name__} ({', '.join(names) or 'none'}); it must have one"
         )
-    return found[0]
+    return names[0]
 
 
 def _feeds_weight(name: str, nodes: dict[str, Any], edges: list[Edge], shape: Shape) -> bool:

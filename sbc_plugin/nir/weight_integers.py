@@ -33,24 +33,24 @@ def integers(model: nn.Module, *, power_of_two: bool = False, granularity: str =
 
     >>> layers = nn.Sequential(nn.Linear(2, 1, bias=False))
     >>> layers[0].weight.data = torch.tensor([[0.75, -0.5]])
-    >>> found = integers(layers, power_of_two=True)["0"]
-    >>> found.codes.tolist(), found.exponent.tolist()
+    >>> stored = integers(layers, power_of_two=True)["0"]
+    >>> stored.codes.tolist(), stored.exponent.tolist()
     ([[3, -2]], [-2])
     """
     if granularity not in GRANULARITIES:
         raise SettingsError(f"granularity={granularity!r} is unknown; use one of {', '.join(map(repr, GRANULARITIES))}")
     modules, edges, *_ = wiring_of(model)
-    found = {}
+    layer_integers = {}
     for name, module in modules.items():
         inner = getattr(module, "lifted_module", module)
         if isinstance(inner, LIFRecurrentCell | LIFRecurrent):
             for attribute in ("input_weights", "recurrent_weights"):
                 key = f"{name}.{attribute}"
-                found[key] = _integers(key, getattr(inner, attribute), None, inner, power_of_two, granularity)
+                layer_integers[key] = _integers(key, getattr(inner, attribute), None, inner, power_of_two, granularity)
         elif isinstance(inner, nn.Linear | nn.Conv1d | nn.Conv2d):
             neuron = _neuron_behind(name, modules, edges)
-            found[name] = _integers(name, inner.weight, inner.bias, neuron, power_of_two, granularity)
-    return found
+            layer_integers[name] = _integers(name, inner.weight, inner.bias, neuron, power_of_two, granularity)
+    return layer_integers
 
 
 def _integers(

@@ -94,8 +94,8 @@ def graph_of(
                 nodes[name] = node_of(module, shapes[name])
             else:
                 nodes[name], shapes[name] = _node(module, taken, wiring.leading)
-    for name, found in integers(model, power_of_two=power_of_two).items() if codes else ():
-        stored = {key: getattr(found, key) for key in ("codes", "scale", "exponent", "threshold")}
+    for name, entry in integers(model, power_of_two=power_of_two).items() if codes else ():
+        stored = {key: getattr(entry, key) for key in ("codes", "scale", "exponent", "threshold")}
         nodes[name].metadata |= {key: _array(value) for key, value in stored.items() if value is not None}
     return nir.NIRGraph(nodes, edges, metadata=_noted(wiring.modules))
 

@@ -77,5 +77,5 @@ def watch_steps(
 
 def thresholds(model: nn.Module) -> dict[str, Tensor]:
     """The threshold of every neuron module that spikes, by name: a scalar, or a value a neuron."""
-    found = {name: threshold_of(module) for name, module in model.named_modules()}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {name: threshold_of(module) for name, module in model.named_modules()}
+    return {name: value for name, value in values.items() if value is not None}

@@ -117,7 +117,7 @@ def tagged(output: Tensor, origin: Origin) -> Tensor:
 
 def origins(x: Tensor) -> list[tuple[Origin, Path]]:
     """Every tagged call that ``x`` depends on, and how; nearest first."""
-    found: list[tuple[Origin, Path]] = []
+    reached: list[tuple[Origin, Path]] = []
     queue: list[tuple[Any, int, Path]] = [(x.grad_fn, x.output_nr, Path())] if x.grad_fn is not None else []
     seen: set[tuple[Any, int | None]] = set()
     while queue:
@@ -125,13 +125,13 @@ def origins(x: Tensor) -> list[tuple[Origin, Path]]:
         if hasattr(node, "variable"):
             origin = getattr(node.variable, "sbc_origin", None)
             if origin is not None:
-                found.append((origin, path))
+                reached.append((origin, path))
             continue
         if (node, path.index) in seen:
             continue
         seen.add((node, path.index))
         queue.extend(_step(node, output, path))
-    return found
+    return reached
 
 
 def _step(node: Any, output: int, path: Path) -> list[tuple[Any, int, Path]]:

@@ -211,8 +211,8 @@ def _ranges(
             if values is not None:
                 least, most = (float(value) for value in values.aminmax())
                 if not (math.isfinite(least) and math.isfinite(most)):
-                    found = f"its state {kind} reached {least:g} to {most:g}"
-                    raise CalibrationError(f"neuron {step.name!r}: {found}; repair the model or the calibration data")
+                    reached = f"its state {kind} reached {least:g} to {most:g}"
+                    raise CalibrationError(f"neuron {step.name!r}: {reached}; repair the model or the calibration data")
                 low, high = ranges.get((step.name, kind), (least, most))
                 ranges[step.name, kind] = (min(low, least), max(high, most))
         for other in _fields(state) - {*STATES, "z"}:
