@@ -50,7 +50,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], attributes: Sequence[Set
             raise CheckpointError(f"the file does not fit this {type(model).__name__}: {error}") from error
         raise
     for module in model.modules():
-        _tell_sizes(module)
+        _set_sizes(module)
 
 
 def _check_names(model: nn.Module, state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
@@ -79,7 +79,7 @@ def _check_shape(model: nn.Module, name: str, stored: torch.Size, own: torch.Siz
         raise CheckpointError(f"{difference}; a {type(owner).__name__} cannot be resized: build it in the file's shape")
 
 
-def _tell_sizes(module: Any) -> None:
+def _set_sizes(module: Any) -> None:
     """Let the size attributes of torch's layers follow their tensors."""
     if not isinstance(module, _RESIZED):
         return

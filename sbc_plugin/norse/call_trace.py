@@ -123,7 +123,7 @@ class _Tracer:
     """Hooks on weights and neurons that fill a :class:`Trace` while the model runs.
 
     Attributes:
-        trace: so far.
+        trace: what has been seen so far.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -164,7 +164,7 @@ class _Tracer:
         v = state_tensor(state, "v")
         if v is not None:
             v.sbc_chain = chain  # type: ignore[attr-defined]
-        # 3. A tag on the output, by which later calls are led here.
+        # 3. A tag on the output, by which later calls find this step.
         number = self._steps_run[step.name] = self._steps_run.get(step.name, -1) + 1
         here = Origin("integrator" if integrator else "neuron", step.name, number)
         if integrator:
