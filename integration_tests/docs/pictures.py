@@ -69,29 +69,29 @@ def story() -> Story:
 
 def membrane() -> tuple[Figure, list[Tensor]]:
     """From spikes to filtered spikes to the membrane."""
-    told = story()
+    shown = story()
     figure = Figure(figsize=(7.2, 6.4), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1.3, 2))
     colours, dashes = (BLUE, ORANGE, GREEN), ("-", "--", "-.")
     for channel in range(len(SPIKES)):
-        times = told.x[:, channel].nonzero().flatten()
+        times = shown.x[:, channel].nonzero().flatten()
         axes[0].plot(times, [channel] * len(times), "|", color=colours[channel], markersize=10, markeredgewidth=1.6)
         axes[1].plot(
-            told.filtered[:, channel], color=colours[channel], linestyle=dashes[channel],
+            shown.filtered[:, channel], color=colours[channel], linestyle=dashes[channel],
             label=f"input {channel + 1}, weight {WEIGHTS[channel]:.1f}",
         )  # fmt: skip
     axes[0].set(yticks=range(3), yticklabels=["1", "2", "3"], ylim=(-0.6, 2.6), title="x: spikes of three inputs")
     axes[1].set(title="M x: each input filtered once by the neuron's impulse response")
     axes[1].legend(ncols=3, loc="upper left", fontsize=8)
-    axes[1].set_ylim(0, 1.4 * float(told.filtered.max()))
+    axes[1].set_ylim(0, 1.4 * float(shown.filtered.max()))
     axes[2].axhline(1.0, color=GREY, linestyle=":", label="threshold")
-    axes[2].plot(told.free, color=BLACK, label="M x w: the membrane that never resets")
-    axes[2].plot(told.v, color=ORANGE, linestyle="--", label="the neuron's membrane, before reset")
-    times = told.sent.nonzero().flatten()
+    axes[2].plot(shown.free, color=BLACK, label="M x w: the membrane that never resets")
+    axes[2].plot(shown.v, color=ORANGE, linestyle="--", label="the neuron's membrane, before reset")
+    times = shown.sent.nonzero().flatten()
     axes[2].plot(times, torch.full((len(times),), -0.25), "^", color=ORANGE, label="spikes that it sends")
-    axes[2].set(title="their weighted sum", xlabel="time step of 1 ms", ylim=(-0.45, 1.9 * float(told.free.max())))
+    axes[2].set(title="their weighted sum", xlabel="time step of 1 ms", ylim=(-0.45, 1.9 * float(shown.free.max())))
     axes[2].legend(ncols=2, loc="upper left", fontsize=8)
-    return figure, [told.x, told.filtered, told.free, told.v, told.sent]
+    return figure, [shown.x, shown.filtered, shown.free, shown.v, shown.sent]
 
 
 def kernels() -> tuple[Figure, list[Tensor]]:
@@ -117,15 +117,15 @@ def kernels() -> tuple[Figure, list[Tensor]]:
 
 def errors() -> tuple[Figure, list[Tensor]]:
     """Two errors of equal current that differ in the membrane."""
-    told = story()
+    shown = story()
     close = torch.tensor([0.3, 0.0, -0.3])  # inputs 1 and 3 spike within a few steps of each other
     apart = torch.tensor([0.3, 0.0, 0.0])
-    apart = apart * ((told.x @ close).square().sum() / (told.x @ apart).square().sum()).sqrt()
+    apart = apart * ((shown.x @ close).square().sum() / (shown.x @ apart).square().sum()).sqrt()
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     found = []
     for change, colour, dash, marker in ((close, BLUE, "-", "o"), (apart, ORANGE, "--", "s")):
-        current, held = told.x.double() @ change.double(), told.filtered @ change.double()
+        current, held = shown.x.double() @ change.double(), shown.filtered @ change.double()
         found += [current, held]
         times = current.nonzero().flatten()
         axes[0].vlines(times, 0, current[times], color=colour, linestyles=dash)

@@ -82,7 +82,7 @@ def test_the_api_page_holds_every_public_name(module: str) -> None:
     if ":members:\n" in section.split(":imported-members:")[0] and "automodule" in section:
         return
     missing = [name for name in import_module(module).__all__ if not re.search(rf"\b{name}\b", section)]
-    missing = [name for name in missing if not re.match(r"SBCInt\dWeight", name)]  # told by their scheme
+    missing = [name for name in missing if not re.match(r"SBCInt\dWeight", name)]  # the page gives their scheme
     assert set(missing) <= INTERNAL.get(module, set()), f"docs/api.md lacks {missing} of {module}"
 
 
