@@ -86,7 +86,7 @@ def test_what_is_left_out_has_a_reason_and_still_works() -> None:
     model[3].weight = model[2].weight
     prune.l1_unstructured(model[4], "weight", 0.5)
     model[5].register_forward_hook(lambda *_: None)
-    with pytest.raises(UnsupportedModelError, match="pruning hooks permanent"):
+    with pytest.raises(UnsupportedModelError, match="make it permanent"):
         quantize_layers(model, INT3)  # torch copies no module with a pruning hook
     new, skipped = quantize_layers(model, INT3, inplace=True)
     words = {"1": "subclass of Linear", "2": "shares", "3": "shares", "4": "pruning hook", "5": "hooks"}

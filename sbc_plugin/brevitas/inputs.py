@@ -7,10 +7,10 @@ import torch
 from brevitas.graph.calibrate import calibration_mode
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.batches import check_batch, input_of, peek
+from sbc_plugin.calibration.batches import check_batch, peek
 from sbc_plugin.calibration.forward import eval_mode, hooked
-from sbc_plugin.errors import UnsupportedModelError
-from sbc_plugin.layers import Forward, library_of
+from sbc_plugin.calibration.plain import library_or_plain
+from sbc_plugin.layers import Forward
 
 
 def analogue_inputs(
@@ -31,7 +31,7 @@ def analogue_inputs(
         CalibrationError: no data, NaN or infinity.
     """
     _, data = peek(data)
-    run = forward or _default_forward(model)
+    run = forward or library_or_plain(model).default_forward(model)
     wide_inputs: dict[str, list[Tensor]] = {}
     ran: set[str] = set()
     for number, batch in enumerate(data):
@@ -68,10 +68,3 @@ def _into(inputs: list[Tensor]) -> Callable[..., None]:
 
 def _is_binary(x: Tensor) -> bool:
     return bool(((x == 0) | (x == 1)).all())
-
-
-def _default_forward(model: nn.Module) -> Forward:
-    try:
-        return library_of(model).default_forward(model)
-    except UnsupportedModelError:
-        return lambda model, batch: model(input_of(batch))

@@ -1,6 +1,5 @@
 """Replace a model's Linear and convolution layers by Brevitas' quantised ones, and say what was left out."""
 
-import copy
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -9,8 +8,9 @@ from brevitas.inject import ExtendedInjector
 from torch import Tensor, nn
 
 from sbc_plugin.brevitas.inputs import analogue_inputs, calibrate_input
+from sbc_plugin.calibration.plain import library_or_plain
 from sbc_plugin.errors import SettingsError, UnsupportedModelError
-from sbc_plugin.layers import Forward, library_of
+from sbc_plugin.layers import Forward
 
 Quantised = qnn.QuantLinear | qnn.QuantConv1d | qnn.QuantConv2d | qnn.QuantConv3d
 _QUANTISED: dict[type[nn.Module], Any] = {
@@ -136,16 +136,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: it cannot be copied.
     """
-    try:
-        library = library_of(model)
-    except UnsupportedModelError:
-        try:
-            return copy.deepcopy(model)
-        except RuntimeError as error:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be copied: {error}; make pruning hooks permanent, or use inplace=True"
-            ) from error
-    return library.copy_model(model)
+    return library_or_plain(model).copy_model(model)
 
 
 def _owners_of_weights(model: nn.Module) -> dict[int, list[nn.Module]]:

@@ -198,7 +198,7 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
             self._running = False
 
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        layers, reasons = self._recorder.find(args, kwargs, self._modules)
+        layers, reasons = self._recorder.find(args, kwargs)
         chosen = [layer for layer in layers if self._parts(layer)]
         reached = {part.name for layer in chosen for part in layer.parts}
         self.skipped = {name: reasons.get(name, "never called") for name in self._modules if name not in reached}

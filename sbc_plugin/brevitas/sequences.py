@@ -1,7 +1,6 @@
 """From single calls of a model, however a loop makes them, to whole sequences and the layers' Hessians."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,9 +10,9 @@ from sbc_plugin.calibration.batches import check_batch
 from sbc_plugin.calibration.collector import Collector
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.hessians import HessianCollector, Statistics, check_steps, listening
-from sbc_plugin.core.matrix_form import matrix_form
-from sbc_plugin.errors import CalibrationError, UnsupportedModelError
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
+from sbc_plugin.calibration.plain import library_or_plain
+from sbc_plugin.errors import CalibrationError
+from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import Calibration
 
 TRACED_STEPS = 4
@@ -32,8 +31,8 @@ class Recorder:
 
     def __init__(self, model: nn.Module, calibration: Calibration, forward: Forward | None) -> None:
         self.model, self.calibration, self.forward = model, calibration, forward
-        self.library = _library(model)
-        self.steps = self.library is not None and self.library.is_step_model(model)
+        self.library = library_or_plain(model)
+        self.steps = self.library.is_step_model(model)
         self.layers: list[SpikingLayer] | None = None
         self.statistics: dict[str, Statistics] = {}
         self.sequences, self.open = 0, False
@@ -44,13 +43,9 @@ class Recorder:
         self.collectors = [HessianCollector(layer, self.calibration) for layer in layers]
         self.statistics |= {collector.layer.name: collector.statistics for collector in self.collectors}
 
-    def find(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], modules: dict[str, nn.Module]
-    ) -> tuple[list[SpikingLayer], dict[str, str]]:
-        """The layers that hold one of ``modules``, in the order in which they run, and what was left out and why."""
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[SpikingLayer], dict[str, str]]:
+        """The model's layers in the order in which they run, and what was left out and why."""
         batch, again = _first(args, kwargs)
-        if self.library is None:
-            return _plain_layers(self.model, modules, lambda: self.model(*args, **kwargs)), {}
         forward: Forward | None = self.forward or (lambda model, batch: again(model, batch))
         if self.forward is None and self.steps:
             forward = None
@@ -77,7 +72,6 @@ class Recorder:
             if self.forward is not None:
                 return self.forward(self.model, batch)
             if self.steps and not self._is_step(args, kwargs):
-                assert self.library is not None
                 return self.library.default_forward(self.model)(self.model, batch)
             return original(*args, **kwargs)
 
@@ -125,13 +119,6 @@ class Recorder:
             )
 
 
-def _library(model: nn.Module) -> SNNLibrary | None:
-    try:
-        return library_of(model)
-    except UnsupportedModelError:
-        return None  # no spiking neuron: every layer has M = I
-
-
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Forward]:
     """The first argument of a call, and the call again with another one in its place.
 
@@ -144,13 +131,3 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Forward]
         raise CalibrationError("the model was called without an input")
     name = next(iter(kwargs))
     return kwargs[name], lambda model, batch: model(**(kwargs | {name: batch}))
-
-
-def _plain_layers(model: nn.Module, modules: dict[str, nn.Module], run: Callable[[], Any]) -> list[SpikingLayer]:
-    order: dict[str, None] = {}
-    with ExitStack() as stack, eval_mode(model), torch.no_grad():
-        for name, module in modules.items():
-            handle = module.register_forward_pre_hook(lambda module, inputs, name=name: order.setdefault(name))
-            stack.callback(handle.remove)
-        run()
-    return [SpikingLayer.plain(name, modules[name], matrix_form(modules[name])) for name in order]

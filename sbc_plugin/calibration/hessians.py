@@ -5,7 +5,7 @@ Time ends here: a layer's input is filtered causally with the impulse response o
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,13 +166,9 @@ def check_steps(collectors: Sequence[Collector], number: int, temporal: bool) ->
 
 
 @contextmanager
-def listening(library: SNNLibrary | None, model: nn.Module, collectors: Sequence[Collector]) -> Iterator[None]:
-    """Hand layers' inputs and neurons' steps to the collectors inside the block; every hook is gone after it.
-
-    Without a library no neuron steps, and the collectors see inputs only.
-    """
-    steps = nullcontext() if library is None else library.watch_steps(model, _on_step(collectors))
-    with hooked(_hooks(collectors)), steps:
+def listening(library: SNNLibrary, model: nn.Module, collectors: Sequence[Collector]) -> Iterator[None]:
+    """Hand layers' inputs and neurons' steps to the collectors inside the block; every hook is gone after it."""
+    with hooked(_hooks(collectors)), library.watch_steps(model, _on_step(collectors)):
         yield
 
 
