@@ -13,8 +13,9 @@ from sbc_plugin.norse.forward import as_input, default_forward, is_step_model
 from sbc_plugin.norse.linear import linear_neurons, linear_state
 from sbc_plugin.norse.membranes import MembraneReport, StateReport, quantize_membranes, restore_membranes
 from sbc_plugin.norse.neurons import holds_weights, is_neuron, is_spiking, register_neuron, state_tensor, threshold_of
-from sbc_plugin.norse.recording import NeuronRecord, Step, intercept_steps, record_states
+from sbc_plugin.norse.recording import NeuronRecord, record_states
 from sbc_plugin.norse.states import FlatStep, drop_surrogates, flat_step
+from sbc_plugin.norse.steps import Step, intercept_steps
 
 __all__ = [
     "FlatStep",

@@ -18,7 +18,7 @@ from sbc_plugin.layers import Forward
 from sbc_plugin.norse.autograd_paths import Origin, Path, origins, tagged
 from sbc_plugin.norse.layer_checks import WEIGHTS, cell_input_check, check_plain, weight_input_check
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_integrator, state_tensor
-from sbc_plugin.norse.recording import Step, intercept_steps
+from sbc_plugin.norse.steps import Step, intercept_steps
 
 
 class Chain(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sbc_plugin.norse.recording import Step, intercept_steps
+from sbc_plugin.norse.steps import Step, intercept_steps
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from sbc_plugin.layers import Forward
 from sbc_plugin.norse.copying import copy_model
 from sbc_plugin.norse.forward import default_forward
 from sbc_plugin.norse.neurons import NEURONS, is_integrator, state_tensor
-from sbc_plugin.norse.recording import Step, intercept_steps
+from sbc_plugin.norse.steps import Step, intercept_steps
 
 STATES = ("v", "i")
 SCALES = ("mae", "absmax")

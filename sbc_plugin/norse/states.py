@@ -13,7 +13,7 @@ from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.errors import UnsupportedModelError, in_layer
 from sbc_plugin.norse.forward import default_forward, is_step_model
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT
-from sbc_plugin.norse.recording import Step, intercept_steps
+from sbc_plugin.norse.steps import Step, intercept_steps
 
 PLAIN_STEPS = (
     norse.LIFBoxCell,
