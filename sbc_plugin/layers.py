@@ -132,11 +132,14 @@ class SNNLibrary(Protocol):
     ) -> tuple[list[SpikingLayer], dict[str, str]]:
         """The layers in the order in which they run, and what was left out: name -> reason."""
 
-    def default_forward(self, model: nn.Module) -> Forward:
-        """``forward(model, batch)`` for one whole sequence."""
+    def default_forward(self, model: nn.Module, batch: Any, batch_first: bool | None = None) -> Forward:
+        """``forward(model, batch)`` for one whole sequence, of batches like this one."""
 
-    def is_step_model(self, model: nn.Module) -> bool:
-        """Whether the model takes one time step and a state, and hands the state on."""
+    def is_step_model(self, model: nn.Module, batch: Any) -> bool:
+        """Whether a call of the model takes one time step and a state, and hands the state on."""
+
+    def state_items(self, model: nn.Module, x: Tensor) -> int:
+        """How many results of a call on one step ``x`` are the state of the next call; 0 where there is none."""
 
     def watch_steps(
         self, model: nn.Module, on_step: Callable[[str, Tensor, Tensor | None, Tensor | None], None]

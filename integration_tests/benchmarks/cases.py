@@ -80,7 +80,7 @@ class Case:
 
     def scores(self, model: nn.Module, x: Tensor) -> Tensor:
         """(B, classes) of the sequences ``x`` (T, B, ...): spike counts, or what the readout summed over time."""
-        scores = scores_of((self.forward or default_forward(model))(model, x))
+        scores = scores_of((self.forward or default_forward(model, x))(model, x))
         assert scores is not None
         return scores
 

@@ -71,7 +71,7 @@ def cases(seed: int) -> Iterator[tuple[str, nn.Module, list[Tensor], list[Tensor
 def outputs(model: nn.Module, batches: list[Tensor]) -> Tensor:
     """Output spikes (T, N, neurons)."""
     with torch.no_grad():
-        return torch.cat([default_forward(model)(model, x) for x in batches], 1)
+        return torch.cat([default_forward(model, x)(model, x) for x in batches], 1)
 
 
 def rounded(model: nn.Module) -> nn.Module:

@@ -101,7 +101,7 @@ def by_brevitas(bench: Bench, budget: Budget) -> Made:
     """
     quantize = budget.quantize
     assert quantize is not None
-    run = bench.forward or default_forward(bench.dense)
+    run = bench.forward or default_forward(bench.dense, next(iter(bench.calibration)))
 
     def work() -> nn.Module:
         quantizer = weight_quantizer(f"int{quantize.bits}", quantize.granularity, "absmax")

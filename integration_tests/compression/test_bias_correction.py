@@ -51,7 +51,7 @@ def outputs(model: Any) -> Iterator[Tensor]:
     ]
     with torch.no_grad():
         for batch in batches():
-            default_forward(model)(model, batch)
+            default_forward(model, batch)(model, batch)
     for handle in handles:
         handle.remove()
     return (torch.cat([step.flatten(0, -2) for step in steps]) for steps in found.values())

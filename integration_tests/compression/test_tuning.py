@@ -156,7 +156,7 @@ def _trains(model: nn.Module, batch: Tensor) -> list[Tensor]:
         neuron.register_forward_hook(lambda module, inputs, output: found.setdefault(module, []).append(output[0]))
         for neuron in neurons
     ]
-    library.default_forward(model)(model, batch)
+    library.default_forward(model, batch)(model, batch)
     for handle in handles:
         handle.remove()
     return [torch.stack(found[neuron]) for neuron in neurons]

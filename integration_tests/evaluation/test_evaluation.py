@@ -15,13 +15,13 @@ from torch import nn
 
 from integration_tests.models.one_shot import compress
 from sbc_plugin import Prune
+from sbc_plugin.calibration.driver import drive_steps
 from sbc_plugin.errors import CalibrationError, CheckpointError
 from sbc_plugin.evaluation.accuracy import accuracy
 from sbc_plugin.evaluation.evaluate import BINS, RECORDED, SHOWN, TRACES, Evaluation, evaluate
 from sbc_plugin.evaluation.page import page
 from sbc_plugin.evaluation.report import Report
 from sbc_plugin.norse import record_states
-from sbc_plugin.norse.forward import drive_steps
 
 STEPS, SEQUENCES, INPUTS, HIDDEN, CLASSES = 12, 20, 6, 30, 3
 
@@ -165,7 +165,7 @@ def test_each_model_runs_once_on_each_batch(evaluated: Any) -> None:
 
     def forward(network: nn.Module, batch: Any) -> torch.Tensor:
         runs.append((network, batch))
-        return drive_steps(network, batch)
+        return drive_steps(network, batch[0])
 
     again = evaluate(dense, small, iter(data), forward=forward)
     assert [network for network, batch in runs if batch is data[1]] == [dense, small]

@@ -187,7 +187,7 @@ def test_channels(name: str, device: str | None) -> None:
         )
         pruner.step()
         with torch.no_grad():
-            found.append(default_forward(model)(model, x).cpu())
+            found.append(default_forward(model, x)(model, x).cpu())
     # float64 weights, but membranes of parameters in float32
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-5)
 
@@ -251,5 +251,5 @@ def test_a_graph_is_moved_as_a_whole_and_takes_its_input_along() -> None:
         found.append(compress(model, data_of(case), prune=Prune(0.5), quantize=Quantize(4))[0])
     assert_same(*found)
     x = torch.rand(6, 3, 5, generator=generator, dtype=torch.float64)
-    expected, output = (default_forward(model)(model, x) for model in found)
+    expected, output = (default_forward(model, x)(model, x) for model in found)
     torch.testing.assert_close(output.cpu(), expected)

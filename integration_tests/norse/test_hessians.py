@@ -45,7 +45,7 @@ def collector(layer: SpikingLayer) -> Any:
 def test_hessian_is_that_of_membranes_that_never_reset(name: str) -> None:
     case: Case = CASES[name]
     model, batch = case.model(torch.float64), case.batch(torch.float64)
-    run = case.forward or default_forward(model)
+    run = case.forward or default_forward(model, batch)
     layers, _ = find_layers(model, batch, case.forward)
     found = calibrate(model, [batch], forward=case.forward)
     simulation = Simulation(model, lambda: run(model, batch))
@@ -70,7 +70,8 @@ def test_without_time_the_hessian_is_that_of_currents(name: str) -> None:
     """`temporal=False` is M = I: the inputs as the weight saw them, for a Linear directly 2 X^T X / n."""
     case = CASES[name]
     model, batch = case.model(torch.float64), case.batch(torch.float64)
-    simulation = Simulation(model, lambda: (case.forward or default_forward(model))(model, batch))
+    run = case.forward or default_forward(model, batch)
+    simulation = Simulation(model, lambda: run(model, batch))
     found = calibrate(model, [batch], calibration=Calibration(temporal=False), forward=case.forward)
     for module, inputs in simulation.inputs.items():
         if module in found and inputs[0].shape[-1] == found[module].columns:
@@ -84,7 +85,8 @@ def test_filtered_inputs_times_weight_is_the_membrane(name: str) -> None:
     """Filter, then weigh: the membrane of the never-spiking neuron, less what the bias and the leak bring."""
     case = CASES[name]
     model, batch = case.model(torch.float64), case.batch(torch.float64)
-    simulation = Simulation(model, lambda: (case.forward or default_forward(model))(model, batch))
+    run = case.forward or default_forward(model, batch)
+    simulation = Simulation(model, lambda: run(model, batch))
     layers, _ = find_layers(model, batch, case.forward)
     compared = 0
     for layer in layers:

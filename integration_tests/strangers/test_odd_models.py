@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from integration_tests.models.cases import CASES
-from integration_tests.models.networks import BOX, IAF, LI, LIF, Attention, B, Loop, Merged, T, Twice, over_time
+from integration_tests.models.networks import BOX, IAF, LI, LIF, B, T, Twice
 from sbc_plugin import Calibration, Prune, calibrate, compress
-from sbc_plugin.errors import CalibrationError, UnsupportedModelError
+from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.norse import find_layers, register_neuron
 from sbc_plugin.norse.forward import is_step_model
 
@@ -58,30 +58,17 @@ def test_batches_may_differ_in_length_and_number(name: str) -> None:
 
 
 def test_step_models_are_those_that_take_a_state_and_hold_cells() -> None:
-    cell = norse.SequentialState(nn.Linear(5, 4), norse.LIFCell(LIF))
-    assert is_step_model(cell) and is_step_model(norse.SequentialState(cell, nn.Linear(4, 2)))
-    assert is_step_model(norse.LIFRecurrentCell(5, 4)) and is_step_model(CASES["NIR graph"].build())
-    assert not is_step_model(norse.Lift(cell)) and not is_step_model(norse.SequentialState(norse.LIF(LIF)))
-    assert not is_step_model(Loop()) and not is_step_model(Attention()) and not is_step_model(Merged())
-    assert not is_step_model(norse.SequentialState(norse.Lift(cell), norse.LIF(LIF)))
-
-
-def test_a_step_model_in_disguise_is_told_of_forward() -> None:
-    """Its forward takes no `state`, so it is called once on (T, B, ...) and its neuron steps once."""
-
-    class Disguised(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.lif = nn.Linear(5, 4), norse.LIFCell(LIF)
-
-        def forward(self, x: Tensor, memory: Any = None) -> Any:
-            return self.lif(self.fc(x), memory)
-
-    model = lively(Disguised())
-    with pytest.raises(CalibrationError, match=r"one step \(T = 1\).* pass `forward`"):
-        compress(model, [spikes(T, B, 5)], prune=HALF)
-    _, report = compress(model, [spikes(T, B, 5)], prune=HALF, forward=over_time)
-    assert report.layers[0].samples == T * B
+    cell, x = norse.SequentialState(nn.Linear(5, 4), norse.LIFCell(LIF)), spikes(T, B, 5)
+    steps = (cell, norse.SequentialState(cell, nn.Linear(4, 2)), norse.LIFRecurrentCell(5, 4))
+    assert all(is_step_model(model, x) for model in steps)
+    sequences = (
+        norse.Lift(cell),
+        norse.SequentialState(nn.Linear(5, 4), norse.LIF(LIF)),
+        norse.SequentialState(norse.Lift(cell), norse.LIF(LIF)),
+    )
+    assert not any(is_step_model(model, x) for model in sequences)
+    for name in ("NIR graph", "loop, sum", "attention", "merged"):
+        assert is_step_model(CASES[name].build(), CASES[name].batch(torch.float32)) == (name == "NIR graph")
 
 
 class Buffered(nn.Module):

@@ -48,6 +48,6 @@ def test_pruned_model_is_the_original_with_inputs_zeroed_and_compensated(name: s
         group.prune()
     assert kept.inputs
     with torch.no_grad():
-        found, expected = (default_forward(one)(one, x) for one in (model, masked_original(original, model, kept)))
+        found, expected = (default_forward(one, x)(one, x) for one in (model, masked_original(original, model, kept)))
     # float64 weights, but membranes of parameters in float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -105,7 +105,8 @@ class Reference:
 
 def run(model: nn.Module, case: Case, length: int) -> Tensor:
     with torch.no_grad():
-        output = default_forward(model)(model, case.sequence(length).to(next(model.parameters()).dtype))
+        x = case.sequence(length).to(next(model.parameters()).dtype)
+        output = default_forward(model, x)(model, x)
     return output
 
 

@@ -105,7 +105,7 @@ def export_onnx(
                 states = {name: value.cpu() for name, value in module.initial.items()}
                 args = (x[0], *(value.expand(x.shape[1], *value.shape) for value in module.initial.values()))
             else:
-                module, args = Sequence(target, library), (x,)
+                module, args = Sequence(target, library, x), (x,)
             free = free_batch and kind == "qcdq"
             axes = free_axes(module, args, list(states), steps is not None) if free else {}
         with replacing(path) as beside:

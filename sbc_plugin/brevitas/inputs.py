@@ -30,8 +30,8 @@ def analogue_inputs(
     Raises:
         CalibrationError: no data, NaN or infinity.
     """
-    _, data = peek(data)
-    run = forward or library_or_plain(model).default_forward(model)
+    first, data = peek(data)
+    run = forward or library_or_plain(model).default_forward(model, first)
     wide_inputs: dict[str, list[Tensor]] = {}
     ran: set[str] = set()
     for number, batch in enumerate(data):

@@ -20,9 +20,9 @@ CLOSE, SHARE = 1e-3, 0.01  # what rounding may change: far below a spike, and a 
 class Sequence(nn.Module):
     """Whole sequences: (T, B, ...) in, the model's answer out."""
 
-    def __init__(self, model: nn.Module, library: SNNLibrary) -> None:
+    def __init__(self, model: nn.Module, library: SNNLibrary, x: Tensor) -> None:
         super().__init__()
-        self.model, self._run = model, library.default_forward(model)
+        self.model, self._run = model, library.default_forward(model, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, B, ...) to the model's answer."""

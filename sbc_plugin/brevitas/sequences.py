@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import check_batch
 from sbc_plugin.calibration.collector import Collector
+from sbc_plugin.calibration.driver import Driver
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.hessians import HessianCollector, Statistics, check_steps, listening
 from sbc_plugin.calibration.plain import library_or_plain
@@ -32,7 +33,8 @@ class Recorder:
     def __init__(self, model: nn.Module, calibration: Calibration, forward: Forward | None) -> None:
         self.model, self.calibration, self.forward = model, calibration, forward
         self.library = library_or_plain(model)
-        self.steps = self.library.is_step_model(model)
+        self.driver: Driver | None = None  # of a step model, once a call has shown that it is one
+        self.step_axes = 0  # of a step's input
         self.layers: list[SpikingLayer] | None = None
         self.statistics: dict[str, Statistics] = {}
         self.sequences, self.open = 0, False
@@ -47,10 +49,14 @@ class Recorder:
         """The model's layers in the order in which they run, and what was left out and why."""
         batch, again = _first(args, kwargs)
         forward: Forward | None = self.forward or (lambda model, batch: again(model, batch))
-        if self.forward is None and self.steps:
-            forward = None
-            if self._is_step(args, kwargs):
-                batch = batch.expand(TRACED_STEPS, *batch.shape)
+        if self.forward is None and isinstance(batch, Tensor):
+            # An input alone, without a state, may hold a whole sequence for a model that takes steps.
+            alone = len(args) + len(kwargs) == 1 and batch.dim() > 2
+            whole = batch if alone else batch.expand(TRACED_STEPS, *batch.shape)
+            driver = self.library.default_forward(self.model, whole)
+            if isinstance(driver, Driver) and driver.state_items is not None:
+                self.driver, self.step_axes = driver, whole.dim() - 1
+                forward, batch = driver, whole
         return self.library.find_layers(self.model, batch, forward, self.calibration.temporal)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], original: Callable[..., Any]) -> Any:
@@ -71,8 +77,8 @@ class Recorder:
         with eval_mode(self.model), torch.no_grad(), listening(self.library, self.model, self._inputs()):
             if self.forward is not None:
                 return self.forward(self.model, batch)
-            if self.steps and not self._is_step(args, kwargs):
-                return self.library.default_forward(self.model)(self.model, batch)
+            if self.driver is not None and isinstance(batch, Tensor) and batch.dim() > self.step_axes:
+                return self.driver(self.model, batch)
             return original(*args, **kwargs)
 
     def begin(self) -> None:
@@ -104,10 +110,6 @@ class Recorder:
 
     def _inputs(self) -> list[Collector]:
         return [collector.inputs for collector in self.collectors]
-
-    def _is_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        batch, _ = _first(args, kwargs)
-        return len(args) + len(kwargs) > 1 or (isinstance(batch, Tensor) and batch.dim() < 3)
 
     def _check_goes_on(self) -> None:
         if not self.open:

@@ -126,30 +126,3 @@ def repeatable(data: Iterable[Any]) -> Iterable[Any]:
     ([1, 2], (1, 2))
     """
     return list(data) if isinstance(data, Iterator) else data
-
-
-def first_sequences(data: Iterable[Any], count: int) -> list[Any]:
-    """The first batches, whole ones, until they hold ``count`` sequences together.
-
-    >>> len(first_sequences([torch.zeros(3, 2, 1)] * 5, 3))
-    2
-    """
-    batches: list[Any] = []
-    sequences = 0
-    for batch in data:
-        batches.append(batch)
-        sequences += sequences_in(batch)
-        if sequences >= count:
-            break
-    return batches
-
-
-def pieces_of(batch: Any, sequences: int) -> tuple[Tensor, ...]:
-    """A batch's input (T, B, ...) in pieces of at most so many sequences; gradients can be taken through each.
-
-    Raises:
-        CalibrationError: the batch holds no input tensor.
-    """
-    x = dense(input_of(batch))
-    x = x.clone() if x.is_inference() else x
-    return x.split(sequences, dim=1) if x.dim() > 1 else (x,)

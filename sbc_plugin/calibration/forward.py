@@ -7,13 +7,15 @@ exit, and modes and random state are afterwards as they were before.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.batches import pieces_of
+from sbc_plugin.calibration.attributes import attributes_kept
+from sbc_plugin.calibration.batches import check_batch, sequences_in
+from sbc_plugin.calibration.driver import Driver
+from sbc_plugin.calibration.wrappers import eager, unwrapped
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
 
 OnStep: TypeAlias = Callable[[str, Tensor, Tensor | None, Tensor | None], None]
@@ -21,12 +23,12 @@ OnStep: TypeAlias = Callable[[str, Tensor, Tensor | None, Tensor | None], None]
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode; each module's mode and the random state are afterwards as they were."""
+    """Run in eval mode, nothing compiled; modes, random state and what forward keeps are afterwards as they were."""
     modes = [(module, module.training) for module in model.modules()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
     try:
         model.eval()
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), eager(), attributes_kept(model):
             yield
     finally:
         for module, mode in modes:
@@ -54,26 +56,40 @@ class Runner:
     Attributes:
         model: to run.
         library: that knows the model's neurons.
-        forward: ``forward(model, batch)`` of the user's own; None for the library's default.
+        run: ``run(model, batch)`` runs one whole sequence, as it is: modes and gradients are the caller's.
     """
 
     model: nn.Module
     library: SNNLibrary
-    forward: Forward | None = None
+    run: Forward
 
     @classmethod
-    def of(cls, model: nn.Module, forward: Forward | None = None) -> "Runner":
-        """The runner of a model whose library is found by its neurons.
+    def of(
+        cls,
+        model: nn.Module,
+        batch: Any,
+        forward: Forward | None = None,
+        batch_first: bool | None = None,
+        library: SNNLibrary | None = None,
+    ) -> "Runner":
+        """The runner of a model on data like ``batch``.
+
+        Args:
+            model: to run.
+            batch: the first one.
+            forward: ``forward(model, batch)`` of the user's own; None for the library's default.
+            batch_first: whether the data is (B, T, ...), for the library's default.
+            library: None finds it by the model's neurons.
 
         Raises:
             UnsupportedModelError: the model belongs to no library that is known.
+            CalibrationError: the batch is empty, not finite, or has its sequences along another axis.
         """
-        return cls(model, library_of(model), forward)
-
-    @cached_property
-    def run(self) -> Forward:
-        """The function that runs one whole sequence, as it is: modes and gradients are the caller's."""
-        return self.forward or self.library.default_forward(self.model)
+        model = unwrapped(model)
+        library = library or library_of(model)
+        runner = cls(model, library, forward or library.default_forward(model, batch, batch_first))
+        runner.check(batch, 0)
+        return runner
 
     def __call__(self, batch: Any, hooks: Iterable[Any] = (), on_step: OnStep | None = None) -> Any:
         """Run one batch in eval mode; the model's output. Gradients flow where they are enabled.
@@ -105,11 +121,25 @@ class Runner:
             batch: is run once.
             temporal: False gives every layer M = I.
         """
-        return self.library.find_layers(self.model, batch, self.forward, temporal)
+        return self.library.find_layers(self.model, batch, self.run, temporal)
 
     def pieces(self, batch: Any, sequences: int) -> Iterable[Any]:
         """The batch in pieces of at most so many sequences; whole where only the user's own forward can read it."""
-        return pieces_of(batch, sequences) if self.forward is None else [batch]
+        return self.run.pieces(batch, sequences) if isinstance(self.run, Driver) else [batch]
+
+    def sequences(self, batch: Any) -> int:
+        """How many sequences a batch holds; with a forward of the user's own, if it is (T, B, ...), else 0."""
+        return self.run.sequences(batch) if isinstance(self.run, Driver) else sequences_in(batch)
+
+    def check(self, batch: Any, number: int) -> None:
+        """Refuse a batch of this number that is empty, not finite, or has its sequences along another axis.
+
+        Raises:
+            CalibrationError: it does.
+        """
+        check_batch(batch, number)
+        if isinstance(self.run, Driver):
+            self.run.check(batch, number)
 
 
 class StepSpikes:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.batches import check_batch, peek
+from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
 from sbc_plugin.calibration.forward import OnStep, Runner, hooked
 from sbc_plugin.calibration.progress import progress_bar
@@ -30,6 +30,7 @@ def calibrate(
     *,
     calibration: Calibration = DEFAULT,
     forward: Forward | None = None,
+    batch_first: bool | None = None,
 ) -> dict[str, HessianAccumulator]:
     """Gather each layer's Hessian ``H = 2 (MX)^T (MX) / count`` in one pass. Source: docs/theory.md, equation 2.
 
@@ -38,6 +39,7 @@ def calibrate(
         calibration_data: iterable of batches, each (T, B, ...) or a tuple, list or dict that holds it.
         calibration: settings; ``order`` does not matter here.
         forward: ``forward(model, batch)`` runs one whole sequence.
+        batch_first: as for ``compress``.
 
     Returns:
         Accumulators by layer name. Those of one model merge with those of another process's data.
@@ -46,8 +48,8 @@ def calibrate(
         CalibrationError: no data, data of the wrong shape, NaN or infinity, or sequences of a single step.
         UnsupportedModelError: a model, neuron or weight without a rule.
     """
-    runner = Runner.of(model, forward)
     first, data = peek(calibration_data)
+    runner = Runner.of(model, first, forward, batch_first)
     layers, _ = runner.find_layers(first, calibration.temporal)
     gathered = gather(runner, layers, data, calibration)
     return {name: statistics.accumulator for name, statistics in gathered.items()}
@@ -141,7 +143,7 @@ def run_batch(runner: Runner, collectors: Sequence[Collector], batch: Any, numbe
     Raises:
         CalibrationError: NaN or infinity, or sequences of one step.
     """
-    check_batch(batch, number)
+    runner.check(batch, number)
     for collector in collectors:
         collector.begin()
     with torch.no_grad():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sbc_plugin.calibration.attributes import graph_tensors
 from sbc_plugin.calibration.batches import input_of
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
@@ -117,11 +118,11 @@ class PlainNetworks:
                     stack.callback(module.register_forward_pre_hook(normalises).remove)
             stack.enter_context(eval_mode(model))
             stack.enter_context(torch.no_grad())
-            (forward or self.default_forward(model))(model, batch)
+            (forward or self.default_forward(model, batch))(model, batch)
         layers = [plain_layer(name, weighted[name], norm) for name, norm in norms.items()]
         return layers, {name: "never called" for name in weighted if name not in norms}
 
-    def default_forward(self, model: nn.Module) -> Forward:
+    def default_forward(self, model: nn.Module, batch: Any, batch_first: bool | None = None) -> Forward:
         """The model on the batch's input."""
 
         def run(model: nn.Module, batch: Any) -> Any:
@@ -132,9 +133,13 @@ class PlainNetworks:
 
         return run
 
-    def is_step_model(self, model: nn.Module) -> bool:
+    def is_step_model(self, model: nn.Module, batch: Any) -> bool:
         """Never, because there is no time."""
         return False
+
+    def state_items(self, model: nn.Module, x: Tensor) -> int:
+        """None, because there is no state."""
+        return 0
 
     @contextmanager
     def watch_steps(self, model: nn.Module, on_step: Any) -> Iterator[None]:
@@ -154,7 +159,7 @@ class PlainNetworks:
                     with in_layer(name):
                         refuse_computed("weight")
         with copying(model):
-            return copy.deepcopy(model)
+            return copy.deepcopy(model, {**graph_tensors(model)})
 
     def is_neuron(self, module: nn.Module) -> bool:
         """Never, because there are no neurons."""

@@ -154,7 +154,7 @@ def _write(output: Path, model: nn.Module, report: Report, batch: Any) -> None:
     else:
         from sbc_plugin.brevitas import export_onnx
 
-        one_step = library_of(model).is_step_model(model)
+        one_step = library_of(model).is_step_model(model, batch)
         export_onnx(model, output, batch, steps=None if one_step else len(input_of(batch)))
 
 

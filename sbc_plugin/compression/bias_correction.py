@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.batches import first_sequences
 from sbc_plugin.calibration.forward import Runner, eval_mode, hooked
 from sbc_plugin.layers import SpikingLayer
 
@@ -52,7 +51,7 @@ def expected(runner: Runner, layers: list[SpikingLayer], data: Iterable[Any]) ->
         layers: of the model; those with a bias count, and all BatchNorms.
         data: batches.
     """
-    batches = first_sequences(data, SEQUENCES)
+    batches = _first_batches(runner, data, SEQUENCES)
     return Expected(_moments(runner, _modules(runner.model, layers), batches), batches)
 
 
@@ -128,3 +127,15 @@ def _moments(runner: Runner, modules: Mapping[str, Norm | Biased], batches: list
             runner.run(runner.model, batch)
     means = {name: (total / count, squares / count) for name, (total, squares, count) in sums.items()}
     return {name: Moments(mean, (square - mean.square()).clamp_min(0)) for name, (mean, square) in means.items()}
+
+
+def _first_batches(runner: Runner, data: Iterable[Any], sequences: int) -> list[Any]:
+    """The first batches, whole ones, until they hold so many sequences together."""
+    batches: list[Any] = []
+    found = 0
+    for batch in data:
+        batches.append(batch)
+        found += runner.sequences(batch)
+        if found >= sequences:
+            break
+    return batches

@@ -11,6 +11,7 @@ from torch import nn
 from sbc_plugin.calibration.batches import peek, repeatable
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT
+from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
 from sbc_plugin.compression.layer import Recipe
 from sbc_plugin.compression.plan import obstacle, plan
@@ -37,6 +38,7 @@ def compress(
     inplace: bool = False,
     progress: bool | None = None,
     backend: str | None = None,
+    batch_first: bool | None = None,
 ) -> tuple[nn.Module, Report]:
     """Prune and quantise a trained spiking network in one call, without labels, keeping its spike trains.
 
@@ -55,14 +57,17 @@ def compress(
             in as measured best: "sbc" prunes weights of silent neurons first, in one or two rounds, and takes
             label-free gradient steps after; ``Calibration(tuning=0)`` is the solvers alone. The report holds what was
             used.
-        forward: ``forward(model, batch)`` runs one whole sequence. The default calls a sequence model once and drives a
-            step model over the first axis.
+        forward: ``forward(model, batch)`` runs one whole sequence. The default calls the model in the way in which it
+            is seen to take time, see :func:`sbc_plugin.norse.default_forward`.
         inplace: change ``model`` itself, all layers or none; otherwise it is not touched.
         progress: show a progress bar; None = on a terminal.
         backend: "brevitas" returns a model of Brevitas layers with the same integers and scales; None plain layers.
+        batch_first: whether the batches are (B, T, ...); None: as the model itself takes them, and (T, B, ...) for a
+            step model. Without effect on a ``forward`` of the user's own.
 
     Returns:
-        The compressed model and a report with a row a layer.
+        The compressed model, without a wrapper such as ``torch.compile`` or ``DataParallel``, and a report with a row a
+        layer.
 
     Raises:
         SettingsError: nothing to do, an unknown method, or settings that do not fit the model.
@@ -79,10 +84,11 @@ def compress(
     if adapter is not None and quantize is None:
         raise SettingsError(f"backend={backend!r} holds quantised weights; give quantize=Quantize(bits)")
     # 2. Look at the model and at the first batch.
+    model = unwrapped(model)
     library = library_of(model)
     first, data = peek(calibration_data)
     target = model if inplace else library.copy_model(model)
-    runner = Runner(target, library, forward)
+    runner = Runner.of(target, first, forward, batch_first, library)
     layers, skipped = runner.find_layers(first, calibration.temporal)
     skipped |= {layer.name: layer.note for layer in layers if layer.note}
     others = weights_left_alone(target, layers)

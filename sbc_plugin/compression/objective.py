@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbc_plugin.calibration.batches import check_batch
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.core.distillation import divergence, inverse_temperature
 from sbc_plugin.core.spikes import van_rossum_distance
@@ -84,7 +83,7 @@ def targets(runner: Runner, data: Iterable[Any], classes: bool = False) -> Targe
     observed: list[Target] = []
     with torch.no_grad():
         for number, batch in enumerate(data):
-            check_batch(batch, number)
+            runner.check(batch, number)
             for piece in runner.pieces(batch, SEQUENCES):
                 seen = observe(runner, piece, classes)
                 spikes = {name: value.to(torch.uint8) for name, value in seen.spikes.items()}

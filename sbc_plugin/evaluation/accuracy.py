@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import labels_of, peek
-from sbc_plugin.calibration.forward import eval_mode
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.plain import library_or_plain
 from sbc_plugin.errors import CalibrationError
-from sbc_plugin.layers import Forward, library_of
+from sbc_plugin.layers import Forward
 
 
-def accuracy(model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None) -> float:
+def accuracy(
+    model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None, batch_first: bool | None = None
+) -> float:
     """The fraction of sequences whose label's output is the largest; of equal ones, the lowest label's counts.
 
     Args:
@@ -20,19 +23,21 @@ def accuracy(model: nn.Module, data: Iterable[Any], *, forward: Forward | None =
         data: batches that hold labels (B,): pairs ``(x, labels)``, or dicts with "labels", "label", "y" or "target".
         forward: ``forward(model, batch)`` runs one whole sequence; the library's default if None. Its result is (T, B,
             classes), summed over time here, or (B, classes); or a tuple or list whose first item is that.
+        batch_first: as for ``compress``.
 
     Raises:
         CalibrationError: no data, no labels, or a result of another shape.
     """
-    _, data = peek(data)
-    run = forward or library_of(model).default_forward(model)
+    first, data = peek(data)
+    runner = Runner.of(model, first, forward, batch_first, library_or_plain(model))
     right = total = 0
-    with eval_mode(model), torch.no_grad():
+    with torch.no_grad():
         for number, batch in enumerate(data):
             labels = labels_of(batch)
             if labels is None:
                 raise CalibrationError(f"batch {number} holds no labels; give pairs (x, labels)")
-            right += right_answers(run(model, batch), labels, number)
+            runner.check(batch, number)
+            right += right_answers(runner(batch), labels, number)
             total += len(labels)
     return right / total
 

@@ -113,7 +113,9 @@ class _Tally:
     steps: int = 0
 
 
-def record_spikes(model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None) -> Recording:
+def record_spikes(
+    model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None, batch_first: bool | None = None
+) -> Recording:
     """Run a model once for many calls of :func:`compare`, which takes the recording in place of the dense model.
 
     A spike takes a byte for each neuron, step and sequence.
@@ -122,19 +124,25 @@ def record_spikes(model: nn.Module, data: Iterable[Any], *, forward: Forward | N
         model: the dense one.
         data: iterable of batches; the same ones, in the same order, are to be given to ``compare``.
         forward: ``forward(model, batch)`` runs one whole sequence; the library's default if None.
+        batch_first: as for ``compress``.
 
     Raises:
         CalibrationError: no data.
         UnsupportedModelError: a model that is not spiking.
     """
     first, data = peek(data)
-    counter = OperationCounter(model, first, forward)
+    counter = OperationCounter(model, first, forward, batch_first)
     batches = tuple(counter.run(batch, number) for number, batch in enumerate(data))
     return Recording(batches, counter.cost(sum(sequences_of(spikes) for spikes in batches)))
 
 
 def compare(
-    dense: nn.Module | Recording, compressed: nn.Module, data: Iterable[Any], *, forward: Forward | None = None
+    dense: nn.Module | Recording,
+    compressed: nn.Module,
+    data: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    batch_first: bool | None = None,
 ) -> Comparison:
     """Run both models on the same data and compare their spikes, synaptic operations, energy and size.
 
@@ -147,12 +155,13 @@ def compare(
         compressed: after; the same structure.
         data: iterable of batches, as for ``compress``.
         forward: ``forward(model, batch)`` runs one whole sequence; the library's default if None.
+        batch_first: as for ``compress``.
 
     Raises:
         CalibrationError: no data, other data than was recorded, or the models do not run the same neurons.
         UnsupportedModelError: a model that is not spiking.
     """
-    return compare_outputs(dense, compressed, data, forward, lambda batch, before, after: None)
+    return compare_outputs(dense, compressed, data, forward, lambda batch, before, after: None, batch_first)
 
 
 def compare_outputs(
@@ -161,6 +170,7 @@ def compare_outputs(
     data: Iterable[Any],
     forward: Forward | None,
     on_batch: Callable[[Any, Any, Any], None],
+    batch_first: bool | None = None,
 ) -> Comparison:
     """:func:`compare`, which also calls ``on_batch(batch, before, after)`` with both outputs of each batch.
 
@@ -170,8 +180,8 @@ def compare_outputs(
     """
     first, data = peek(data)
     tallies: dict[str, _Tally] = {}
-    before = Replayed(dense) if isinstance(dense, Recording) else OperationCounter(dense, first, forward)
-    after = OperationCounter(compressed, first, forward)
+    before = Replayed(dense) if isinstance(dense, Recording) else OperationCounter(dense, first, forward, batch_first)
+    after = OperationCounter(compressed, first, forward, batch_first)
     sequences = 0
     for number, batch in enumerate(data):
         old, new = before.run(batch, number), after.run(batch, number)

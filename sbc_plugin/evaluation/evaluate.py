@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.batches import input_of, labels_of, peek
+from sbc_plugin.calibration.batches import labels_of, peek
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.core.spikes import Operations
 from sbc_plugin.errors import CalibrationError, CheckpointError
 from sbc_plugin.evaluation.accuracy import right_answers
@@ -122,6 +124,7 @@ def evaluate(
     *,
     forward: Forward | None = None,
     held_out: bool = True,
+    batch_first: bool | None = None,
 ) -> Evaluation:
     """Compare both models on all the data, and record what their neurons do in the first batch.
 
@@ -131,19 +134,21 @@ def evaluate(
         data: batches as for ``compress``; accuracy is measured where they hold labels.
         forward: ``forward(model, batch)`` runs one whole sequence.
         held_out: False where this is the data of calibration; the report says so.
+        batch_first: as for ``compress``.
 
     Raises:
         CalibrationError: no data, or the models do not run the same neurons.
         UnsupportedModelError: a model that is not spiking.
     """
+    dense, compressed = unwrapped(dense), unwrapped(compressed)
     library = library_of(dense)
     first, data = peek(data)
     scores = _Scores()
     comparison = compare_outputs(
-        dense, compressed, data, forward, scores if labels_of(first) is not None else _no_labels
+        dense, compressed, data, forward, scores if labels_of(first) is not None else _no_labels, batch_first
     )
-    batch = first if forward is not None else input_of(first)[:, :RECORDED]
-    activity = _activity(library, dense, compressed, batch, forward)
+    runner = Runner.of(dense, first, forward, batch_first)
+    activity = _activity(library, dense, compressed, next(iter(runner.pieces(first, RECORDED))), runner.run)
     return Evaluation(comparison, *scores.accuracies(), activity, held_out, environment())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sbc_plugin.calibration.batches import peek, sequences_in
+from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, gather
 from sbc_plugin.core.kernels import Kernel
@@ -96,7 +96,12 @@ class Inspection:
 
 
 def inspect(
-    model: nn.Module, calibration_data: Iterable[Any], *, forward: Forward | None = None, whole: bool = True
+    model: nn.Module,
+    calibration_data: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    whole: bool = True,
+    batch_first: bool | None = None,
 ) -> Inspection:
     """Find what ``compress`` would find, and estimate what it would cost. Nothing is changed.
 
@@ -109,13 +114,14 @@ def inspect(
         calibration_data: as for ``compress``; only the first batch runs, the others are counted.
         forward: ``forward(model, batch)`` runs one whole sequence.
         whole: the data is what ``compress`` would be given; False for a batch made up to look at the model.
+        batch_first: as for ``compress``.
 
     Raises:
         CalibrationError: no data, or data that does not fit.
         UnsupportedModelError: a model, neuron or weight without a rule.
     """
-    runner = Runner.of(model, forward)
     first, data = peek(calibration_data)
+    runner = Runner.of(model, first, forward, batch_first)
     layers, skipped = runner.find_layers(first)
     skipped |= {layer.name: layer.note for layer in layers if layer.note}
     speed = _products_per_second(layers[0].parts[0].tensor.device)
@@ -125,8 +131,8 @@ def inspect(
     if whole:
         started = time.perf_counter()
         gather(runner, layers, [first], DEFAULT)
-        batch = (time.perf_counter() - started) / max(sequences_in(first), 1)
-        sequences = sum(sequences_in(batch) for batch in data)
+        batch = (time.perf_counter() - started) / max(runner.sequences(first), 1)
+        sequences = sum(runner.sequences(batch) for batch in data)
         seconds = batch * sequences + sum(plan.seconds for plan in plans)
     return Inspection(plans, skipped, memory, seconds)
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.batches import check_batch
 from sbc_plugin.calibration.forward import Runner, StepSpikes
 from sbc_plugin.core.spikes import Operations, energy, synaptic_operations
 from sbc_plugin.core.storage import packed_bytes
@@ -101,17 +100,19 @@ class Replayed:
 class OperationCounter:
     """A model that counts the operations of its weights; ``output`` is what its last run returned."""
 
-    def __init__(self, model: nn.Module, batch: Any, forward: Forward | None) -> None:
-        self.runner = Runner.of(model, forward)
+    def __init__(
+        self, model: nn.Module, batch: Any, forward: Forward | None = None, batch_first: bool | None = None
+    ) -> None:
+        self.runner = Runner.of(model, batch, forward, batch_first)
         layers, _ = self.runner.find_layers(batch, temporal=False)
         self.parts = [part for layer in layers for part in layer.parts]
-        self.others = weights_left_alone(model, layers)
+        self.others = weights_left_alone(self.runner.model, layers)
         self.operations = Operations()
         self.output: Any = None
 
     def run(self, batch: Any, number: int) -> dict[str, Tensor]:
         """Each spiking neuron's spikes (T, B, ...), uint8, by name."""
-        check_batch(batch, number)
+        self.runner.check(batch, number)
         spikes_of_steps = StepSpikes(lambda step: step.detach().to(torch.uint8))
         cells = [part for part in self.parts if part.attribute != "weight"]
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.driver import Driver
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.norse import discovery
+from sbc_plugin.norse.calling import state_items
 from sbc_plugin.norse.copying import copy_model
-from sbc_plugin.norse.forward import as_input, default_forward, is_step_model
+from sbc_plugin.norse.forward import default_forward, is_step_model
 from sbc_plugin.norse.linear import linear_neurons, linear_state
 from sbc_plugin.norse.membranes import MembraneReport, StateReport, quantize_membranes, restore_membranes
 from sbc_plugin.norse.neurons import holds_weights, is_neuron, is_spiking, register_neuron, state_tensor, threshold_of
@@ -36,6 +38,7 @@ __all__ = [
     "record_states",
     "register_neuron",
     "restore_membranes",
+    "state_items",
     "thresholds",
     "watch_steps",
 ]
@@ -47,13 +50,10 @@ def find_layers(
     model: nn.Module, batch: Any, forward: Forward | None = None, temporal: bool = True
 ) -> tuple[list[SpikingLayer], dict[str, str]]:
     """See :func:`sbc_plugin.norse.discovery.find_layers`; a step model is traced on a few steps of two sequences."""
-    if forward is not None:
-        return discovery.find_layers(model, batch, forward, temporal)
-    if is_step_model(model):
-        x = as_input(model, batch)
-        if x.dim() >= 3:
-            batch = x[:TRACED_STEPS].repeat_interleave(TRACED_BATCH, 1)[:, :TRACED_BATCH]
-    return discovery.find_layers(model, batch, default_forward(model), temporal)
+    run = forward or default_forward(model, batch)
+    if isinstance(run, Driver) and run.state_items is not None:
+        batch = run.sample(batch, TRACED_STEPS, TRACED_BATCH)
+    return discovery.find_layers(model, batch, run, temporal)
 
 
 @contextmanager

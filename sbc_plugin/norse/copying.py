@@ -6,6 +6,7 @@ from typing import Any
 from nirtorch.graph import Node, TorchGraph
 from torch import nn
 
+from sbc_plugin.calibration.attributes import graph_tensors
 from sbc_plugin.calibration.plain import copying
 from sbc_plugin.norse.layer_checks import check_plain
 
@@ -17,7 +18,7 @@ def copy_model(model: nn.Module) -> nn.Module:
         UnsupportedModelError: a weight is parametrised, or the model keeps tensors of an autograd graph.
     """
     check_plain(model)
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {**graph_tensors(model)}
     with copying(model):
         for module in model.modules():
             for value in vars(module).values():

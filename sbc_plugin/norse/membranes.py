@@ -189,7 +189,8 @@ def _neurons(model: nn.Module) -> list[tuple[str, Any]]:
 def _run(
     model: nn.Module, data: Iterable[Any], forward: Forward | None, on_step: Callable[[Step], tuple[Tensor, Any]]
 ) -> None:
-    run = forward or default_forward(model)
+    first, data = peek(data)
+    run = forward or default_forward(model, first)
     for number, batch in enumerate(data):
         check_batch(batch, number)
         with eval_mode(model), torch.no_grad(), intercept_steps(model, on_step):

@@ -38,7 +38,7 @@ def record_states(model: nn.Module, batch: Any, forward: Forward | None = None) 
     Args:
         model: a Norse model in step or sequence mode.
         batch: as in ``compress``: the input, or a tuple, list or dict that holds it.
-        forward: ``forward(model, batch)`` runs one whole sequence; the default drives a step model over the first axis.
+        forward: ``forward(model, batch)`` runs one whole sequence; the default is :func:`default_forward`.
 
     Returns:
         A record for each neuron that ran, by its name in ``model.named_modules()``.
@@ -58,8 +58,9 @@ def record_states(model: nn.Module, batch: Any, forward: Forward | None = None) 
         records.setdefault(step.name, []).append(full)
         return output, state
 
+    run = forward or default_forward(model, batch)
     with eval_mode(model), torch.no_grad(), intercept_steps(model, on_step):
-        (forward or default_forward(model))(model, batch)
+        run(model, batch)
     return {
         name: NeuronRecord(*(_stacked(column) for column in zip(*steps, strict=True)))
         for name, steps in records.items()

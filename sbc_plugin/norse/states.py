@@ -1,7 +1,6 @@
 """The nested state of a Norse model as a flat list of named tensors, for formats that know nothing else."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,9 +8,11 @@ import norse.torch as norse
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.driver import Driver
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.errors import UnsupportedModelError, in_layer
-from sbc_plugin.norse.forward import default_forward, is_step_model
+from sbc_plugin.norse.calling import goes_on
+from sbc_plugin.norse.forward import default_forward
 from sbc_plugin.norse.neurons import NEURONS, RECURRENT
 from sbc_plugin.norse.steps import Step, intercept_steps
 
@@ -35,13 +36,21 @@ class FlatStep(nn.Module):
 
     Attributes:
         model: that runs; in step mode, or in sequence mode with a state.
+        step: ``output, state = step(x, state)`` runs it; None is the state before the first step.
         initial: name -> value of the state before the first step, of one sequence, (...). "1.v" is v of neuron "1";
             what no neuron holds is called by its place in the model's state, and begins as zeros.
     """
 
-    def __init__(self, model: nn.Module, initial: Mapping[str, Tensor], template: Any, names: list[str | None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        step: Callable[[Tensor, Any], tuple[Tensor, Any]],
+        initial: Mapping[str, Tensor],
+        template: Any,
+        names: list[str | None],
+    ) -> None:
         super().__init__()
-        self.model, self.initial = model, dict(initial)
+        self.model, self.step, self.initial = model, step, dict(initial)
         self._template, self._names = template, names  # of each leaf of the template, None for those without effect
 
     def forward(self, x: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
@@ -49,7 +58,7 @@ class FlatStep(nn.Module):
         given = dict(zip(self.initial, before, strict=True))
         leaves = [tensor for _, tensor in _leaves(self._template)]
         values = [tensor if name is None else given[name] for name, tensor in zip(self._names, leaves, strict=True)]
-        output, state = _step(self.model, x, _rebuilt(self._template, iter(values)))
+        output, state = self.step(x, _rebuilt(self._template, iter(values)))
         after = dict(zip(self._names, (tensor for _, tensor in _leaves(state)), strict=True))
         return output, *(after[name] for name in self.initial)
 
@@ -86,10 +95,8 @@ def flat_step(model: nn.Module, x: Tensor) -> FlatStep:
     Raises:
         UnsupportedModelError: a model that keeps its state to itself, or whose state is not made of tensors.
     """
-    if "state" not in inspect.signature(model.forward).parameters:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} takes no state, so it has no single time step; give steps=T for whole sequences"
-        )
+    driver = default_forward(model, x)
+    one_step = _one_step(model, x, driver)
     seen: dict[int, tuple[str, Tensor]] = {}
     alive: list[Any] = []  # so that no id is given twice
 
@@ -102,7 +109,7 @@ def flat_step(model: nn.Module, x: Tensor) -> FlatStep:
 
     with eval_mode(model), torch.no_grad():
         with intercept_steps(model, on_step):
-            _, template = _step(model, x[0], None)
+            _, template = one_step(x[0], None)
         names: list[str | None] = []
         initial: dict[str, Tensor] = {}
         for path, leaf in _leaves(template):
@@ -110,23 +117,47 @@ def flat_step(model: nn.Module, x: Tensor) -> FlatStep:
             name = ".".join(path) if name in initial else name
             names.append(name)
             initial[name] = before.expand(leaf.shape)
-        step = FlatStep(model, initial, template, names)
+        step = FlatStep(model, one_step, initial, template, names)
         for name in _without_effect(step, x[0]):
             names[names.index(name)] = None
             del step.initial[name]
-        _check_same(step, x)
+        _check_same(step, x, driver(model, x))
         for name, value in step.initial.items():
             step.initial[name] = _of_one_sequence(name, value, x.shape[1])
     return step
 
 
-def _step(model: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    if is_step_model(model):
-        output, state = model(x, state)
-    else:
-        output, state = model(x[None], state)
-        output = output[0]
-    return output, state
+def _one_step(model: nn.Module, x: Tensor, driver: Driver) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+    """``output, state = step(x, state)`` of a model in step mode, or in sequence mode with a state.
+
+    Raises:
+        UnsupportedModelError: it hands on no state, or has several outputs.
+    """
+    if driver.state_items is None:
+        if not goes_on(model, x):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} hands on no state, so it has no single step; give steps=T for whole sequences"
+            )
+
+        def sequence(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+            output, state = model(x[None], state)
+            return output[0], state
+
+        return sequence
+    items = driver.state_items
+
+    def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        given = driver.start if state is None else (state if items > 1 else (state,))
+        results = model(x, *given)
+        outputs = list(results[:-items])
+        if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
+            raise UnsupportedModelError(
+                f"a step of {type(model).__name__} returns several outputs, and one is exported; wrap the model in one "
+                "that returns (output, state)"
+            )
+        return outputs[0], tuple(results[-items:]) if items > 1 else results[-1]
+
+    return step
 
 
 def _leaves(state: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor]]:
@@ -183,20 +214,19 @@ def _without_effect(step: FlatStep, x: Tensor) -> list[str]:
     ]
 
 
-def _check_same(step: FlatStep, x: Tensor) -> None:
-    """Compare with the model, step by step, bit for bit; and with the model on the whole sequence.
+def _check_same(step: FlatStep, x: Tensor, whole: Tensor) -> None:
+    """Compare with the model, step by step, bit for bit; and with what it gives on the whole sequence.
 
     The latter may run its matrix products on other shapes, which rounds otherwise on some processors.
 
     Raises:
         UnsupportedModelError: they differ.
     """
-    whole = default_forward(step.model)(step.model, x)
     states, state = tuple(step.initial.values()), None
     for number, one in enumerate(x):
         output, *after = step(one, *states)
         states = tuple(after)
-        expected, state = _step(step.model, one, state)
+        expected, state = step.step(one, state)
         close = torch.isclose(output, whole[number], rtol=1e-4, atol=1e-5).double().mean()
         if not torch.equal(output, expected) or close < ROUNDED_ALIKE:
             held = ", ".join(step.initial)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.plain import library_or_plain
 from sbc_plugin.layers import Forward
@@ -28,7 +29,8 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], forward: Forward
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
-    run = forward or library_or_plain(model).default_forward(model)
+    first, data = peek(data)
+    run = forward or library_or_plain(model).default_forward(model, first)
     momenta = [norm.momentum for norm in norms]
     try:
         with eval_mode(model), torch.no_grad():

@@ -7,6 +7,7 @@ import torch_pruning as tp
 from torch import nn
 
 from sbc_plugin.calibration.hessians import DEFAULT
+from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.errors import SettingsError, UnsupportedModelError
 from sbc_plugin.layers import Forward
 from sbc_plugin.settings import Calibration
@@ -158,6 +159,7 @@ def get_pruner(
         SettingsError: an unknown method or pattern.
         CalibrationError: "sbc" without calibration data.
     """
+    model = unwrapped(model)
     if pattern != "channel":
         return WeightPruner(
             model, calibration_data, method=method, pattern=pattern, forward=forward, **torch_pruning_kwargs

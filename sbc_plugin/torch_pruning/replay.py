@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.plain import library_or_plain
-from sbc_plugin.torch_pruning.graph.dependency_graph import channel_axis, run_once, tensors_in, trace_inputs
+from sbc_plugin.torch_pruning.graph.dependency_graph import (
+    channel_axis,
+    run_once,
+    state_items,
+    tensors_in,
+    trace_inputs,
+)
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 UNRELATED, MIXED = -1, -2
@@ -51,6 +57,7 @@ class Replay:
     def __init__(self, model: nn.Module, example_inputs: Any, forward: Callable[..., Any] = run_once) -> None:
         self.model, self.library, self.forward = model, library_or_plain(model), forward
         self.inputs = random_inputs(model, example_inputs)
+        state_items(model, self.inputs)
         self.layers = {name: module for name, module in model.named_modules() if self.is_layer(module)}
         self._inputs: dict[str, list[Tensor]] = {}
         self._outputs: dict[str, list[Tensor]] = {}

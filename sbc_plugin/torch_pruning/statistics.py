@@ -38,8 +38,8 @@ def gather_consumers(
         CalibrationError: no data, data that does not fit, or a layer that stays silent.
         UnsupportedModelError: a neuron or weight without a rule.
     """
-    runner = Runner(model, library_or_plain(model), forward)
     first, data = peek(data)
+    runner = Runner.of(model, first, forward, library=library_or_plain(model))
     layers, skipped = find_readers(runner, first, calibration.temporal)
     layers = [layer for layer in layers if not is_depthwise(layer.parts[0].module)]
     collectors = [_ConsumerCollector(layer, calibration) for layer in layers]

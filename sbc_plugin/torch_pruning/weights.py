@@ -110,7 +110,7 @@ class WeightPruner:
             raise SettingsError(f"all {self.iterative_steps} steps were taken; make a new pruner to prune further")
         prune = self._settings(self.current_step + 1)
         first, data = peek(self.calibration_data)
-        runner = Runner(self.model, library_or_plain(self.model), self.forward)
+        runner = Runner.of(self.model, first, self.forward, library=library_or_plain(self.model))
         layers, self.skipped = find_readers(runner, first, self.temporal)
         layers = [layer for layer in layers if self._prunable(layer, prune)]
         if not layers:

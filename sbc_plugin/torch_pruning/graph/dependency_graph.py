@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch_pruning as tp
@@ -97,10 +98,21 @@ def _called(model: nn.Module, example_inputs: Any) -> Any:
     inputs = trace_inputs(model, example_inputs)
     if isinstance(inputs, dict):
         return model(**inputs)
+    items = state_items(model, inputs)
     output = model(*inputs)
-    if library_or_plain(model).is_step_model(model) and isinstance(output, tuple) and len(output) == 2:
-        output = model(inputs[0], output[1])
-    return output
+    return model(inputs[0], *output[-items:]) if items else output
+
+
+_STATE_ITEMS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # found once, where nothing records the calls
+
+
+def state_items(model: nn.Module, example_inputs: Any) -> int:
+    """How many results of a step model's call are the state of the next; 0 for any other model. A few calls show it."""
+    inputs = trace_inputs(model, example_inputs)
+    if model not in _STATE_ITEMS:
+        known = not isinstance(inputs, dict) and len(inputs) > 0 and isinstance(inputs[0], Tensor)
+        _STATE_ITEMS[model] = library_or_plain(model).state_items(model, inputs[0]) if known else 0
+    return _STATE_ITEMS[model]
 
 
 class _Tracer:
@@ -120,6 +132,7 @@ class _Tracer:
         output_transform: Callable[..., Any] | None,
     ) -> dict[Any, Any]:
         """Run the model once and return torch-pruning's ``module2node``."""
+        state_items(model, example_inputs)
         with ExitStack() as stack:
             for parameter, _ in self.graph.unwrapped_parameters:
                 stack.callback(parameter.requires_grad_, parameter.requires_grad)

@@ -1,0 +1,62 @@
+"""Plain attributes of modules that hold tensors: what forward leaves there is no state of the model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # torch's own: parameters, buffers, hooks, mode
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the tensors that calls leave in plain attributes of modules, and in lists and dicts among those."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    before = [{name: (value, _contents(value)) for name, value in _attributes(module).items()} for module in modules]
+    try:
+        yield
+    finally:
+        for module, known in zip(modules, before, strict=True):
+            for name, value in _attributes(module).items():
+                old, contents = known.get(name, (None, None))
+                if name not in known and _holds_tensor(value):
+                    del vars(module)[name]
+                elif value is not old and (_holds_tensor(value) or _holds_tensor(old)):
+                    vars(module)[name] = old
+                if contents is not None and _holds_tensor(old):
+                    old.clear()
+                    (old.extend if isinstance(old, list) else old.update)(contents)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in OWN_ATTRIBUTES}
+
+
+def _contents(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict) else None
+
+
+def _holds_tensor(value: Any) -> bool:
+    return any(True for _ in _tensors(value))
+
+
+def graph_tensors(model: nn.Module) -> dict[int, Tensor]:
+    """Copies, by id, of the tensors in plain attributes that belong to an autograd graph, as ``copy.deepcopy``'s memo.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> layer.last = 2 * layer.weight
+    >>> [tensor.requires_grad for tensor in graph_tensors(layer).values()]
+    [False]
+    """
+    tensors = (t for module in model.modules() for value in _attributes(module).values() for t in _tensors(value))
+    return {id(tensor): tensor.detach().clone() for tensor in tensors if tensor.grad_fn is not None}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | tuple | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
