@@ -268,9 +268,25 @@ def test_parametrised_and_pruned_weights() -> None:
     refused(UnsupportedModelError, "layer '0': its recurrent_weights is computed by", recurrent, [data()])
 
 
-def test_a_model_that_keeps_a_graph_cannot_be_copied() -> None:
+def test_a_model_that_keeps_tensors_of_a_graph_is_copied_without_the_graph() -> None:
+    """As training leaves it, where forward writes what it saw into an attribute."""
     model = net()
-    model.kept = model[0].weight * 2  # type: ignore[index, operator, assignment]
-    with pytest.raises(UnsupportedModelError, match=r"SequentialState cannot be copied: .* use inplace=True"):
+    model.kept = [model[0].weight * 2]  # type: ignore[index, operator, assignment]
+    small, _ = compress(model, [data()], prune=HALF)
+    assert model.kept[0].requires_grad and not small.kept[0].requires_grad  # type: ignore[index, union-attr]
+    assert torch.equal(model.kept[0], small.kept[0])  # type: ignore[index, arg-type]
+
+
+class Locked(nn.Linear):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Locked":
+        raise RuntimeError("it holds a lock")
+
+
+def test_a_module_that_cannot_be_copied_is_named() -> None:
+    model: Any = net()
+    model[0] = Locked(model[0].in_features, model[0].out_features)
+    with torch.no_grad():
+        model[0].weight.mul_(4)
+    with pytest.raises(UnsupportedModelError, match=r"SequentialState cannot be copied: it holds a lock.*inplace=True"):
         compress(model, [data()], prune=HALF)
     compress(model, [data()], prune=HALF, inplace=True)
