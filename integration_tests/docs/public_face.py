@@ -15,7 +15,6 @@ MODULES = ["sbc_plugin", "sbc_plugin.evaluation", "sbc_plugin.norse", "sbc_plugi
 MODULES += ["sbc_plugin.brevitas", "sbc_plugin.nir"]
 INTERNAL = {
     "sbc_plugin.norse": {
-        "default_forward",
         "drop_surrogates",
         "find_layers",
         "flat_step",
@@ -25,6 +24,7 @@ INTERNAL = {
         "is_step_model",
         "linear_neurons",
         "linear_state",
+        "state_items",
     },
     "sbc_plugin.brevitas": {"check_backend", "into_backend"},
 }
