@@ -116,13 +116,14 @@ def replace_modules(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module
     return model
 
 
-def build_settings(module: nn.Module) -> dict[str, Any]:
+def build_settings(module: Any) -> dict[str, Any]:
     """The arguments that make a layer of the same shape, plain or Brevitas', from either."""
-    names = ["in_features", "out_features"]
-    if not isinstance(module, nn.Linear):
-        names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
-        names += ["padding_mode"]
-    return {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
+    outputs, inputs, *kernel = module.weight.shape
+    if isinstance(module, nn.Linear):
+        return {"in_features": inputs, "out_features": outputs, "bias": module.bias is not None}
+    sizes = {"in_channels": inputs * module.groups, "out_channels": outputs, "kernel_size": tuple(kernel)}
+    names = ("stride", "padding", "dilation", "groups", "padding_mode")
+    return sizes | {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
 
 
 def is_quantised(module: nn.Module) -> bool:

@@ -48,16 +48,16 @@ class TransposedForm(MatrixForm):
             CalibrationError: the input does not fit the layer.
         """
         module = self.transposed
-        axes = len(module.kernel_size)
+        axes, inputs = module.weight.dim() - 2, len(module.weight)
         x = x[None] if x.dim() == axes + 1 else x
-        if x.dim() != axes + 2 or x.shape[1] != module.in_channels:
+        if x.dim() != axes + 2 or x.shape[1] != inputs:
             raise CalibrationError(
-                f"input has shape {tuple(x.shape)}, the layer takes (batch, {module.in_channels}, {axes} spatial axes)"
+                f"input has shape {tuple(x.shape)}, the layer takes (batch, {inputs}, {axes} spatial axes)"
             )
         batch, channels = x.shape[:2]
         # Each channel passes alone through kernels that are 1 at one position: this is what the position contributes.
         kernel = torch.eye(self.positions, dtype=x.dtype, device=x.device)
-        kernel = kernel.reshape(1, self.positions, *module.kernel_size)
+        kernel = kernel.reshape(1, self.positions, *module.weight.shape[2:])
         functional = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d)
         patches = functional[axes - 1](
             x.reshape(-1, 1, *x.shape[2:]), kernel, None, module.stride, module.padding, module.output_padding, 1,
@@ -79,8 +79,9 @@ def form_of(module: nn.Module) -> MatrixForm:
     """
     if isinstance(module, Transposed):
         positions = module.weight[0, 0].numel()
-        columns = module.in_channels // module.groups * positions
-        return TransposedForm(module.groups, module.out_channels, columns, positions, None, module)
+        inputs, outputs = module.weight.shape[:2]
+        columns = inputs // module.groups * positions
+        return TransposedForm(module.groups, outputs * module.groups, columns, positions, None, module)
     return matrix_form(module)
 
 

@@ -35,6 +35,11 @@ class MatrixForm:
     positions: int = 1
     convolution: Convolution | None = None
 
+    @property
+    def channels(self) -> int:
+        """Channels of the input, or features of Linear's."""
+        return self.groups * self.columns // self.positions
+
     def samples(self, x: Tensor, pooling: Pooling | None = None) -> Tensor:
         """(groups, samples, columns) of an input: (batch, channels, *space), or (..., columns) for Linear.
 
@@ -62,7 +67,7 @@ class MatrixForm:
 
 
 def matrix_form(module: nn.Module) -> MatrixForm:
-    """The matrix form of a Linear or (not transposed) convolution.
+    """The matrix form of a Linear or (not transposed) convolution, by its weight: attributes may say something else.
 
     Raises:
         UnsupportedModelError: any other module.
@@ -71,10 +76,10 @@ def matrix_form(module: nn.Module) -> MatrixForm:
     MatrixForm(groups=2, rows=6, columns=18, positions=9, ...)
     """
     if isinstance(module, nn.Linear):
-        return MatrixForm(1, module.out_features, module.in_features)
+        return MatrixForm(1, *module.weight.shape)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not module.transposed:
         positions = module.weight[0, 0].numel()
-        return MatrixForm(module.groups, module.out_channels, module.weight[0].numel(), positions, module)
+        return MatrixForm(module.groups, len(module.weight), module.weight[0].numel(), positions, module)
     raise UnsupportedModelError(f"{type(module).__name__} has no matrix form; only Linear and Conv1d/2d/3d have one")
 
 
@@ -95,17 +100,16 @@ def unfold(x: Tensor, convolution: Convolution) -> Tensor:
     >>> unfold(torch.arange(4.0).reshape(1, 1, 4), nn.Conv1d(1, 1, 2, stride=2)).flatten(0, 2).tolist()
     [[0.0, 2.0], [1.0, 3.0]]
     """
-    axes = len(convolution.kernel_size)
+    kernel = convolution.weight.shape[2:]
+    axes, channels = len(kernel), convolution.weight.shape[1] * convolution.groups
     if x.dim() == axes + 1:
         x = x[None]
-    if x.dim() != axes + 2 or x.shape[1] != convolution.in_channels:
+    if x.dim() != axes + 2 or x.shape[1] != channels:
         raise CalibrationError(
-            f"input has shape {tuple(x.shape)}, the layer takes (batch, {convolution.in_channels}, {axes} spatial axes)"
+            f"input has shape {tuple(x.shape)}, the layer takes (batch, {channels}, {axes} spatial axes)"
         )
     x = _pad(x, convolution)
-    for axis, (size, stride, dilation) in enumerate(
-        zip(convolution.kernel_size, convolution.stride, convolution.dilation, strict=True)
-    ):
+    for axis, (size, stride, dilation) in enumerate(zip(kernel, convolution.stride, convolution.dilation, strict=True)):
         extent = dilation * (size - 1) + 1
         if x.shape[2 + axis] < extent:
             raise CalibrationError(f"input of {x.shape[2 + axis]} positions is smaller than a kernel of {extent}")
@@ -119,9 +123,10 @@ def _pad(x: Tensor, convolution: Convolution) -> Tensor:
     if convolution.padding == "valid":
         return x
     pairs: list[int] = []
-    for axis in reversed(range(len(convolution.kernel_size))):
+    kernel = convolution.weight.shape[2:]
+    for axis in reversed(range(len(kernel))):
         if convolution.padding == "same":
-            total = convolution.dilation[axis] * (convolution.kernel_size[axis] - 1)
+            total = convolution.dilation[axis] * (kernel[axis] - 1)
             pairs += [total // 2, total - total // 2]
         else:
             pairs += [int(convolution.padding[axis])] * 2

@@ -61,7 +61,7 @@ def wiring_of(model: nn.Module) -> Wiring:
     if shape is None:
         first = [modules[b] for a, b in edges if a == ends[0] and b in modules]
         sizes = {m.weight.shape[1] for m in first if isinstance(m, nn.Linear)}  # norse.from_nir swaps in_features
-        sizes |= {int(m.input_size) for m in first if isinstance(m, SNNRecurrentCell | SNNRecurrent)}
+        sizes |= {m.input_weights.shape[1] for m in first if isinstance(m, SNNRecurrentCell | SNNRecurrent)}
         shape = (sizes.pop(),) if len(sizes) == 1 else None
     sequence = any(isinstance(module, SNN | SNNRecurrent | norse.Lift) for module in modules.values())
     return Wiring(modules, edges, ends, shape, 2 if sequence else 1)
@@ -82,9 +82,25 @@ def _chain(model: nn.Module, prefix: str) -> Any:
 
 
 def _executed(model: Any) -> tuple[dict[str, nn.Module], list[Edge], tuple[str, str]]:
+    """Modules, edges and ends of a graph of Norse's import; graphs inside of it are opened up.
+
+    Raises:
+        UnsupportedModelError: a graph without an input or an output.
+    """
     ports = {getattr(node.elem, "node_type", None): node.name for node in model.graph.node_list}
     if "input" not in ports or "output" not in ports:
         raise UnsupportedModelError("the graph has no input or no output node; read the file with sbc_plugin.nir.read")
     ends = (ports["input"], ports["output"])
     modules = {node.name: node.elem for node in model.graph.node_list if node.name not in ends}
-    return modules, [(str(a), str(b)) for a, b in model.graph.get_edges()], ends
+    edges = [(str(a), str(b)) for a, b in model.graph.get_edges()]
+    for name in [name for name, module in modules.items() if isinstance(module, GraphExecutor)]:
+        inner, within, (first, last) = _executed(modules.pop(name))
+        inside = {node: f"{name}.{node}" for node in inner}
+        modules |= {inside[node]: module for node, module in inner.items()}
+        ways_in, ways_out = ([inside[b] for a, b in within if a == first], [inside[a] for a, b in within if b == last])
+        joined = [(inside[a], inside[b]) for a, b in within if a in inside and b in inside]
+        for a, b in edges:
+            starts, stops = ways_out if a == name else [a], ways_in if b == name else [b]
+            joined += [(start, stop) for start in starts for stop in stops]
+        edges = joined
+    return modules, edges, ends

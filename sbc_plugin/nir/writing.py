@@ -85,7 +85,7 @@ def graph_of(
         module = wiring.modules[name]
         with in_layer(name):
             if isinstance(module, SNNRecurrentCell | SNNRecurrent):
-                shapes[name] = (*taken[:-1], int(module.hidden_size))
+                shapes[name] = (*taken[:-1], len(module.input_weights))
                 first, back = f"{name}.input_weights", f"{name}.recurrent_weights"
                 nodes[first] = nir.Linear(_array(module.input_weights))
                 nodes[back] = nir.Linear(_array(module.recurrent_weights))
@@ -151,7 +151,7 @@ def _convolution(module: Any, shape: Shape) -> Any:
         padding=size(module.padding),
         dilation=size(module.dilation),
         groups=module.groups,
-        bias=numpy.zeros(module.out_channels, numpy.float32) if module.bias is None else _array(module.bias),
+        bias=numpy.zeros(len(module.weight), numpy.float32) if module.bias is None else _array(module.bias),
     )
     if module.bias is None:
         node.metadata["bias"] = "none"  # NIR's convolutions always hold one

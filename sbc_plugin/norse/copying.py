@@ -20,7 +20,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     check_plain(model)
     memo: dict[int, Any] = {**graph_tensors(model)}
     with copying(model):
-        for module in model.modules():
+        for module in reversed(list(model.modules())):  # graphs inside of others first
             for value in vars(module).values():
                 for node in value.node_list if isinstance(value, TorchGraph) else ():
                     _copy_node(node, memo)

@@ -57,11 +57,10 @@ def weight_input_check(name: str, form: MatrixForm) -> Callable[..., None]:
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x, convolution = inputs[0], form.convolution
-        if convolution is None:
-            expected, given = form.columns, x.shape[-1]
-        else:
+        expected, given = form.channels, x.shape[-1] if x.dim() else -1
+        if convolution is not None:
             axes = len(convolution.kernel_size)
-            expected, given = convolution.in_channels, x.shape[-axes - 1] if x.dim() in (axes + 1, axes + 2) else -1
+            given = x.shape[-axes - 1] if x.dim() in (axes + 1, axes + 2) else -1
         if given != expected:
             unit = "features" if convolution is None else "channels"
             raise CalibrationError(

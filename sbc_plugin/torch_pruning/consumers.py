@@ -173,4 +173,7 @@ def _module_shape(part: Part, weight: Tensor) -> Tensor:
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether torch-pruning cuts inputs and outputs of this convolution together."""
-    return isinstance(module, Weighted) and 1 < getattr(module, "groups", 1) == getattr(module, "out_channels", None)
+    if not isinstance(module, Weighted) or isinstance(module, nn.Linear) or module.groups == 1:
+        return False
+    outputs = module.weight.shape[1] * module.groups if isinstance(module, Transposed) else len(module.weight)
+    return module.groups == outputs
