@@ -1,0 +1,199 @@
+"""Seeded random spiking networks such as a stranger writes: small, of every wiring, called in every way.
+
+``network(seed)`` always makes the same network. Its blocks come from :mod:`.blocks`; here they are put together, with a
+readout, as a model that takes one step and a state, a whole sequence, or a whole sequence with the batch first.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import norse.torch as norse
+import torch
+from torch import Tensor, nn
+
+from integration_tests.strangers.blocks import BLOCKS, DENSE_BLOCKS
+from integration_tests.strangers.parts import Block, Draw, Run, neuron, weighted
+
+KINDS = ("step", "sequence", "loop", "batch first")
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A network that nobody here wrote, in eval mode.
+
+    Attributes:
+        seed: that makes it again.
+        model: a step model ``model(x, state) -> (output, state)``, or one that takes whole sequences.
+        batch: (T, B, ...), spikes.
+        forward: ``forward(model, batch)`` runs one whole batch; None where no such function is needed.
+        steps: whether the model takes one step at a time.
+        example: what ``model(example)`` takes: one step (B, ...), or a sequence; with the batch first if it wants that.
+        readout: the last layer, whose outputs the user reads.
+        heads: attention's layers with the number of their heads.
+        rigid: layers whose channels are dealt by fixed numbers or mixed, so that no channel of theirs can be cut.
+        description: what it is made of, a line a block.
+    """
+
+    seed: int
+    model: nn.Module
+    batch: Tensor
+    forward: Callable[[nn.Module, Any], Any] | None
+    steps: bool
+    example: Tensor
+    readout: nn.Module
+    heads: dict[nn.Module, int] = field(default_factory=dict)
+    rigid: list[nn.Module] = field(default_factory=list)
+    description: str = ""
+
+    def run(self, model: nn.Module, batch: Tensor) -> Tensor:
+        """The output of a model of this kind for a whole batch (T, B, ...)."""
+        if self.forward is not None:
+            output = self.forward(model, batch)
+        elif self.steps:
+            state, outputs = None, []
+            for x in batch:
+                y, state = model(x, state)
+                outputs.append(y)
+            output = torch.stack(outputs)
+        else:
+            output = model(batch)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+
+class Readout(nn.Module):
+    """Flattens or averages space, then blocks on features, then the layer that is read, and what follows it."""
+
+    def __init__(self, draw: Draw, channels: int, size: int, sequence: bool) -> None:
+        super().__init__()
+        self.axes, self.mean = draw.axes, draw.axes > 0 and draw.chance(0.4)
+        width = channels * (1 if self.mean else size**draw.axes)
+        draw.axes, self.blocks = 0, nn.ModuleList()
+        for _ in range(draw.integer(0, 1) if self.axes else draw.integer(1, 3)):
+            block = draw.choice(DENSE_BLOCKS)(draw, width, 1, sequence)
+            self.blocks.append(block)
+            width = block.channels
+        self.layer = weighted(draw, width, draw.integer(2, 4))
+        self.kind = draw.choice(["none", "none", "spikes", "membrane", "log softmax", "norm"])
+        outputs = self.layer.weight.shape[0]
+        self.last: nn.Module = nn.Identity()
+        if self.kind == "spikes":
+            self.last = neuron(draw, outputs, sequence)
+        elif self.kind == "membrane":
+            self.last = norse.LI() if sequence else norse.LICell()
+        elif self.kind == "log softmax":
+            self.last = nn.LogSoftmax(dim=-1)
+        elif self.kind == "norm":
+            self.last = nn.LayerNorm(outputs)
+        self.spikes = self.kind in ("spikes", "membrane")
+
+    def run(self, x: Tensor, run: Run) -> Tensor:
+        if self.axes:
+            x = x.mean(tuple(range(-self.axes, 0))) if self.mean else x.flatten(-1 - self.axes)
+        for block in self.blocks:
+            x = block.run(x, run)  # type: ignore[operator]
+        x = run.layer(self.layer, x)
+        return run.spikes(self.last, x) if self.spikes else self.last(x)
+
+
+class Network(nn.Module):
+    """Blocks and a readout, called in one of four ways.
+
+    Args:
+        draw: the random choices.
+        inputs: channels that come in.
+        size: of each spatial axis.
+    """
+
+    def __init__(self, draw: Draw, inputs: int, size: int) -> None:
+        super().__init__()
+        self.kind, self.stateful = draw.choice(KINDS), draw.chance(0.5)
+        self.summed = self.kind == "loop" and draw.chance(0.3)
+        sequence, channels = self.kind == "sequence", inputs
+        self.blocks = nn.ModuleList()
+        for _ in range(draw.integer(1, 3) if draw.axes else 0):
+            block = draw.choice(BLOCKS)(draw, channels, size, sequence)
+            self.blocks.append(block)
+            channels, size = block.channels, block.size
+        self.readout = Readout(draw, channels, size, sequence)
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        if self.kind == "step":
+            run = Run(state)
+            return self._once(x, run), run.after
+        if self.kind == "sequence":
+            run = Run(None, sequence=True)
+            y = self._once(x, run)
+            return (y, run.after) if self.stateful else y
+        if self.kind == "batch first":
+            return torch.stack(self._loop(x.transpose(0, 1)), dim=1)
+        outputs = self._loop(x)
+        return torch.stack(outputs).sum(0) if self.summed else torch.stack(outputs)
+
+    def _loop(self, x: Tensor) -> list[Tensor]:
+        after, outputs = None, []
+        for step in x:
+            run = Run(after)
+            outputs.append(self._once(step, run))
+            after = run.after
+        return outputs
+
+    def _once(self, x: Tensor, run: Run) -> Tensor:
+        for block in self.blocks:
+            x = block.run(x, run)  # type: ignore[operator]
+        return self.readout.run(x, run)
+
+
+def _batch_first(model: nn.Module, batch: Tensor) -> Tensor:
+    output: Tensor = model(batch.transpose(0, 1))
+    return output.transpose(0, 1)
+
+
+def network(seed: int) -> Stranger:
+    """The network of a seed, with a batch that drives it. torch's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        draw = Draw(seed)
+        size = {0: 1, 1: 6, 2: 5, 3: 3}[draw.axes]
+        inputs, steps, samples = draw.integer(2, 6) if draw.axes else draw.integer(6, 12), draw.integer(5, 10), 4
+        axes = draw.axes
+        model = Network(draw, inputs, size).eval()
+        _drive(model)
+        dtype = torch.float64 if draw.chance(0.3) else torch.float32
+        model.to(dtype)
+        batch = (torch.rand(steps, samples, *(inputs, *[size] * axes)) < 0.5).to(dtype)
+    example = {"step": batch[0], "batch first": batch.transpose(0, 1)}.get(model.kind, batch)
+    blocks: list[Block] = [*model.blocks, *model.readout.blocks]  # type: ignore[list-item]
+    lines = [f"{model.kind}, {axes} spatial axes, {dtype}, {steps} steps", *(block.description for block in blocks)]
+    lines.append(f"readout: {model.readout.kind}")
+    return Stranger(
+        seed=seed,
+        model=model,
+        batch=batch,
+        forward=_batch_first if model.kind == "batch first" else None,
+        steps=model.kind == "step",
+        example=example,
+        readout=model.readout.layer,
+        heads={layer: count for block in blocks for layer, count in block.heads().items()},
+        rigid=list(chain.from_iterable(block.rigid() for block in blocks)),
+        description="\n".join(lines),
+    )
+
+
+@torch.no_grad()
+def _drive(model: nn.Module) -> None:
+    """Weights that make neurons spike, and norms that do something."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0.0, 0.3)  # type: ignore[union-attr, operator]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr, operator]
+            module.weight.uniform_(0.7, 1.5)
+            module.bias.uniform_(0.0, 0.5)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2:
+            fan_in = parameter.shape[0] if "up." in name else parameter[0].numel()
+            parameter.copy_(3.0 * (torch.randn(parameter.shape) + 0.4) / fan_in**0.5)
+            if name.endswith("recurrent_weights"):
+                parameter.fill_diagonal_(0.0)
