@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from integration_tests.strangers.blocks import BLOCKS, DENSE_BLOCKS
 from integration_tests.strangers.parts import Block, Draw, Run, neuron, weighted
 
-KINDS = ("step", "sequence", "loop", "batch first")
-
 
 @dataclass(frozen=True)
 class Stranger:
@@ -99,7 +97,7 @@ class Readout(nn.Module):
 
 
 class Network(nn.Module):
-    """Blocks and a readout, called in one of four ways.
+    """Blocks and a readout; each way of calling them is a class of its own.
 
     Args:
         draw: the random choices.
@@ -107,43 +105,66 @@ class Network(nn.Module):
         size: of each spatial axis.
     """
 
+    sequence = False
+
     def __init__(self, draw: Draw, inputs: int, size: int) -> None:
         super().__init__()
-        self.kind, self.stateful = draw.choice(KINDS), draw.chance(0.5)
-        self.summed = self.kind == "loop" and draw.chance(0.3)
-        sequence, channels = self.kind == "sequence", inputs
+        self.option, channels = draw.chance(0.4), inputs
         self.blocks = nn.ModuleList()
         for _ in range(draw.integer(1, 3) if draw.axes else 0):
-            block = draw.choice(BLOCKS)(draw, channels, size, sequence)
+            block = draw.choice(BLOCKS)(draw, channels, size, self.sequence)
             self.blocks.append(block)
             channels, size = block.channels, block.size
-        self.readout = Readout(draw, channels, size, sequence)
+        self.readout = Readout(draw, channels, size, self.sequence)
 
-    def forward(self, x: Tensor, state: Any = None) -> Any:
-        if self.kind == "step":
-            run = Run(state)
-            return self._once(x, run), run.after
-        if self.kind == "sequence":
-            run = Run(None, sequence=True)
-            y = self._once(x, run)
-            return (y, run.after) if self.stateful else y
-        if self.kind == "batch first":
-            return torch.stack(self._loop(x.transpose(0, 1)), dim=1)
-        outputs = self._loop(x)
-        return torch.stack(outputs).sum(0) if self.summed else torch.stack(outputs)
-
-    def _loop(self, x: Tensor) -> list[Tensor]:
-        after, outputs = None, []
-        for step in x:
-            run = Run(after)
-            outputs.append(self._once(step, run))
-            after = run.after
-        return outputs
-
-    def _once(self, x: Tensor, run: Run) -> Tensor:
+    def once(self, x: Tensor, run: Run) -> Tensor:
+        """The output for one call of each block."""
         for block in self.blocks:
             x = block.run(x, run)  # type: ignore[operator]
         return self.readout.run(x, run)
+
+    def loop(self, x: Tensor) -> list[Tensor]:
+        """The output of each step of a sequence (T, B, ...)."""
+        after, outputs = None, []
+        for step in x:
+            run = Run(after)
+            outputs.append(self.once(step, run))
+            after = run.after
+        return outputs
+
+
+class Step(Network):
+    """Takes one step and a state, and returns the output and the next state."""
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        run = Run(state)
+        return self.once(x, run), run.after
+
+
+class Sequence(Network):
+    """Neurons take the whole sequence; some return their states as well."""
+
+    sequence = True
+
+    def forward(self, x: Tensor) -> Any:
+        run = Run(None, sequence=True)
+        y = self.once(x, run)
+        return (y, run.after) if self.option else y
+
+
+class Loop(Network):
+    """Loops over time itself, and returns all outputs or their sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = torch.stack(self.loop(x))
+        return outputs.sum(0) if self.option else outputs
+
+
+class BatchFirst(Network):
+    """Takes (B, T, ...) and loops over time itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack(self.loop(x.transpose(0, 1)), dim=1)
 
 
 def _batch_first(model: nn.Module, batch: Tensor) -> Tensor:
@@ -157,24 +178,27 @@ def network(seed: int) -> Stranger:
         torch.manual_seed(seed)
         draw = Draw(seed)
         size = {0: 1, 1: 6, 2: 5, 3: 3}[draw.axes]
-        inputs, steps, samples = draw.integer(2, 6) if draw.axes else draw.integer(6, 12), draw.integer(5, 10), 4
+        inputs, length, samples = draw.integer(2, 6) if draw.axes else draw.integer(6, 12), draw.integer(5, 10), 4
         axes = draw.axes
-        model = Network(draw, inputs, size).eval()
+        model = draw.choice([Step, Step, Sequence, Loop, BatchFirst])(draw, inputs, size).eval()
         _drive(model)
         dtype = torch.float64 if draw.chance(0.3) else torch.float32
         model.to(dtype)
-        batch = (torch.rand(steps, samples, *(inputs, *[size] * axes)) < 0.5).to(dtype)
-    example = {"step": batch[0], "batch first": batch.transpose(0, 1)}.get(model.kind, batch)
+        batch = (torch.rand(length, samples, *(inputs, *[size] * axes)) < 0.5).to(dtype)
+    steps, batch_first = isinstance(model, Step), isinstance(model, BatchFirst)
     blocks: list[Block] = [*model.blocks, *model.readout.blocks]  # type: ignore[list-item]
-    lines = [f"{model.kind}, {axes} spatial axes, {dtype}, {steps} steps", *(block.description for block in blocks)]
+    lines = [
+        f"{type(model).__name__}, {axes} spatial axes, {dtype}, {len(batch)} steps",
+        *(block.description for block in blocks),
+    ]
     lines.append(f"readout: {model.readout.kind}")
     return Stranger(
         seed=seed,
         model=model,
         batch=batch,
-        forward=_batch_first if model.kind == "batch first" else None,
-        steps=model.kind == "step",
-        example=example,
+        forward=_batch_first if batch_first else None,
+        steps=steps,
+        example=batch[0] if steps else batch.transpose(0, 1) if batch_first else batch,
         readout=model.readout.layer,
         heads={layer: count for block in blocks for layer, count in block.heads().items()},
         rigid=list(chain.from_iterable(block.rigid() for block in blocks)),
