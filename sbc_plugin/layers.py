@@ -156,7 +156,7 @@ class SNNLibrary(Protocol):
         """Whether the module is a neuron with ``input_weights`` and ``recurrent_weights`` of its own."""
 
     def linear_neurons(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Inside the block each neuron passes its input on, times its input weights if it has some, and never fires."""
+        """Inside the block each neuron only multiplies its input by a gain that follows from its parameters."""
 
     def linear_state(self, state: Any, output: Tensor) -> Any:
         """The state that a neuron of :meth:`linear_neurons` returns beside ``output``: its membrane is ``output``."""

@@ -99,6 +99,9 @@ class Chunk(Block):
         u, v = run.spikes(self.first, u), run.spikes(self.second, v)
         return torch.cat([u, v], dim=axis) if self.join == "cat" else u + v
 
+    def dealt(self) -> dict[nn.Module, int]:
+        return {self.layer: 2}
+
 
 class Dealt(Block):
     """The channels of one layer dealt to two neurons by fixed numbers: by slice, split, narrow or index."""

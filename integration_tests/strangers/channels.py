@@ -58,6 +58,8 @@ def settings(stranger: Stranger) -> dict[str, Any]:
     }
     if stranger.rigid and draw.random() < 0.8:
         given["ignored_layers"] += stranger.rigid
+    if draw.random() < 0.9:  # a user who was told how
+        given["out_channel_groups"] = dict(stranger.dealt)
     way = draw.choice(["local", "local", "global", "isomorphic", "ratios"])
     given |= {"global_pruning": way in ("global", "isomorphic"), "isomorphic": way == "isomorphic"}
     if way == "ratios" and free:

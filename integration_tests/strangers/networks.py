@@ -30,6 +30,7 @@ class Stranger:
         example: what ``model(example)`` takes: one step (B, ...), or a sequence; with the batch first if it wants that.
         readout: the last layer, whose outputs the user reads.
         heads: attention's layers with the number of their heads.
+        dealt: layers whose channels a chunk deals to equal parts, with the number of parts.
         rigid: layers whose channels are dealt by fixed numbers or mixed, so that no channel of theirs can be cut.
         description: what it is made of, a line a block.
     """
@@ -42,6 +43,7 @@ class Stranger:
     example: Tensor
     readout: nn.Module
     heads: dict[nn.Module, int] = field(default_factory=dict)
+    dealt: dict[nn.Module, int] = field(default_factory=dict)
     rigid: list[nn.Module] = field(default_factory=list)
     description: str = ""
 
@@ -201,6 +203,7 @@ def network(seed: int) -> Stranger:
         example=batch[0] if steps else batch.transpose(0, 1) if batch_first else batch,
         readout=model.readout.layer,
         heads={layer: count for block in blocks for layer, count in block.heads().items()},
+        dealt={layer: count for block in blocks for layer, count in block.dealt().items()},
         rigid=list(chain.from_iterable(block.rigid() for block in blocks)),
         description="\n".join(lines),
     )

@@ -140,6 +140,10 @@ class Block(nn.Module):
         """Layers that make queries, keys and values, with the number of heads."""
         return {}
 
+    def dealt(self) -> dict[nn.Module, int]:
+        """Layers whose channels a split deals to equal parts, with the number of parts."""
+        return {}
+
     def rigid(self) -> list[nn.Module]:
         """Layers of which no channel can be cut."""
         return []

@@ -2,11 +2,11 @@
 
 Two questions are answered, both with the model's neurons made linear. *Who reads a channel?* The channels of each layer
 are changed while the inputs of all layers are watched, and the graph's groups have to hold the same channels together
-(:mod:`.coupled_channels`). *Is the cut right?* One channel of every group is cut in a copy, whose output has to be that
-of the model with these channels set to 0 (:mod:`.rehearsal`).
+(:mod:`.coupled_channels`). *Is the cut right?* One channel of every group is cut in a copy, alone and together with the
+others, whose output has to be that of the model with these channels set to 0 (:mod:`.rehearsal`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ def audit(
     example_inputs: Any,
     graph: Any = None,
     *,
-    num_heads: dict[nn.Module, int] | None = None,
+    num_heads: Mapping[nn.Module, int] | None = None,
     forward_fn: Run = run_once,
 ) -> Audit:
     """Compare a dependency graph with what changing and cutting channels really does. The model is left as it was.
@@ -85,5 +85,6 @@ def audit(
 
 def _tangled(graph: Any, group: Any) -> str:
     reasons = getattr(graph, "sbc_tangled", {})
-    found = [reasons[item.dep.target] for item in group.items if item.dep.target in reasons]
+    cut = [item.dep.target for item in group.items if graph.is_out_channel_pruning_fn(item.dep.handler)]
+    found = [reasons[node] for node in cut if node in reasons]
     return f"its channels are mixed, or put where no group can follow them, by {found[0]}" if found else ""

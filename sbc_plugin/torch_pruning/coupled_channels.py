@@ -27,6 +27,8 @@ class CoupledChannels:
         self._names = {layer: name for name, layer in replay.layers.items()}
         self._parent: dict[Channel, Channel] = {}
         for name, layer in replay.layers.items():
+            if replay.channels(name) == 1:
+                continue  # it is never cut, and as a mask it reaches channels that do not belong together
             for reader, numbers in replay.readers(name).items():
                 if (numbers == MIXED).any():
                     self.mixed.add(name)
@@ -54,8 +56,8 @@ class CoupledChannels:
         if members & self.mixed:
             return ""
         count = self.replay.channels(name)
-        if not any(side == "in" for _, side, _ in self.with_outputs(name, range(count))):
-            return ""  # no layer reads it, only the model's user does
+        if count == 1 or not any(side == "in" for _, side, _ in self.with_outputs(name, range(count))):
+            return ""  # it has no channel to spare, or no layer reads it, only the model's user does
         # 1. The group holds the right channels: for all outputs of the layer, and for three of them alone.
         for channels in (range(count), *([c] for c in sorted({0, count // 2, count - 1}))):
             claimed = self._claimed(graph, group_of(graph, self.replay.layers[name], channels))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch_pruning as tp
 from torch import nn
 
+from sbc_plugin.errors import SettingsError
 from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, trace_inputs
 from sbc_plugin.torch_pruning.graph.neuron_pruners import neuron_pruners
 
@@ -57,6 +58,9 @@ def host_pruner(method: str, model: nn.Module, example_inputs: Any, arguments: d
         example_inputs: as for ``get_pruner``.
         arguments: of the method's pruner; ``num_classes`` goes to the importance of "obdc", an ``importance`` replaces
             the method's own.
+
+    Raises:
+        SettingsError: ``isomorphic`` without ``global_pruning``.
     """
     entry, arguments = METHODS[method], dict(arguments)
     for_importance = {"num_classes": arguments.pop("num_classes")} if "num_classes" in arguments else {}
@@ -76,7 +80,15 @@ def graph_arguments(model: nn.Module, arguments: dict[str, Any]) -> dict[str, An
     """The arguments of a pruner, with what spiking models need added, in dicts of their own.
 
     torch-pruning writes into its default dicts, which all pruners share.
+
+    Raises:
+        SettingsError: ``isomorphic`` without ``global_pruning``.
     """
+    if arguments.get("isomorphic") and not arguments.get("global_pruning"):
+        raise SettingsError(
+            "isomorphic=True ranks the channels of alike layers against each other, which needs global_pruning=True; "
+            "torch-pruning would cut one layer by the ranks of another"
+        )
     neurons = neuron_pruners(model)
     given = dict(arguments)
     for name in ("in_channel_groups", "out_channel_groups", "num_heads"):

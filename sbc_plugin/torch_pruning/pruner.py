@@ -12,10 +12,11 @@ from sbc_plugin.errors import SettingsError, UnsupportedModelError
 from sbc_plugin.layers import Forward
 from sbc_plugin.settings import Calibration
 from sbc_plugin.torch_pruning.audit import audit
-from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, trace_inputs
+from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, run_once, trace_inputs
 from sbc_plugin.torch_pruning.importance import SBCImportance
 from sbc_plugin.torch_pruning.methods import METHODS, graph_arguments, host_pruner
 from sbc_plugin.torch_pruning.normalization import reestimate_batchnorm
+from sbc_plugin.torch_pruning.planned_cuts import left_whole, plan_problems, with_way_out
 from sbc_plugin.torch_pruning.weights import WeightPruner
 
 
@@ -35,11 +36,15 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         calibration: temporal, damping, max_samples and device count.
         recalibrate: calibrate anew at each step instead of once; for fine-tuning between steps.
         reestimate: after the last group of each step, average BatchNorm's statistics anew over the calibration data.
-        check: run the audit before the first cut.
+        check: run the audit before the first cut, and rehearse the cuts of each step in a copy.
         arguments: of BasePruner.
+
+    Attributes:
+        left_whole: layer -> reason, for layers of which the last step cut no channel although it was to.
 
     Raises:
         CalibrationError: no calibration data.
+        SettingsError: ``isomorphic`` without ``global_pruning``.
     """
 
     def __init__(
@@ -58,7 +63,10 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     ) -> None:
         self.statistics = SBCImportance(calibration_data, forward, calibration=calibration, recalibrate=recalibrate)
         self.example_inputs = trace_inputs(model, example_inputs)
-        self.reestimate, self._unchecked = reestimate, check
+        self.reestimate, self.check = reestimate, check
+        self.left_whole: dict[str, str] = {}
+        self._problems: dict[str, str] | None = None
+        self._forward_fn = arguments.get("forward_fn") or run_once
         with exact_tracing(model):
             super().__init__(
                 model, self.example_inputs, importance or self.statistics, **graph_arguments(model, arguments)
@@ -71,13 +79,19 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         Raises:
             CalibrationError: no data, data that does not fit, or a layer that stays silent.
             SingularHessianError: a Hessian is not positive definite.
+            UnsupportedModelError: the channels cannot be dealt to the groups of a convolution that has to lose them.
         """
+        parts, count = self._get_channel_groups(group), len(group[0].idxs)
+        if count % parts:
+            if not self.get_target_pruning_ratio(group[0].dep.target.module) > 0:
+                return None
+            raise UnsupportedModelError(self._undealt(group, parts))
         if self.importance is not self.statistics:
             return super().estimate_importance(group)
         attention, _ = self._is_atten_group(group)
         if attention and self.prune_num_heads:
             return self.statistics(group)
-        return self.statistics(group, self._get_channel_groups(group), self._wanted(group))
+        return self.statistics(group, parts, self._wanted(group))
 
     def _wanted(self, group: Any) -> int | None:
         """How many channels this step is about to remove; None where layers compete, so that it is not known yet."""
@@ -90,11 +104,24 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         wanted = len(group[0].idxs) - max(left, 0)
         return wanted if wanted > 0 else None
 
+    def _undealt(self, group: Any, parts: int) -> str:
+        names, known = self.DG._module2name, {**self.in_channel_groups, **self.out_channel_groups}
+        others = [dep.target.module for dep, _ in group if known.get(dep.target.module) == parts]
+        return (
+            f"layer {names[group[0].dep.target.module]!r}: its {len(group[0].idxs)} channels cannot be dealt to the "
+            f"{parts} groups of {', '.join(repr(names[other]) for other in others)}, which have to lose the same ones; "
+            "keep it whole with ignored_layers=[...]; nothing was cut"
+        )
+
     def _prune(self) -> Iterator[Any]:
+        if self.check and self._problems is None:
+            given = {"num_heads": self.out_channel_groups, "forward_fn": self._forward_fn}
+            problems = dict(audit(self.model, self.example_inputs, self.DG, **given).problems)
+            self._problems = with_way_out(problems, self, self.example_inputs, self._forward_fn)
         plans = list(super()._prune())
-        if self._unchecked and plans:
+        if self.check and plans:
             self._refuse(plans)
-            self._unchecked = False
+        self.left_whole = left_whole(self, plans)
         for plan in sorted(plans, key=self.statistics.place):
             # The group is made again, because the groups pruned before it may have moved its indices.
             group = self.DG.get_pruning_group(plan[0].dep.target.module, plan[0].dep.handler, plan[0].idxs)
@@ -114,17 +141,18 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             UnsupportedModelError: there are such groups; nothing was cut.
         """
         names = {id(module): name for name, module in self.model.named_modules()}
-        reasons = dict(audit(self.model, self.example_inputs, self.DG, num_heads=self.num_heads).problems)
         touched = {
             names.get(id(dep.target.module), "")
             for plan in plans
             for dep, _ in plan.items
             if self.DG.is_out_channel_pruning_fn(dep.handler)
         }
-        if wrong := [f"{name!r}: {reason}" for name, reason in reasons.items() if name in touched]:
+        wrong = {name: reason for name, reason in (self._problems or {}).items() if name in touched}
+        if wrong := wrong or plan_problems(self, plans, self.example_inputs, self._forward_fn):
             raise UnsupportedModelError(
                 f"torch-pruning's graph is wrong for {len(wrong)} layers, cutting them would break the model: "
-                f"{'; '.join(wrong)}. Keep them whole with ignored_layers=[...]; nothing was cut"
+                f"{'; '.join(f'{name!r}: {reason}' for name, reason in wrong.items())}. Keep them whole with "
+                "ignored_layers=[...]; nothing was cut"
             )
 
 

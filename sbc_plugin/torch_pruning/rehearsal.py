@@ -1,13 +1,19 @@
-"""The rehearsal of a cut: in a copy of the model, one channel of every group goes before anything is really pruned."""
+"""The rehearsal of a cut: a copy of the model is cut before anything is really pruned.
+
+The copy has to give what the model gives with the channels set to 0. Both run with linear neurons, whose gains follow
+from their parameters, so that a channel which comes to another neuron is seen; and with weights that are drawn anew,
+because a mistake behind weights of 0, or behind a rectifier that never opens, shows only after fine-tuning.
+"""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.plain import Transposed
 from sbc_plugin.torch_pruning.consumers import is_depthwise
 from sbc_plugin.torch_pruning.graph.dependency_graph import group_of, tensors_in
 from sbc_plugin.torch_pruning.graph.neuron_pruners import NeuronPruner
@@ -20,14 +26,108 @@ TOLERANCE = 1e-4  # of the largest output: single precision, summed in another o
 Cuts = dict[tuple[Any, Callable[..., Any]], list[int]]  # (node, pruning function) -> channels that go
 
 
-def rehearse(replay: Replay, graph: Any, groups: dict[str, Any], num_heads: dict[nn.Module, int]) -> dict[str, str]:
-    """Cut one channel of every group in a copy; layer -> reason for the groups whose cut is wrong.
+class Rehearsal:
+    """Cuts copies of one model.
+
+    Args:
+        replay: of the model.
+        graph: torch-pruning's, of the model.
+    """
+
+    def __init__(self, replay: Replay, graph: Any) -> None:
+        self.replay, self.graph = replay, graph
+        self._twin = _drawn_anew(replay)
+        self._names = {module: name for name, module in replay.model.named_modules()}
+
+    def wrong(self, groups: Iterable[Any]) -> str:
+        """Why the copy with these groups cut is not the model with their channels set to 0; "" if it is."""
+        cuts = _merged(groups)
+        if uneven := _uneven(self.graph, cuts):
+            return uneven
+        expected = self._silenced(cuts)
+        try:
+            copy = self._cut_copy(cuts)
+            with linear_neurons(copy):
+                found = tensors_in(self.replay.forward(copy, self.replay.inputs))
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return f"the model does not run without one of its channels: {reason}{HINT}"
+        if _equal(expected, found):
+            return ""
+        return f"without one of its channels the model is not the one with it set to 0{HINT}"
+
+    def _cut_copy(self, cuts: Cuts) -> nn.Module:
+        """A copy of the model without these channels."""
+        copy = self.replay.library.copy_model(self._twin)
+        for (node, cut), channels in cuts.items():
+            module, pruner = node.module, cut.__self__  # type: ignore[attr-defined] # a bound method
+            pruner.pruning_dim = node.pruning_dim
+            if isinstance(module, nn.Parameter):
+                owner, attribute = self._owner(copy, module)
+                setattr(owner, attribute, cut(getattr(owner, attribute), channels))
+            elif module in self._names:
+                twin = copy.get_submodule(self._names[module])
+                if isinstance(pruner, NeuronPruner):
+                    pruner.axes[twin] = pruner.axes[module]
+                cut(twin, channels)
+        return copy
+
+    def _silenced(self, cuts: Cuts) -> list[Tensor]:
+        """The outputs of the model with these channels set to 0."""
+        sent: dict[nn.Module, list[int]] = {}
+        read: dict[nn.Module, list[int]] = {}
+        with ExitStack() as stack:
+            for (node, cut), channels in cuts.items():
+                module = node.module
+                if isinstance(module, nn.Parameter):
+                    value = getattr(*self._owner(self._twin, module)).data
+                    stack.callback(value.copy_, value.clone())
+                    value.movedim(node.pruning_dim, 0)[channels] = 0
+                elif module in self._names:
+                    twin = self._twin.get_submodule(self._names[module])
+                    if self.replay.is_layer(module) and not self.graph.is_out_channel_pruning_fn(cut):
+                        read[twin] = channels
+                    elif self.replay.is_layer(module) or isinstance(module, nn.modules.batchnorm._NormBase):
+                        sent[twin] = channels
+            return outputs_without(self.replay, self._twin, sent, read)
+
+    def _owner(self, copy: nn.Module, parameter: nn.Parameter) -> tuple[nn.Module, str]:
+        owner, _, attribute = self.graph._param_to_name[parameter].rpartition(".")
+        return copy.get_submodule(owner), attribute
+
+
+@torch.no_grad()
+def _drawn_anew(replay: Replay) -> nn.Module:
+    """A copy of the model in which no weight is 0, and every layer makes numbers about 1 of numbers about 1."""
+    twin = replay.library.copy_model(replay.model)
+    generator = torch.Generator().manual_seed(2)
+
+    def about_one(value: Tensor, spread: float) -> Tensor:
+        return (1 + spread * torch.randn(value.shape, generator=generator, device="cpu")).to(value)
+
+    values = [parameter for parameter in twin.parameters() if parameter.is_floating_point()]
+    for module in twin.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and isinstance(module.running_var, Tensor):
+            module.running_var.copy_(about_one(module.running_var, 0.1))
+            module.running_mean.copy_(about_one(module.running_var, 0.3) - 1)  # type: ignore[union-attr]
+        if replay.library.holds_weights(module):  # which may be plain tensors
+            values += [module.input_weights, module.recurrent_weights]  # type: ignore[list-item]
+    for value in values:
+        fan_in = value[0].numel() if value.dim() > 1 and len(value) else 1
+        value.copy_(about_one(value, 0.3 * fan_in**0.5) / fan_in)
+    return twin
+
+
+def rehearse(replay: Replay, graph: Any, groups: Mapping[str, Any], dealt: Mapping[Any, int]) -> dict[str, str]:
+    """Cut a channel of each group in a copy, alone and all together; layer -> reason for the groups that go wrong.
+
+    Each group is cut alone, because two cuts may cancel in what they do wrong.
 
     Args:
         replay: of the model.
         graph: that made the groups.
         groups: one for each layer that makes channels, by its name.
-        num_heads: heads of the layers that make queries, keys and values.
+        dealt: layers whose channels are dealt to equal parts that lose as many each, with the number of parts.
     """
     # 1. One group for each set of coupled layers; its result holds for the other layers of the set.
     trials: dict[str, Any] = {}
@@ -38,22 +138,26 @@ def rehearse(replay: Replay, graph: Any, groups: dict[str, Any], num_heads: dict
         if root in covered:
             same[name] = covered[root]
             continue
-        trial = _trial(graph, group, num_heads)
+        trial = _trial(graph, group, dealt)
         if trial is not None:
             trials[name] = trial
             for item in group.items:
                 if graph.is_out_channel_pruning_fn(item.dep.handler):
                     covered[item.dep.target.module] = name
-    # 2. All of them at once: in most models every cut is right.
-    if not trials or not _cut_wrong(replay, graph, list(trials.values())):
+    if not trials:
         return {}
-    # 3. One at a time, to find which are wrong.
-    wrong = {name: _cut_wrong(replay, graph, [trial]) for name, trial in trials.items()}
+    # 2. One at a time.
+    rehearsal = Rehearsal(replay, graph)
+    wrong = {name: rehearsal.wrong([trial]) for name, trial in trials.items()}
+    # 3. Those that are right alone have to be right together.
+    right = [name for name, reason in wrong.items() if not reason]
+    if len(right) > 1 and (reason := rehearsal.wrong([trials[name] for name in right])):
+        wrong |= {name: f"{reason}, when {', '.join(map(repr, right))} are cut together" for name in right}
     wrong |= {name: wrong[leader] for name, leader in same.items() if leader in wrong}
     return {name: reason for name, reason in wrong.items() if reason}
 
 
-def _trial(graph: Any, group: Any, num_heads: dict[nn.Module, int]) -> Any:
+def _trial(graph: Any, group: Any, dealt: Mapping[Any, int]) -> Any:
     """The group with one channel of each head or convolution group; None where nothing can be compared."""
     if any(isinstance(i.dep.target.module, Junction) and not i.dep.target.outputs for i in group.items):
         return None  # it reaches the model's output
@@ -61,7 +165,7 @@ def _trial(graph: Any, group: Any, num_heads: dict[nn.Module, int]) -> Any:
     count, parts = graph.get_out_channels(root), [1]
     for item in group.items:
         module = item.dep.target.module
-        parts.append(num_heads.get(module, 1) if isinstance(module, nn.Module) else 1)
+        parts.append(dealt.get(module, 1) if isinstance(module, nn.Module) else 1)
         if isinstance(module, nn.modules.conv._ConvNd) and not is_depthwise(module):
             parts.append(module.groups)
     size = count // max(parts)
@@ -69,64 +173,40 @@ def _trial(graph: Any, group: Any, num_heads: dict[nn.Module, int]) -> Any:
     return trial if trial is not None and graph.check_pruning_group(trial) else None
 
 
-def _cut_wrong(replay: Replay, graph: Any, groups: list[Any]) -> str:
-    """Why the copy with these groups cut is not the model with their channels set to 0; "" if it is."""
-    cuts = _merged(groups)
-    copy = _cut_copy(replay, graph, cuts)
-    expected = _silenced(replay, graph, cuts)
-    try:
-        with linear_neurons(copy):
-            found = tensors_in(replay.forward(copy, replay.inputs))
-    except (RuntimeError, ValueError, IndexError) as error:
-        return f"the model does not run without one of its channels: {str(error).splitlines()[0]}{HINT}"
-    if _equal(expected, found):
-        return ""
-    return f"without one of its channels the model is not the one with it set to 0{HINT}"
-
-
-def _merged(groups: list[Any]) -> Cuts:
+def _merged(groups: Iterable[Any]) -> Cuts:
     """What several groups cut of each node that holds something to cut."""
     merged: dict[tuple[Any, Any], set[int]] = defaultdict(set)
     for group in groups:
         for item in group.items:
-            if not isinstance(item.dep.target.module, Junction | Parts):
+            if item.idxs and not isinstance(item.dep.target.module, Junction | Parts):
                 merged[item.dep.target, item.dep.handler] |= set(item.idxs)
     return {key: sorted(channels) for key, channels in merged.items()}
 
 
-def _cut_copy(replay: Replay, graph: Any, cuts: Cuts) -> nn.Module:
-    """A copy of the model without these channels."""
-    copy = replay.library.copy_model(replay.model)
-    names = {module: name for name, module in replay.model.named_modules()}
+def _uneven(graph: Any, cuts: Cuts) -> str:
+    """Which grouped convolution cannot be cut so; "" if all can.
+
+    Its groups have to lose the same inputs, because torch-pruning keeps the same columns in all rows, and as many
+    outputs each.
+    """
     for (node, cut), channels in cuts.items():
-        module, pruner = node.module, cut.__self__  # type: ignore[attr-defined] # a bound method
-        pruner.pruning_dim = node.pruning_dim
-        if isinstance(module, nn.Parameter):
-            owner, _, attribute = graph._param_to_name[module].rpartition(".")
-            setattr(copy.get_submodule(owner), attribute, cut(module, channels))
-        elif module in names:
-            twin = copy.get_submodule(names[module])
-            if isinstance(pruner, NeuronPruner):
-                pruner.axes[twin] = pruner.axes[module]
-            cut(twin, channels)
-    return copy
+        module = node.module
+        if not isinstance(module, nn.modules.conv._ConvNd) or module.groups == 1 or is_depthwise(module):
+            continue
+        outputs, groups = graph.is_out_channel_pruning_fn(cut), module.groups
+        if isinstance(module, Transposed):
+            return f"torch-pruning cannot cut the transposed convolution {_name(node)!r} of {groups} groups"
+        size = (module.out_channels if outputs else module.in_channels) // groups
+        lost = [{c % size for c in channels if c // size == group} for group in range(groups)]
+        if len({len(part) for part in lost} if outputs else {frozenset(part) for part in lost}) > 1:
+            side = "numbers of outputs" if outputs else "inputs"
+            return f"the {groups} groups of the convolution {_name(node)!r} would lose different {side}"
+    return ""
 
 
-def _silenced(replay: Replay, graph: Any, cuts: Cuts) -> list[Tensor]:
-    """The outputs of the model with these channels set to 0."""
-    sent: dict[nn.Module, list[int]] = {}
-    read: dict[nn.Module, list[int]] = {}
-    with ExitStack() as stack:
-        for (node, cut), channels in cuts.items():
-            module = node.module
-            if isinstance(module, nn.Parameter):
-                stack.callback(module.data.copy_, module.detach().clone())
-                module.data.movedim(node.pruning_dim, 0)[channels] = 0
-            elif replay.is_layer(module) and not graph.is_out_channel_pruning_fn(cut):
-                read[module] = channels
-            elif replay.is_layer(module) or isinstance(module, nn.modules.batchnorm._NormBase):
-                sent[module] = channels
-        return outputs_without(replay, sent, read)
+def _name(node: Any) -> str:
+    """The layer's name; torch-pruning adds its class in brackets."""
+    return str(node.name).split(" (")[0]
 
 
 def _equal(expected: list[Tensor], found: list[Tensor]) -> bool:

@@ -152,9 +152,12 @@ def _along(channels: Tensor, axis: int, like: Tensor) -> Tensor:
 
 
 def outputs_without(
-    replay: Replay, sent: Mapping[nn.Module, Sequence[int]], read: Mapping[nn.Module, Sequence[int]]
+    replay: Replay,
+    model: nn.Module,
+    sent: Mapping[nn.Module, Sequence[int]],
+    read: Mapping[nn.Module, Sequence[int]],
 ) -> list[Tensor]:
-    """The model's outputs with these output and input channels of its modules set to 0."""
+    """The outputs of a model, run as the replay's own, with these output and input channels of its modules set to 0."""
 
     def silenced(module: nn.Module, x: Tensor, channels: Iterable[int]) -> Tensor:
         copy = x.clone()
@@ -162,7 +165,7 @@ def outputs_without(
         return copy
 
     with ExitStack() as stack:
-        stack.enter_context(linear_neurons(replay.model))
+        stack.enter_context(linear_neurons(model))
         for module, channels in sent.items():
 
             def after(module: nn.Module, _: Any, output: Any, channels: Any = channels) -> Any:
@@ -177,4 +180,4 @@ def outputs_without(
                 return (silenced(module, inputs[0], channels), *inputs[1:])
 
             stack.callback(module.register_forward_pre_hook(before).remove)
-        return tensors_in(replay.forward(replay.model, replay.inputs))
+        return tensors_in(replay.forward(model, replay.inputs))

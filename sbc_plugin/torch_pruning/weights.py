@@ -133,10 +133,11 @@ class WeightPruner:
 
     def apply_masks(self) -> None:
         """Set every pruned weight back to zero, in place."""
-        parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, mask in self.masks.items():
-                parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
+                owner, _, attribute = name.rpartition(".")
+                weight = getattr(self.model.get_submodule(owner), attribute)  # of a cell it may be a plain tensor
+                weight.masked_fill_(~mask.to(weight.device), 0.0)
 
     def hook(self, optimizer: Optimizer) -> Any:
         """Let the optimizer apply the masks after each of its steps; the handle's ``remove()`` ends it."""

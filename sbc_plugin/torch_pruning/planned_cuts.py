@@ -1,0 +1,102 @@
+"""Which groups of a pruner must not be cut, and what would help; which layers a step leaves whole."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from sbc_plugin.torch_pruning.audit import Run, audit
+from sbc_plugin.torch_pruning.graph.dependency_graph import group_of
+from sbc_plugin.torch_pruning.graph.nodes import Parts
+from sbc_plugin.torch_pruning.rehearsal import Rehearsal
+from sbc_plugin.torch_pruning.replay import Replay
+
+
+def with_way_out(problems: dict[str, str], pruner: Any, example_inputs: Any, forward_fn: Run) -> dict[str, str]:
+    """Layer -> reason, with what would help.
+
+    Where a split deals a layer's channels to equal parts, and the layer is right if each part loses as many, the reason
+    says how to ask for that.
+
+    Args:
+        problems: that the audit found, layer -> reason.
+        pruner: of torch-pruning.
+        example_inputs: as for torch-pruning.
+        forward_fn: ``forward_fn(model, example_inputs)``.
+    """
+    model, graph, dealt, found = pruner.model, pruner.DG, pruner.out_channel_groups, dict(problems)
+    layers = {name: layer for name, layer in model.named_modules() if name in found and layer in graph.module2node}
+    parts = {name: _equal_parts(graph, layer) for name, layer in layers.items()}
+    parts = {name: count for name, count in parts.items() if count > max(1, dealt.get(layers[name], 1))}
+    if parts:
+        tried = dealt | {layers[name]: count for name, count in parts.items()}
+        left = dict(audit(model, example_inputs, graph, num_heads=tried, forward_fn=forward_fn).problems)
+        for name in parts.keys() - left.keys():
+            found[name] += (
+                f"; its channels are dealt to {parts[name]} equal parts, and can be cut if each part loses as many: "
+                f"out_channel_groups={{model.{name}: {parts[name]}}}"
+            )
+    return found
+
+
+def _equal_parts(graph: Any, layer: nn.Module) -> int:
+    """The most equal parts that a split makes of channels of this layer; 1 for none."""
+    group = group_of(graph, layer, range(graph.get_out_channels(layer)))
+    sizes = [item.dep.target.module.sizes for item in group.items if isinstance(item.dep.target.module, Parts)]
+    return max((len(each) for each in sizes if len(set(each)) == 1), default=1)
+
+
+def plan_problems(pruner: Any, plans: Iterable[Any], example_inputs: Any, forward_fn: Run) -> dict[str, str]:
+    """Layers -> reason, for the groups of one step that break the model when they are cut as planned.
+
+    Whole heads are left out, because a model has to be told their new number after the cut.
+
+    Args:
+        pruner: of torch-pruning.
+        plans: groups of torch-pruning, with the channels that are about to go.
+        example_inputs: as for torch-pruning.
+        forward_fn: ``forward_fn(model, example_inputs)``.
+    """
+    plans = [plan for plan in plans if not (pruner.prune_num_heads and pruner._is_atten_group(plan)[0])]
+    if not plans:
+        return {}
+    rehearsal = Rehearsal(Replay(pruner.model, example_inputs, forward_fn), pruner.DG)
+    together = rehearsal.wrong(plans)
+    if not together:
+        return {}
+    roots = [pruner.DG._module2name.get(plan[0].dep.target.module, "") for plan in plans]
+    alone = {root: rehearsal.wrong([plan]) for root, plan in zip(roots, plans, strict=True)}
+    wrong = {root: reason for root, reason in alone.items() if reason}
+    return wrong or {root: together for root in roots}
+
+
+def left_whole(pruner: Any, plans: Iterable[Any]) -> dict[str, str]:
+    """Layer -> reason, for the layers that shall lose channels and lose none in one step.
+
+    Args:
+        pruner: of torch-pruning.
+        plans: groups of torch-pruning, with the channels that are about to go.
+    """
+    graph, names = pruner.DG, pruner.DG._module2name
+    cut = {module for plan in plans for module in _senders(graph, plan)}
+    found = {}
+    for layer in graph.module2node:
+        counts = isinstance(layer, tuple(pruner.root_module_types)) and layer not in pruner.ignored_layers
+        if not counts or layer in cut or not pruner.get_target_pruning_ratio(layer) > 0:
+            continue
+        group = group_of(graph, layer, range(graph.get_out_channels(layer)))
+        kept = [names[module] for module in _senders(graph, group) if module in pruner.ignored_layers]
+        if kept:
+            reason = f"its channels go with those of {kept[0]!r}, which is ignored"
+        elif graph.get_out_channels(layer) == 1:
+            reason = "it has one channel"
+        elif not any(graph.is_in_channel_pruning_fn(item.dep.handler) for item in group.items):
+            reason = "no layer reads its channels"
+        else:
+            reason = "its share of the pruning ratio is less than what can be cut of it"
+        found[names[layer]] = reason
+    return found
+
+
+def _senders(graph: Any, group: Any) -> list[Any]:
+    return [i.dep.target.module for i in group.items if graph.is_out_channel_pruning_fn(i.dep.handler) and i.idxs]
