@@ -21,10 +21,13 @@ def linear_neurons(model: nn.Module) -> Iterator[None]:
     It never fires. The gain lies between 0.7 and 1.3 and follows from the neuron's class and parameters, so that a
     channel which reaches another neuron than it should, or another place of its parameters, changes the output.
     """
+    gains: dict[str, Tensor] = {}
 
     def passed(step: Step) -> tuple[Tensor, Any]:
         output = functional.linear(step.x, step.weights[0]) if step.weights else step.x
-        output = output * _gain(step.neuron, output)
+        if step.name not in gains:
+            gains[step.name] = _gain(step.neuron, output)
+        output = output * gains[step.name]
         return output, linear_state(step.state, output)
 
     with intercept_steps(model, passed):

@@ -1,8 +1,7 @@
 """The rehearsal of a cut: a copy of the model is cut before anything is really pruned.
 
 The copy has to give what the model gives with the channels set to 0. Both run with linear neurons, whose gains follow
-from their parameters, so that a channel which comes to another neuron is seen; and with weights that are drawn anew,
-because a mistake behind weights of 0, or behind a rectifier that never opens, shows only after fine-tuning.
+from their parameters, so that a channel which comes to another neuron is seen.
 """
 
 from collections import defaultdict
@@ -36,7 +35,6 @@ class Rehearsal:
 
     def __init__(self, replay: Replay, graph: Any) -> None:
         self.replay, self.graph = replay, graph
-        self._twin = _drawn_anew(replay)
         self._names = {module: name for name, module in replay.model.named_modules()}
 
     def wrong(self, groups: Iterable[Any]) -> str:
@@ -58,7 +56,7 @@ class Rehearsal:
 
     def _cut_copy(self, cuts: Cuts) -> nn.Module:
         """A copy of the model without these channels."""
-        copy = self.replay.library.copy_model(self._twin)
+        copy = self.replay.library.copy_model(self.replay.twin)
         for (node, cut), channels in cuts.items():
             module, pruner = node.module, cut.__self__  # type: ignore[attr-defined] # a bound method
             pruner.pruning_dim = node.pruning_dim
@@ -80,42 +78,20 @@ class Rehearsal:
             for (node, cut), channels in cuts.items():
                 module = node.module
                 if isinstance(module, nn.Parameter):
-                    value = getattr(*self._owner(self._twin, module)).data
+                    value = getattr(*self._owner(self.replay.twin, module)).data
                     stack.callback(value.copy_, value.clone())
                     value.movedim(node.pruning_dim, 0)[channels] = 0
                 elif module in self._names:
-                    twin = self._twin.get_submodule(self._names[module])
+                    twin = self.replay.twin.get_submodule(self._names[module])
                     if self.replay.is_layer(module) and not self.graph.is_out_channel_pruning_fn(cut):
                         read[twin] = channels
                     elif self.replay.is_layer(module) or isinstance(module, nn.modules.batchnorm._NormBase):
                         sent[twin] = channels
-            return outputs_without(self.replay, self._twin, sent, read)
+            return outputs_without(self.replay, sent, read)
 
     def _owner(self, copy: nn.Module, parameter: nn.Parameter) -> tuple[nn.Module, str]:
         owner, _, attribute = self.graph._param_to_name[parameter].rpartition(".")
         return copy.get_submodule(owner), attribute
-
-
-@torch.no_grad()
-def _drawn_anew(replay: Replay) -> nn.Module:
-    """A copy of the model in which no weight is 0, and every layer makes numbers about 1 of numbers about 1."""
-    twin = replay.library.copy_model(replay.model)
-    generator = torch.Generator().manual_seed(2)
-
-    def about_one(value: Tensor, spread: float) -> Tensor:
-        return (1 + spread * torch.randn(value.shape, generator=generator, device="cpu")).to(value)
-
-    values = [parameter for parameter in twin.parameters() if parameter.is_floating_point()]
-    for module in twin.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and isinstance(module.running_var, Tensor):
-            module.running_var.copy_(about_one(module.running_var, 0.1))
-            module.running_mean.copy_(about_one(module.running_var, 0.3) - 1)  # type: ignore[union-attr]
-        if replay.library.holds_weights(module):  # which may be plain tensors
-            values += [module.input_weights, module.recurrent_weights]  # type: ignore[list-item]
-    for value in values:
-        fan_in = value[0].numel() if value.dim() > 1 and len(value) else 1
-        value.copy_(about_one(value, 0.3 * fan_in**0.5) / fan_in)
-    return twin
 
 
 def rehearse(replay: Replay, graph: Any, groups: Mapping[str, Any], dealt: Mapping[Any, int]) -> dict[str, str]:

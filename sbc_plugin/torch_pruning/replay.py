@@ -1,4 +1,8 @@
-"""Run a model with its neurons made linear, so that no change of a channel is lost below a threshold."""
+"""Run a copy of a model with its neurons made linear, so that no change of a channel is lost below a threshold.
+
+The weights of the copy are drawn anew, because a change would be lost behind weights of 0, behind a rectifier that
+never opens, or in a gate that is open as far as it can be.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,12 +54,14 @@ class Replay:
     """Records one forward and repeats it with some channels of one layer changed, all other outputs held as recorded.
 
     Attributes:
-        layers: those that ran, by name.
+        twin: the copy that runs.
+        layers: the model's layers that ran, by name.
         inputs: the example inputs, their values replaced by others that are nowhere 0.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, forward: Callable[..., Any] = run_once) -> None:
         self.model, self.library, self.forward = model, library_or_plain(model), forward
+        self.twin = self._drawn_anew()
         self.inputs = random_inputs(model, example_inputs)
         state_items(model, self.inputs)
         self.layers = {name: module for name, module in model.named_modules() if self.is_layer(module)}
@@ -127,11 +133,32 @@ class Replay:
         self._run(perturb)
         return hits
 
+    @torch.no_grad()
+    def _drawn_anew(self) -> nn.Module:
+        """A copy of the model in which no weight is 0, and every layer makes numbers about 1 of numbers about 1."""
+        twin = self.library.copy_model(self.model)
+        generator = torch.Generator().manual_seed(2)
+
+        def about_one(value: Tensor, spread: float) -> Tensor:
+            return (1 + spread * torch.randn(value.shape, generator=generator, device="cpu")).to(value)
+
+        values = [parameter for parameter in twin.parameters() if parameter.is_floating_point()]
+        for module in twin.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase) and isinstance(module.running_var, Tensor):
+                module.running_var.copy_(about_one(module.running_var, 0.1))
+                module.running_mean.copy_(about_one(module.running_var, 0.3) - 1)  # type: ignore[union-attr]
+            if self.library.holds_weights(module):  # which may be plain tensors
+                values += [module.input_weights, module.recurrent_weights]  # type: ignore[list-item]
+        for value in values:
+            fan_in = value[0].numel() if value.dim() > 1 and len(value) else 1
+            value.copy_(about_one(value, 0.3 * fan_in**0.5) / fan_in)
+        return twin
+
     def _run(self, on_call: Any) -> None:
         calls: dict[str, int] = {}
         with ExitStack() as stack:
-            stack.enter_context(linear_neurons(self.model))
-            for name, layer in self.layers.items():
+            stack.enter_context(linear_neurons(self.twin))
+            for name in self.layers:
 
                 def hook(_: Any, inputs: Any, named: Any, output: Any, name: str = name) -> Any:
                     x = next(value for value in (*inputs, *named.values()) if isinstance(value, Tensor))
@@ -141,8 +168,9 @@ class Replay:
                         return (first, self.library.linear_state(output[1], first), *output[2:])
                     return on_call(name, call, x, output)
 
+                layer = self.twin.get_submodule(name)
                 stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
-            self.forward(self.model, self.inputs)
+            self.forward(self.twin, self.inputs)
 
 
 def _along(channels: Tensor, axis: int, like: Tensor) -> Tensor:
@@ -152,12 +180,9 @@ def _along(channels: Tensor, axis: int, like: Tensor) -> Tensor:
 
 
 def outputs_without(
-    replay: Replay,
-    model: nn.Module,
-    sent: Mapping[nn.Module, Sequence[int]],
-    read: Mapping[nn.Module, Sequence[int]],
+    replay: Replay, sent: Mapping[nn.Module, Sequence[int]], read: Mapping[nn.Module, Sequence[int]]
 ) -> list[Tensor]:
-    """The outputs of a model, run as the replay's own, with these output and input channels of its modules set to 0."""
+    """The outputs of the replay's twin with these output and input channels of its modules set to 0."""
 
     def silenced(module: nn.Module, x: Tensor, channels: Iterable[int]) -> Tensor:
         copy = x.clone()
@@ -165,7 +190,7 @@ def outputs_without(
         return copy
 
     with ExitStack() as stack:
-        stack.enter_context(linear_neurons(model))
+        stack.enter_context(linear_neurons(replay.twin))
         for module, channels in sent.items():
 
             def after(module: nn.Module, _: Any, output: Any, channels: Any = channels) -> Any:
@@ -180,4 +205,4 @@ def outputs_without(
                 return (silenced(module, inputs[0], channels), *inputs[1:])
 
             stack.callback(module.register_forward_pre_hook(before).remove)
-        return tensors_in(replay.forward(model, replay.inputs))
+        return tensors_in(replay.forward(replay.twin, replay.inputs))
