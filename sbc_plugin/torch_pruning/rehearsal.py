@@ -43,6 +43,8 @@ class Rehearsal:
         if uneven := _uneven(self.graph, cuts):
             return uneven
         expected = self._silenced(cuts)
+        if not all(output.isfinite().all() for output in expected):
+            return "the model's outputs are not finite, so that no cut can be compared"
         try:
             copy = self._cut_copy(cuts)
             with linear_neurons(copy):

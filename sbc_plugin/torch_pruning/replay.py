@@ -68,11 +68,15 @@ class Replay:
         self._inputs: dict[str, list[Tensor]] = {}
         self._outputs: dict[str, list[Tensor]] = {}
 
+        def scale(name: str, call: int, x: Tensor, output: Tensor) -> Tensor:
+            return self._scaled(name, output) if call == 0 else output
+
         def record(name: str, call: int, x: Tensor, output: Tensor) -> Tensor:
             self._inputs.setdefault(name, []).append(x.detach().clone())
             self._outputs.setdefault(name, []).append(output.detach().clone())
             return output
 
+        self._run(scale)
         self._run(record)
         self.layers = {name: layer for name, layer in self.layers.items() if name in self._outputs}
 
@@ -135,7 +139,7 @@ class Replay:
 
     @torch.no_grad()
     def _drawn_anew(self) -> nn.Module:
-        """A copy of the model in which no weight is 0, and every layer makes numbers about 1 of numbers about 1."""
+        """A copy of the model in which no weight is 0, and most sums of positive numbers are positive."""
         twin = self.library.copy_model(self.model)
         generator = torch.Generator().manual_seed(2)
 
@@ -153,6 +157,17 @@ class Replay:
             fan_in = value[0].numel() if value.dim() > 1 and len(value) else 1
             value.copy_(about_one(value, 0.3 * fan_in**0.5) / fan_in)
         return twin
+
+    def _scaled(self, name: str, output: Tensor) -> Tensor:
+        """Scale a layer of the twin so that its largest output is 1; products of outputs would grow without bound."""
+        layer, size = self.twin.get_submodule(name), float(output.abs().max())
+        if not 0 < size < float("inf"):
+            return output
+        held = [layer.input_weights] if self.library.holds_weights(layer) else [layer.weight, layer.bias]
+        for value in held:
+            if isinstance(value, Tensor):
+                value.data /= size
+        return output / size
 
     def _run(self, on_call: Any) -> None:
         calls: dict[str, int] = {}
