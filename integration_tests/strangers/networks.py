@@ -221,6 +221,6 @@ def _drive(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
             fan_in = parameter.shape[0] if "up." in name else parameter[0].numel()
-            parameter.copy_(3.0 * (torch.randn(parameter.shape) + 0.4) / fan_in**0.5)
+            parameter.copy_(3.0 * (torch.randn(parameter.shape) + 0.05) / fan_in**0.5)
             if name.endswith("recurrent_weights"):
                 parameter.fill_diagonal_(0.0)

@@ -132,7 +132,7 @@ class Stage:
         for layer in progress_bar(self.layers, "compressing", "layer", self.progress):
             started = time.perf_counter()
             name = layer.name
-            solutions[name] = self._solve(layer, weights[name], statistics[name].accumulator.hessian(), budget)
+            solutions[name] = self._solve(layer, weights[name], _hessian(name, statistics[name]), budget)
             rows.append(_row(layer, solutions[name], statistics[name], started))
         # 4. Write.
         for layer in self.layers:
@@ -151,7 +151,7 @@ class Stage:
         for layer in progress_bar(self.layers, "compressing", "layer", self.progress):
             started = time.perf_counter()
             seen, drift = gather_drift(self.runner, layer, self.data, self.calibration, prefix)
-            hessian, target = seen.accumulator.hessian(), start[layer.name]
+            hessian, target = _hessian(layer.name, seen), start[layer.name]
             if prefix.compressed and self.second_order:
                 with in_layer(layer.name):
                     groups = layer.groups if hessian.dim() == 3 else None
@@ -185,7 +185,7 @@ class Stage:
         prune, quantize = self.recipe.prune, self.recipe.quantize
 
         def hessian_of(name: str) -> Tensor:
-            return statistics[name].accumulator.hessian()
+            return _hessian(name, statistics[name])
 
         def saliency_of(layer: SpikingLayer) -> Tensor:
             return saliency(layer, weights[layer.name], hessian_of(layer.name), self.calibration.damping)
@@ -200,6 +200,11 @@ class Stage:
         recipe = replace(recipe, quantize=budget.quantize.get(layer.name, recipe.quantize))
         with in_layer(layer.name):
             return solve(layer, weight, hessian, budget.zeros.get(layer.name), recipe)
+
+
+def _hessian(name: str, statistics: Statistics) -> Tensor:
+    with in_layer(name):
+        return statistics.accumulator.hessian()
 
 
 @dataclass(frozen=True)
