@@ -1,6 +1,6 @@
 """Which groups of a pruner must not be cut, and what would help; which layers a step leaves whole."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -70,12 +70,13 @@ def plan_problems(pruner: Any, plans: Iterable[Any], example_inputs: Any, forwar
     return wrong or {root: together for root in roots}
 
 
-def left_whole(pruner: Any, plans: Iterable[Any]) -> dict[str, str]:
-    """Layer -> reason, for the layers that shall lose channels and lose none in one step.
+def left_whole(pruner: Any, plans: Iterable[Any], problems: Mapping[str, str]) -> dict[str, str]:
+    """Layer -> reason, for the layers that shall lose channels and have lost none, nor lose any in this step.
 
     Args:
         pruner: of torch-pruning.
         plans: groups of torch-pruning, with the channels that are about to go.
+        problems: layer -> reason why its channels must not be cut.
     """
     graph, names = pruner.DG, pruner.DG._module2name
     cut = {module for plan in plans for module in _senders(graph, plan)}
@@ -84,13 +85,18 @@ def left_whole(pruner: Any, plans: Iterable[Any]) -> dict[str, str]:
         counts = isinstance(layer, tuple(pruner.root_module_types)) and layer not in pruner.ignored_layers
         if not counts or layer in cut or not pruner.get_target_pruning_ratio(layer) > 0:
             continue
-        group = group_of(graph, layer, range(graph.get_out_channels(layer)))
+        count = graph.get_out_channels(layer)
+        group = group_of(graph, layer, range(count))
         kept = [names[module] for module in _senders(graph, group) if module in pruner.ignored_layers]
-        if kept:
-            reason = f"its channels go with those of {kept[0]!r}, which is ignored"
-        elif graph.get_out_channels(layer) == 1:
+        if count == 1:
             reason = "it has one channel"
-        elif not any(graph.is_in_channel_pruning_fn(item.dep.handler) for item in group.items):
+        elif count < pruner.layer_init_out_ch[layer]:
+            continue  # an earlier step has cut it
+        elif kept:
+            reason = f"its channels go with those of {kept[0]!r}, which is ignored"
+        elif names[layer] in problems:
+            reason = problems[names[layer]]
+        elif all(graph.is_out_channel_pruning_fn(item.dep.handler) for item in group.items):
             reason = "no layer reads its channels"
         else:
             reason = "its share of the pruning ratio is less than what can be cut of it"

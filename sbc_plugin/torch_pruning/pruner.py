@@ -40,7 +40,7 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         arguments: of BasePruner.
 
     Attributes:
-        left_whole: layer -> reason, for layers of which the last step cut no channel although it was to.
+        left_whole: layer -> reason, for layers that were to lose channels and have lost none up to the last step.
 
     Raises:
         CalibrationError: no calibration data.
@@ -121,7 +121,7 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         plans = list(super()._prune())
         if self.check and plans:
             self._refuse(plans)
-        self.left_whole = left_whole(self, plans)
+        self.left_whole = left_whole(self, plans, self._problems or {})
         for plan in sorted(plans, key=self.statistics.place):
             # The group is made again, because the groups pruned before it may have moved its indices.
             group = self.DG.get_pruning_group(plan[0].dep.target.module, plan[0].dep.handler, plan[0].idxs)
