@@ -115,13 +115,13 @@ class SpikingLayer:
 
     def weight(self) -> Tensor:
         """(rows, columns), a copy, detached."""
-        return torch.cat([p.tensor.detach().reshape(self.rows, p.form.columns) for p in self.parts], dim=1).clone()
+        return torch.cat([p.form.as_matrix(p.tensor.detach()) for p in self.parts], dim=1).clone()
 
     def write(self, weight: Tensor) -> None:
         """Put a new weight (rows, columns) into the model, in place, in the model's own type."""
         with torch.no_grad():
             for part, block in zip(self.parts, weight.split([p.form.columns for p in self.parts], dim=1), strict=True):
-                part.tensor.copy_(block.reshape(part.tensor.shape))
+                part.tensor.copy_(part.form.as_weight(block, part.tensor.shape))
 
 
 class SNNLibrary(Protocol):
@@ -153,7 +153,7 @@ class SNNLibrary(Protocol):
         """Whether the module is one neuron, or a chain of neurons that the library treats as one."""
 
     def holds_weights(self, module: nn.Module) -> bool:
-        """Whether the module is a neuron with ``input_weights`` and ``recurrent_weights`` of its own."""
+        """Whether the module is a neuron with weights of its own: ``input_weights``, perhaps ``recurrent_weights``."""
 
     def linear_neurons(self, model: nn.Module) -> AbstractContextManager[None]:
         """Inside the block each neuron only multiplies its input by a gain that follows from its parameters."""

@@ -9,12 +9,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from norse.torch import LILinearCell
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
 NEURONS = (SNN, SNNCell, SNNRecurrent, SNNRecurrentCell)
-WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-INTEGRATORS = ("LI", "LICell", "LIBoxCell")
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+INTEGRATORS = ("LI", "LICell", "LIBoxCell", "LILinearCell")
 
 Run = Callable[[], Any]
 
@@ -42,8 +44,16 @@ def swapped(
 ) -> Iterator[None]:
     """Every neuron's ``activation(x, state, ...)`` becomes ``step(name, original, x, state, rest)``."""
     neurons = [(name, module) for name, module in model.named_modules() if isinstance(module, NEURONS)]
+    readouts: list[Any] = [(name, module) for name, module in model.named_modules() if isinstance(module, LILinearCell)]
     originals = [module.activation for _, module in neurons]
     try:
+        for name, module in readouts:
+            own, rest = module.forward, (module.input_weights, module.p, module.dt)
+
+            def forward(x: Tensor, state: Any = None, name: str = name, own: Any = own, rest: Any = rest) -> Any:
+                return step(name, lambda x, state, *rest: own(x, state), x, state, rest)
+
+            module.forward = forward
         for (name, module), original in zip(neurons, originals, strict=True):
             module.activation = lambda x, state, *rest, name=name, original=original: step(
                 name, original, x, state, rest
@@ -52,6 +62,8 @@ def swapped(
     finally:
         for (_, module), original in zip(neurons, originals, strict=True):
             module.activation = original
+        for _, module in readouts:
+            del module.forward
 
 
 class Simulation:
@@ -105,8 +117,17 @@ class Simulation:
             self.run()
         return v, outputs
 
-    def hessian(self, tensors: list[Tensor], row: int, collect: Callable[[Any], Tensor]) -> Tensor:
-        """``2 sum D_i D_j`` over every response D to the columns of one row of the weights, taken one at a time."""
+    def hessian(
+        self, tensors: list[Tensor], row: int, collect: Callable[[Any], Tensor], transposed: Any = None
+    ) -> Tensor:
+        """``2 sum D_i D_j`` over every response D to the columns of one row of the weights, taken one at a time.
+
+        Args:
+            tensors: the weights, rows first.
+            row: which one.
+            collect: what is looked at of :meth:`membranes`.
+            transposed: the transposed convolution whose weight it is: (inputs, outputs of one group, *kernel).
+        """
         saved = [tensor.clone() for tensor in tensors]
         try:
             for tensor in tensors:
@@ -114,7 +135,7 @@ class Simulation:
             rest = collect(self.membranes())
             columns = []
             for tensor in tensors:
-                for entry in tensor.view(len(tensor), -1)[row].split(1):
+                for entry in _columns(tensor, row, transposed):
                     entry.fill_(1.0)
                     columns.append(collect(self.membranes()) - rest)
                     entry.zero_()
@@ -123,3 +144,15 @@ class Simulation:
                 tensor.copy_(old)
         responses = torch.stack(columns)
         return 2 * responses @ responses.T
+
+
+def _columns(tensor: Tensor, row: int, transposed: Any) -> Iterator[Tensor]:
+    """Views of one entry each, those of a row, in the order (input, kernel position)."""
+    weight, group, output = tensor.view(*tensor.shape[:2], -1), slice(row, row + 1), slice(None)
+    if transposed is not None:
+        inputs = len(tensor) // transposed.groups
+        number, place = divmod(row, tensor.shape[1])
+        group, output = slice(number * inputs, (number + 1) * inputs), slice(place, place + 1)
+    for block in weight[group, output].split(1):
+        for channel in block.split(1, 1):
+            yield from channel[0, 0].split(1)

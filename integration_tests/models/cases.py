@@ -249,6 +249,30 @@ CASES: dict[str, Case] = {
         ),
         over_time,
     ),
+    "readout with weights": Case(
+        lambda: sequential(nn.Linear(5, 6), norse.LIFBoxCell(BOX), norse.LILinearCell(6, 3, LI)),
+        (T, B, 5), (Found("0", "Linear > LIFBoxCell", "lif_box"), Found("2", "LILinearCell", "lif")),
+    ),
+    "transposed": Case(
+        lambda: sequential(
+            nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1, groups=2), norse.LIFBoxCell(BOX),
+            nn.AvgPool2d(2), nn.Flatten(2), nn.ConvTranspose1d(4, 3, 2, dilation=2), norse.LIFCell(LIF),
+            nn.AvgPool1d(2), nn.Unflatten(2, (1, 19, 1)), nn.ConvTranspose3d(3, 2, (1, 2, 1)), norse.LICell(LI),
+        ),
+        IMAGE,
+        (
+            Found("0", "ConvTranspose2d > LIFBoxCell", "lif_box"), Found("4", "ConvTranspose1d > LIFCell", "lif"),
+            Found("8", "ConvTranspose3d > LICell", "lif"),
+        ),
+    ),
+    "pointwise in time": Case(
+        lambda: sequential(
+            norse.LConv2d(2, 4, (3, 2), stride=(1, 2), padding=1, groups=2), norse.LIF(LIF),
+            norse.Lift(nn.AvgPool2d(2)), norse.LConv2d(4, 3, 2), norse.IAF(IAF),
+        ),
+        IMAGE,
+        (Found("0", "LConv2d > LIF", "lif", "sequence"), Found("3", "LConv2d > IAF", "iaf", "sequence")),
+    ),
     "per neuron": Case(
         per_neuron, IMAGE,
         (Found("0", "Conv2d > LIFBoxCell", "lif_box"), Found("3", "Linear > LIFBoxCell", "lif_box")),

@@ -119,7 +119,7 @@ def test_every_neuron_of_every_model(name: str) -> None:
         assert record.spikes.shape[:2] == record.input.shape[:2] == (steps, B)
         assert record.v is not None and record.v.shape == record.spikes.shape
         kind = type(model.get_submodule(neuron)).__name__
-        if kind in ("LI", "LICell", "LIBoxCell"):
+        if kind in ("LI", "LICell", "LIBoxCell", "LILinearCell"):
             assert record.v_before is None and torch.equal(record.spikes, record.v)
         else:
             assert set(record.spikes.unique().tolist()) <= {0.0, 1.0}

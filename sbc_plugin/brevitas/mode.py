@@ -265,7 +265,7 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
     def _mask_of(self, part: Part) -> Tensor:
         weight = part.tensor.detach()
         kept = self.mask.get(part.name, torch.ones_like(weight, dtype=torch.bool)).to(weight.device, torch.bool)
-        return (kept & (weight != 0) if self.keep_zeros else kept).reshape(part.form.rows, part.form.columns)
+        return part.form.as_matrix(kept & (weight != 0) if self.keep_zeros else kept)
 
 
 def _columns_of(parts: list[Part], layer: SpikingLayer) -> Tensor:

@@ -30,6 +30,8 @@ class Collector:
 
     def __init__(self, layer: SpikingLayer, emit: Emit) -> None:
         self.layer, self.emit = layer, emit
+        self.own = layer.parts[0].attribute != "weight"  # weights of the neuron itself
+        self.joint = self.own or len(layer.parts) > 1
         self.begin()
 
     def begin(self) -> None:
@@ -42,7 +44,7 @@ class Collector:
         self.pending: list[tuple[Site, Tensor]] = []
 
     def hooks(self) -> Iterator[Any]:
-        """Forward pre-hooks on the modules whose inputs are columns; recurrent cells are seen by their steps."""
+        """Forward pre-hooks on the modules whose inputs are columns; a neuron's own weights by its steps."""
         for index, part in enumerate(self.layer.parts):
             if part.attribute == "weight":
                 yield part.module.register_forward_pre_hook(self._hook(index))
@@ -54,7 +56,7 @@ class Collector:
         return hook
 
     def _on_input(self, index: int, x: Tensor) -> None:
-        if len(self.layer.parts) > 1:
+        if self.joint:
             self.latest[index] = x
             return
         number = self.calls % len(self.layer.sites)
@@ -71,10 +73,11 @@ class Collector:
     def on_step(self, name: str, x: Tensor, feedback: Tensor | None) -> None:
         """A neuron stepped: count it, and take a joint layer's inputs if it is theirs."""
         self.steps[name] = self.steps.get(name, 0) + 1
-        if name != self.layer.sites[0].neuron or len(self.layer.parts) < 2:
+        if name != self.layer.sites[0].neuron or not self.joint:
             return
-        if self.layer.parts[0].attribute != "weight":
-            self.latest = [_floating(x), None if feedback is None else _floating(feedback)]
+        if self.own:
+            values = (_floating(x), None if feedback is None else _floating(feedback))
+            self.latest = list(values[: len(self.layer.parts)])
         given = next(value for value in self.latest if value is not None and value.dim() > 1)
         filtered = []
         for part, value, causal in zip(self.layer.parts, self.latest, self.filters[0], strict=True):
@@ -124,11 +127,7 @@ def as_samples(layer: SpikingLayer, filtered: list[Tensor]) -> Iterator[Tensor]:
 
 def _pieces(form: MatrixForm, filtered: list[Tensor], axis: int) -> Iterator[list[Tensor]]:
     patches = filtered[0].numel() * form.positions
-    if (
-        form.convolution is None
-        or patches <= CHUNK
-        or filtered[0].dim() <= len(form.convolution.kernel_size) + 1 + axis
-    ):
+    if not form.axes or patches <= CHUNK or filtered[0].dim() <= form.axes + 1 + axis:
         yield filtered
         return
     for piece in filtered[0].split(max(1, filtered[0].shape[axis] * CHUNK // patches), dim=axis):

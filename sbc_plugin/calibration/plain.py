@@ -6,7 +6,7 @@ They are brought to the same form as spiking layers, so that one way of calibrat
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -16,73 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sbc_plugin.calibration.attributes import graph_tensors
 from sbc_plugin.calibration.batches import input_of
 from sbc_plugin.calibration.forward import eval_mode
-from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
-from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
+from sbc_plugin.core.matrix_form import WEIGHTED, matrix_form
+from sbc_plugin.errors import UnsupportedModelError, in_layer
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
-
-Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
-
-
-@dataclass(frozen=True)
-class TransposedForm(MatrixForm):
-    """The matrix form of a transposed convolution, with columns (input channel, kernel position) as in a convolution.
-
-    Attributes:
-        transposed: the module; ``convolution`` stays None.
-    """
-
-    transposed: Any = None
-
-    def samples(self, x: Tensor, pooling: Pooling | None = None) -> Tensor:
-        """(groups, samples, columns): which input, if any, each kernel position brings to an output position.
-
-        Args:
-            x: (batch, channels, *space).
-            pooling: average pooling behind it.
-
-        Returns:
-            The samples, one a row.
-
-        Raises:
-            CalibrationError: the input does not fit the layer.
-        """
-        module = self.transposed
-        axes, inputs = module.weight.dim() - 2, len(module.weight)
-        x = x[None] if x.dim() == axes + 1 else x
-        if x.dim() != axes + 2 or x.shape[1] != inputs:
-            raise CalibrationError(
-                f"input has shape {tuple(x.shape)}, the layer takes (batch, {inputs}, {axes} spatial axes)"
-            )
-        batch, channels = x.shape[:2]
-        # Each channel passes alone through kernels that are 1 at one position: this is what the position contributes.
-        kernel = torch.eye(self.positions, dtype=x.dtype, device=x.device)
-        kernel = kernel.reshape(1, self.positions, *module.weight.shape[2:])
-        functional = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d)
-        patches = functional[axes - 1](
-            x.reshape(-1, 1, *x.shape[2:]), kernel, None, module.stride, module.padding, module.output_padding, 1,
-            module.dilation,
-        )  # fmt: skip
-        space = patches.shape[2:]
-        patches = patches.reshape(batch, channels * self.positions, *space)
-        if pooling is not None:
-            patches = pooling(patches)
-        patches = patches.reshape(batch, self.groups, self.columns, -1)
-        return patches.permute(1, 0, 3, 2).reshape(self.groups, -1, self.columns)
-
-
-def form_of(module: nn.Module) -> MatrixForm:
-    """The matrix form of a Linear or a convolution, transposed ones included.
-
-    >>> form_of(nn.ConvTranspose2d(4, 6, 3, groups=2)).columns
-    18
-    """
-    if isinstance(module, Transposed):
-        positions = module.weight[0, 0].numel()
-        inputs, outputs = module.weight.shape[:2]
-        columns = inputs // module.groups * positions
-        return TransposedForm(module.groups, outputs * module.groups, columns, positions, None, module)
-    return matrix_form(module)
 
 
 class PlainNetworks:
@@ -96,7 +32,7 @@ class PlainNetworks:
         A row's gain is that of the BatchNorm which takes the layer's output, if one does.
         """
         weighted: dict[str, nn.Module] = {
-            n: module for n, module in model.named_modules() if isinstance(module, Weighted)
+            n: module for n, module in model.named_modules() if isinstance(module, WEIGHTED)
         }
         norms: dict[str, _BatchNorm | None] = {}
         latest: dict[str, Tensor] = {}
@@ -154,7 +90,7 @@ class PlainNetworks:
             UnsupportedModelError: a weight is parametrised, or the model keeps tensors of an autograd graph.
         """
         for name, module in model.named_modules():
-            if isinstance(module, Weighted) and not isinstance(module, Transposed):
+            if isinstance(module, WEIGHTED):
                 held = module._parameters
                 if "weight" not in held or "weight_orig" in held:
                     with in_layer(name):
@@ -218,7 +154,7 @@ def refuse_computed(attribute: str) -> NoReturn:
 
 def plain_layer(name: str, module: nn.Module, norm: _BatchNorm | None = None) -> SpikingLayer:
     """One weight with M = I, its rows scaled by the gain of the BatchNorm behind it."""
-    layer = SpikingLayer.plain(name, module, form_of(module))
+    layer = SpikingLayer.plain(name, module, matrix_form(module))
     if norm is None or norm.running_var is None:
         return layer
     gain = layer.gain / (norm.running_var.detach().double().cpu() + norm.eps).sqrt()

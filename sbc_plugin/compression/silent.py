@@ -102,7 +102,7 @@ def _outputs(output: Any) -> list[Tensor]:
 
 def _rows_last(spikes: Tensor, layer: SpikingLayer) -> Tensor:
     """Spikes (T, B, ...) with the axis of the layer's rows at the end."""
-    return spikes if layer.parts[0].form.convolution is None else spikes.movedim(2, -1)
+    return spikes.movedim(2, -1) if layer.parts[0].form.axes else spikes
 
 
 def _silent_rows(layer: SpikingLayer, spikes: dict[str, Tensor]) -> Tensor:

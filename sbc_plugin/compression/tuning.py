@@ -182,6 +182,6 @@ def taken_gradient(layer: SpikingLayer) -> Tensor:
     blocks = []
     for part in layer.parts:
         gradient = torch.zeros_like(part.tensor) if part.tensor.grad is None else part.tensor.grad
-        blocks.append(gradient.reshape(layer.rows, part.form.columns))
+        blocks.append(part.form.as_matrix(gradient))
         part.tensor.grad = None
     return torch.cat(blocks, dim=1)

@@ -140,8 +140,8 @@ class OperationCounter:
         return hook
 
     def _count(self, part: Part, x: Tensor) -> None:
-        weight = part.tensor.detach().reshape(part.form.rows, part.form.columns)
-        pieces = x.split(max(1, len(x) // 8)) if part.form.convolution is not None else (x,)
+        weight = part.form.as_matrix(part.tensor.detach())
+        pieces = x.split(max(1, len(x) // 8)) if part.form.positions > 1 else (x,)
         counted = (synaptic_operations(part.form.samples(piece), weight) for piece in pieces)
         self.operations = sum(chain([self.operations], counted), Operations())
 
@@ -149,7 +149,7 @@ class OperationCounter:
         """What the model costs, after runs of so many sequences."""
         total, shares = self.operations, max(sequences, 1)
         a_sequence = Operations(total.acs // shares, total.macs // shares, total.dense // shares)
-        weights = [p.tensor.detach().reshape(p.form.rows, p.form.columns) for p in self.parts]
+        weights = [p.tensor.detach() for p in self.parts]
         weights += [weight.flatten(1) for weight in self.others.values()]
         zeros = sum(int((weight == 0).sum()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)
         return Cost(a_sequence, energy(total) / shares, sum(packed_bytes(weight) for weight in weights), zeros)

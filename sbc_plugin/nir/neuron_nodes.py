@@ -169,7 +169,7 @@ def node_of(neuron: nn.Module, shape: tuple[int, ...]) -> Any:
     if isinstance(neuron, norse.IAFCell | norse.IAF):
         return nir.IF(r=full(r), v_threshold=full(p.v_th), v_reset=full(p.v_reset))
     lif = norse.LIFCell | norse.LIF | norse.LIFRecurrentCell | norse.LIFRecurrent
-    if isinstance(neuron, lif | norse.LICell | norse.LI):
+    if isinstance(neuron, lif | norse.LICell | norse.LI | norse.LILinearCell):
         times = {"tau_syn": tau(p.tau_syn_inv), "tau_mem": tau(p.tau_mem_inv), "v_leak": full(p.v_leak)}
         weights = {"r": full(r), "w_in": full(1 / (float(neuron.dt) * _array(p.tau_syn_inv)))}
         if isinstance(neuron, lif):

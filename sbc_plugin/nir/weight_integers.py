@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from norse.torch import LIFRecurrent, LIFRecurrentCell
+from norse.torch import LIFRecurrent, LIFRecurrentCell, LILinearCell
 from torch import Tensor, nn
 
 from sbc_plugin.core.quantization.integers import Integers, in_units
@@ -43,8 +43,8 @@ def integers(model: nn.Module, *, power_of_two: bool = False, granularity: str =
     layer_integers = {}
     for name, module in modules.items():
         inner = getattr(module, "lifted_module", module)
-        if isinstance(inner, LIFRecurrentCell | LIFRecurrent):
-            for attribute in ("input_weights", "recurrent_weights"):
+        if isinstance(inner, LIFRecurrentCell | LIFRecurrent | LILinearCell):
+            for attribute in ("input_weights", "recurrent_weights")[: 1 if isinstance(inner, LILinearCell) else 2]:
                 key = f"{name}.{attribute}"
                 layer_integers[key] = _integers(key, getattr(inner, attribute), None, inner, power_of_two, granularity)
         elif isinstance(inner, nn.Linear | nn.Conv1d | nn.Conv2d):

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import norse.torch as norse
 from nirtorch.graph_executor import GraphExecutor
-from norse.torch.module.snn import SNN, SNNRecurrent, SNNRecurrentCell
-from torch import nn
+from norse.torch.module.snn import SNN, SNNRecurrent
+from torch import Tensor, nn
 
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.nir.network import Edge, Network
@@ -61,7 +61,8 @@ def wiring_of(model: nn.Module) -> Wiring:
     if shape is None:
         first = [modules[b] for a, b in edges if a == ends[0] and b in modules]
         sizes = {m.weight.shape[1] for m in first if isinstance(m, nn.Linear)}  # norse.from_nir swaps in_features
-        sizes |= {m.input_weights.shape[1] for m in first if isinstance(m, SNNRecurrentCell | SNNRecurrent)}
+        weights = [m.input_weights for m in first if hasattr(m, "input_weights")]
+        sizes |= {weight.shape[1] for weight in weights if isinstance(weight, Tensor)}
         shape = (sizes.pop(),) if len(sizes) == 1 else None
     sequence = any(isinstance(module, SNN | SNNRecurrent | norse.Lift) for module in modules.values())
     return Wiring(modules, edges, ends, shape, 2 if sequence else 1)

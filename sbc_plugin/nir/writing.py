@@ -18,7 +18,8 @@ from sbc_plugin.nir.reading import Shape
 from sbc_plugin.nir.weight_integers import integers
 from sbc_plugin.nir.wiring import wiring_of
 
-CELLS = (SNNCell, SNNRecurrentCell, SNN, SNNRecurrent)
+WITH_WEIGHTS = (SNNRecurrentCell, SNNRecurrent, norse.LILinearCell)
+CELLS = (SNNCell, SNN, *WITH_WEIGHTS)
 
 
 def write(
@@ -84,13 +85,14 @@ def graph_of(
             continue
         module = wiring.modules[name]
         with in_layer(name):
-            if isinstance(module, SNNRecurrentCell | SNNRecurrent):
+            if isinstance(module, WITH_WEIGHTS):
                 shapes[name] = (*taken[:-1], len(module.input_weights))
                 first, back = f"{name}.input_weights", f"{name}.recurrent_weights"
                 nodes[first] = nir.Linear(_array(module.input_weights))
-                nodes[back] = nir.Linear(_array(module.recurrent_weights))
-                edges = [(a, first if b == name else b) for a, b in edges]
-                edges += [(first, name), (name, back), (back, name)]
+                edges = [(a, first if b == name else b) for a, b in edges] + [(first, name)]
+                if hasattr(module, "recurrent_weights"):
+                    nodes[back] = nir.Linear(_array(module.recurrent_weights))
+                    edges += [(name, back), (back, name)]
                 nodes[name] = node_of(module, shapes[name])
             else:
                 nodes[name], shapes[name] = _node(module, taken, wiring.leading)

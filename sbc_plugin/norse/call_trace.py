@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import eval_mode
-from sbc_plugin.core.matrix_form import MatrixForm, matrix_form
+from sbc_plugin.core.matrix_form import WEIGHTED
 from sbc_plugin.layers import Forward
 from sbc_plugin.norse.autograd_paths import Origin, Path, origins, tagged
-from sbc_plugin.norse.layer_checks import WEIGHTS, cell_input_check, check_plain, weight_input_check
-from sbc_plugin.norse.neurons import NEURONS, RECURRENT, is_integrator, state_tensor
+from sbc_plugin.norse.layer_checks import cell_input_check, check_plain, weight_input_check
+from sbc_plugin.norse.neurons import NEURONS, WITH_WEIGHTS, is_integrator, state_tensor
 from sbc_plugin.norse.steps import Step, intercept_steps
+from sbc_plugin.norse.weights import computes_its_product, form_of, is_of_base_class
 
 
 class Chain(NamedTuple):
@@ -84,16 +85,18 @@ class Trace:
     Attributes:
         weights: name -> module, for all that have a matrix form.
         calls: name -> its calls, in order.
-        recurrent: recurrent cells that ran: name -> module.
+        cells: neurons with weights of their own that ran: name -> module.
         order: names of both, as they first ran.
         steps: how many steps each chain has.
+        foreign: subclasses of weights' modules that compute something else: name -> class.
     """
 
     weights: dict[str, nn.Module] = field(default_factory=dict)
     calls: dict[str, list[WeightCall]] = field(default_factory=dict)
-    recurrent: dict[str, nn.Module] = field(default_factory=dict)
+    cells: dict[str, nn.Module] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     steps: dict[Chain, int] = field(default_factory=dict)
+    foreign: dict[str, str] = field(default_factory=dict)
 
 
 def trace(model: nn.Module, batch: Any, forward: Forward) -> Trace:
@@ -137,14 +140,14 @@ class _Tracer:
     def hooks(self) -> Iterator[Any]:
         """Register a hook on every weight and neuron; the handles."""
         for name, module in self.model.named_modules():
-            if isinstance(module, WEIGHTS):
+            if isinstance(module, WEIGHTED):
                 self.trace.weights[name] = module
-                form = matrix_form(module)
-                yield module.register_forward_hook(self._on_weight(name, form))
-                yield module.register_forward_pre_hook(weight_input_check(name, form))
+                yield module.register_forward_hook(self._on_weight(name))
+                if is_of_base_class(module):
+                    yield module.register_forward_pre_hook(weight_input_check(name, form_of(module)))
             elif isinstance(module, NEURONS):
                 yield module.register_forward_pre_hook(self._on_neuron(name), with_kwargs=True)
-            if isinstance(module, RECURRENT):
+            if isinstance(module, WITH_WEIGHTS):
                 yield module.register_forward_pre_hook(cell_input_check(name))
 
     def on_step(self, step: Step) -> tuple[Tensor, Any]:
@@ -155,9 +158,9 @@ class _Tracer:
         for origin, path in sources:
             for call, whole_path, cascade in self._through_integrators(origin, path):
                 call.add(Use(chain, (*cascade, step.neuron), whole_path, len(step.x)), spiking=not integrator)
-        if step.weights and step.name not in self.trace.recurrent:
+        if step.weights and step.name not in self.trace.cells:
             self.trace.order.append(step.name)
-            self.trace.recurrent[step.name] = step.neuron
+            self.trace.cells[step.name] = step.neuron
         # 2. The step itself, cut from the graph before it.
         output, state = step.run(step.x.detach())
         state = detached(state)
@@ -166,8 +169,9 @@ class _Tracer:
             v.sbc_chain = chain  # type: ignore[attr-defined]
         # 3. A tag on the output, by which later calls find this step.
         number = self._steps_run[step.name] = self._steps_run.get(step.name, -1) + 1
-        here = Origin("integrator" if integrator else "neuron", step.name, number)
-        if integrator:
+        passes = integrator and not step.weights  # what stands before its own weights does not reach its membrane
+        here = Origin("integrator" if passes else "neuron", step.name, number)
+        if passes:
             self._integrated[here] = (step.neuron, sources)
         return tagged(output, here), state
 
@@ -177,8 +181,11 @@ class _Tracer:
             if origin.kind == "weight":
                 yield self.trace.calls[origin.name][origin.call], path
 
-    def _on_weight(self, name: str, form: MatrixForm) -> Callable[..., Tensor]:
+    def _on_weight(self, name: str) -> Callable[..., Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not is_of_base_class(module) and not computes_its_product(module, inputs[0], output):
+                self.trace.foreign[name] = type(module).__name__
+                return output
             if name not in self.trace.calls:
                 self.trace.order.append(name)
             calls = self.trace.calls.setdefault(name, [])

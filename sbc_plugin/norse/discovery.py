@@ -7,15 +7,16 @@ from torch import Tensor, nn
 
 from sbc_plugin.core import kernels
 from sbc_plugin.core.kernels import distinct
-from sbc_plugin.core.matrix_form import MatrixForm, Pooling, matrix_form
+from sbc_plugin.core.matrix_form import MatrixForm, Pooling
 from sbc_plugin.errors import UnsupportedModelError, in_layer
 from sbc_plugin.layers import UNEVEN_GAIN, Forward, Part, Site, SpikingLayer
 from sbc_plugin.norse.autograd_paths import Path, constant_gain
 from sbc_plugin.norse.call_trace import Chain, Trace, WeightCall, trace
 from sbc_plugin.norse.layer_checks import check_own_weights
-from sbc_plugin.norse.neurons import NEURONS, is_spiking, kernel_of
+from sbc_plugin.norse.neurons import NEURONS, is_spiking, kernel_of, own_weights
 from sbc_plugin.norse.sites import FORGETFUL, sites_of
 from sbc_plugin.norse.weight_kernels import kernel_by_row, neuron_response, response_without_neuron, same_dynamics
+from sbc_plugin.norse.weights import form_of
 
 MOST_VARIANTS = 8
 
@@ -49,11 +50,11 @@ def find_layers(
     layers = []
     for name in traced.order:
         members = joint.get(name, (name,))
-        if name in traced.recurrent:
-            layers.append(_cell_layer(name, traced.recurrent[name], temporal))
+        if name in traced.cells:
+            layers.append(_cell_layer(name, traced.cells[name], temporal))
         elif name == members[0]:
             layers.append(_weight_layer(members, traced, names, temporal))
-    if not any(site.neuron for layer in layers for site in layer.sites):
+    if all(site.neuron is None for layer in layers for site in layer.sites):
         raise UnsupportedModelError(
             "no weight could be followed to a neuron; a forward under torch.no_grad, or one that detaches, "
             "hides the way"
@@ -63,7 +64,7 @@ def find_layers(
 
 def _weight_layer(members: tuple[str, ...], traced: Trace, names: dict[int, str], temporal: bool) -> SpikingLayer:
     """The layer of one weight, or of several that feed one neuron: the first one is looked at for all."""
-    parts = tuple(Part(name, traced.weights[name], "weight", matrix_form(traced.weights[name])) for name in members)
+    parts = tuple(Part(name, traced.weights[name], "weight", form_of(traced.weights[name])) for name in members)
     form, calls = parts[0].form, traced.calls[members[0]]
     uses = [use for call in calls for use in call.uses]
     # 1. The response of the first neuron that the weight feeds, or of what stands in its place.
@@ -96,17 +97,17 @@ def _weight_layer(members: tuple[str, ...], traced: Trace, names: dict[int, str]
         kernel=kernel,
         variant=variant,
         gain=gain,
-        pooling=None if response.path.nonlinear else _pooling(response.path, form),
+        pooling=None if response.path.nonlinear else _pooling(response.path, parts[0].module),
         sites=sites,
         note=_joined(notes),
     )
 
 
 def _cell_layer(name: str, cell: nn.Module, temporal: bool) -> SpikingLayer:
-    """The layer of a recurrent cell: its input weights and its recurrent weights side by side."""
+    """The layer of a neuron with weights of its own: its input weights, beside them recurrent ones if it has some."""
     kernel, note = kernel_of(name, cell) if temporal else (kernels.delta(), "")
     parts = []
-    for attribute in ("input_weights", "recurrent_weights"):
+    for attribute in own_weights(cell):
         weight: Tensor = getattr(cell, attribute)
         parts.append(Part(f"{name}.{attribute}", cell, attribute, MatrixForm(1, *weight.shape)))
     rows = parts[0].form.rows
@@ -129,8 +130,8 @@ def _joined(notes: list[str]) -> str:
     return "; ".join(dict.fromkeys(filter(None, notes)))
 
 
-def _pooling(path: Path, form: MatrixForm) -> Pooling | None:
-    if not path.pools or form.convolution is None:
+def _pooling(path: Path, module: nn.Module) -> Pooling | None:
+    if not path.pools or isinstance(module, nn.Linear):
         return None
 
     def pooling(x: Tensor) -> Tensor:
@@ -174,14 +175,16 @@ def _fed_by(calls: list[WeightCall], neuron: str) -> bool:
 def _skipped(model: nn.Module, traced: Trace) -> dict[str, str]:
     reasons = {}
     for name, module in model.named_modules():
-        if name in traced.calls or name in traced.recurrent:
+        if name in traced.calls:
             continue
         if name in traced.weights:
-            reasons[name] = "never called"
+            kind = traced.foreign.get(name)
+            reasons[name] = f"{kind} computes something else than the class it comes from" if kind else "never called"
             continue
         for attribute, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() >= 2:
+            if parameter.dim() >= 2 and not (name in traced.cells and attribute in own_weights(module)):
                 full = f"{name}.{attribute}" if name else attribute
-                kind = "a neuron that never ran" if isinstance(module, NEURONS) else type(module).__name__
-                reasons[full] = f"{kind} has no rule; left as it is"
+                never = isinstance(module, NEURONS) and name not in traced.cells
+                reason = "it never ran" if never else f"{type(module).__name__} has no rule for it"
+                reasons[full] = f"{reason}; left as it is"
     return reasons

@@ -5,11 +5,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.plain import refuse_computed
-from sbc_plugin.core.matrix_form import MatrixForm
+from sbc_plugin.core.matrix_form import WEIGHTED, MatrixForm
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
-from sbc_plugin.norse.neurons import RECURRENT
-
-WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from sbc_plugin.norse.neurons import own_weights
 
 
 def check_plain(model: nn.Module) -> None:
@@ -19,10 +17,10 @@ def check_plain(model: nn.Module) -> None:
         UnsupportedModelError: a weight is parametrised, or pruned by hooks.
     """
     for name, module in model.named_modules():
-        cell = isinstance(module, RECURRENT)
-        if not cell and not isinstance(module, WEIGHTS):
+        cell = bool(own_weights(module))
+        if not cell and not isinstance(module, WEIGHTED):
             continue
-        for attribute in ("input_weights", "recurrent_weights") if cell else ("weight",):
+        for attribute in own_weights(module) or ("weight",):
             # Norse's cells also take plain tensors as weights.
             plain = attribute in module._parameters or (cell and attribute in vars(module))
             if plain and f"{attribute}_orig" not in module._parameters:
@@ -56,16 +54,12 @@ def weight_input_check(name: str, form: MatrixForm) -> Callable[..., None]:
     """
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x, convolution = inputs[0], form.convolution
-        expected, given = form.channels, x.shape[-1] if x.dim() else -1
-        if convolution is not None:
-            axes = len(convolution.kernel_size)
-            given = x.shape[-axes - 1] if x.dim() in (axes + 1, axes + 2) else -1
-        if given != expected:
-            unit = "features" if convolution is None else "channels"
+        x = inputs[0]
+        if form.channels_of(x) != form.channels:
+            unit = "features" if isinstance(module, nn.Linear) else "channels"
             raise CalibrationError(
-                f"layer {name!r}: input has shape {tuple(x.shape)}, the layer takes {expected} {unit}; a step model "
-                "sees one time step (B, ...) of a batch (T, B, ...)"
+                f"layer {name!r}: input has shape {tuple(x.shape)}, the layer takes {form.channels} {unit}; a step "
+                "model sees one time step (B, ...) of a batch (T, B, ...)"
             )
 
     return hook

@@ -21,7 +21,7 @@ from sbc_plugin.layers import Forward
 from sbc_plugin.norse.copying import copy_model
 from sbc_plugin.norse.forward import default_forward
 from sbc_plugin.norse.neurons import NEURONS, is_integrator, state_tensor
-from sbc_plugin.norse.steps import Step, intercept_steps
+from sbc_plugin.norse.steps import Step, intercept_steps, seam_of
 
 STATES = ("v", "i")
 SCALES = ("mae", "absmax")
@@ -146,7 +146,7 @@ def quantize_membranes(
     if not neurons:
         raise UnsupportedModelError(f"{type(model).__name__} holds no spiking neuron of Norse; nothing to round")
     for name, neuron in neurons:
-        if isinstance(vars(neuron).get("activation"), RoundedStep):
+        if isinstance(vars(neuron).get(seam_of(neuron)), RoundedStep):
             raise SettingsError(f"neuron {name!r} has rounded states already; call restore_membranes(model) first")
     _, data = peek(calibration_data)
     data = list(data) if isinstance(data, Iterator) else data
@@ -161,7 +161,7 @@ def quantize_membranes(
     shares = _saturated(model, data, forward, grids)
     target = model if inplace else copy_model(model)
     for name, neuron in _neurons(target):
-        for attribute in STEPS if name in grids else ():
+        for attribute in _seams(neuron) if name in grids else ():
             step = getattr(neuron, attribute, None)
             if step is not None:
                 setattr(neuron, attribute, RoundedStep(step, grids[name], is_integrator(neuron)))
@@ -175,11 +175,15 @@ def quantize_membranes(
 def restore_membranes(model: nn.Module) -> nn.Module:
     """The same model, changed in place, with floating-point states again; without rounded states nothing changes."""
     for _, neuron in _neurons(model):
-        for attribute in STEPS:
+        for attribute in _seams(neuron):
             step = getattr(neuron, attribute, None)
             if isinstance(step, RoundedStep):
                 setattr(neuron, attribute, step.step)
     return model
+
+
+def _seams(neuron: nn.Module) -> tuple[str, ...]:
+    return STEPS if seam_of(neuron) == "activation" else ("forward",)
 
 
 def _neurons(model: nn.Module) -> list[tuple[str, Any]]:

@@ -19,8 +19,9 @@ from sbc_plugin.core import kernels
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.errors import UnsupportedModelError
 
-NEURONS = (SNNCell, SNN, SNNRecurrentCell, SNNRecurrent)
 RECURRENT = (SNNRecurrentCell, SNNRecurrent)
+WITH_WEIGHTS = (*RECURRENT, norse.LILinearCell)
+NEURONS = (SNNCell, SNN, *WITH_WEIGHTS)
 SEQUENCE = (SNN, SNNRecurrent)
 
 UNREACHABLE = 1e9  # not inf: reset_subtract computes 0 * (v - v_th), which is nan
@@ -67,6 +68,7 @@ _RULES: dict[type[nn.Module], KernelRule] = {
     norse.LIFRefracRecurrent: _lif,
     norse.LICell: _lif,
     norse.LI: _lif,
+    norse.LILinearCell: _lif,
     norse.LSNNCell: _lsnn,
     norse.LSNN: _lsnn,
     norse.LSNNRecurrentCell: _lsnn,
@@ -74,7 +76,7 @@ _RULES: dict[type[nn.Module], KernelRule] = {
     norse.IAFCell: _iaf,
     norse.IAF: _iaf,
 }
-_INTEGRATORS = (norse.LIBoxCell, norse.LICell, norse.LI)
+_INTEGRATORS = (norse.LIBoxCell, norse.LICell, norse.LI, norse.LILinearCell)
 _NONLINEAR = tuple(
     getattr(norse, name)
     for name in dir(norse)
@@ -123,8 +125,15 @@ def is_neuron(module: nn.Module) -> bool:
 
 
 def holds_weights(module: nn.Module) -> bool:
-    """Whether the module is a neuron with input and recurrent weights of its own."""
-    return isinstance(module, RECURRENT)
+    """Whether the module is a neuron with weights of its own."""
+    return isinstance(module, WITH_WEIGHTS)
+
+
+def own_weights(neuron: nn.Module) -> tuple[str, ...]:
+    """The attributes of a neuron's own weights whose products its current is, (neurons, inputs) each."""
+    if isinstance(neuron, RECURRENT):
+        return ("input_weights", "recurrent_weights")
+    return ("input_weights",) if isinstance(neuron, WITH_WEIGHTS) else ()
 
 
 def is_integrator(neuron: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.errors import UnsupportedModelError, in_layer
 from sbc_plugin.norse.calling import goes_on
 from sbc_plugin.norse.forward import default_forward
-from sbc_plugin.norse.neurons import NEURONS, RECURRENT
+from sbc_plugin.norse.neurons import NEURONS, WITH_WEIGHTS
 from sbc_plugin.norse.steps import Step, intercept_steps
 
 PLAIN_STEPS = (
@@ -72,7 +72,7 @@ def drop_surrogates(model: nn.Module) -> None:
     neurons = {name: module for name, module in model.named_modules() if isinstance(module, NEURONS)}
     for name, neuron in neurons.items():
         with in_layer(name):
-            if isinstance(neuron, RECURRENT):
+            if isinstance(neuron, WITH_WEIGHTS):
                 raise UnsupportedModelError(
                     f"{type(neuron).__name__} holds weights of its own, which have no quantised layer; feed the spikes "
                     "back through a Linear, as the graphs of sbc_plugin.nir do"

@@ -1,7 +1,8 @@
-"""Watch every step of every neuron, through the one seam all Norse neurons have: ``.activation``.
+"""Watch every step of every neuron, through the seam that Norse's neurons have: ``.activation``.
 
 Step mode and sequence mode both call ``neuron.activation(x, state, [w_in, w_rec,] p, dt)`` once a time step, so
-swapping it sees everything; it is put back on any exit.
+swapping it sees everything; it is put back on any exit. Cells that compute their step in ``forward(x, state)`` and have
+no activation (``LILinearCell``, ``LIFMCRecurrentCell``) are watched there.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from sbc_plugin.norse.neurons import NEURONS, RECURRENT
+from sbc_plugin.norse.neurons import NEURONS, RECURRENT, own_weights
 
 
 class Step(NamedTuple):
@@ -20,8 +21,8 @@ class Step(NamedTuple):
         name: of the neuron in ``model.named_modules()``.
         neuron: the module.
         x: input, (B, ...).
-        state: the state before the step.
-        weights: () or (input weights, recurrent weights).
+        state: the state before the step; None if the cell makes its first one itself.
+        weights: of the neuron's own: (), (input weights,) or (input weights, recurrent weights).
         run: ``run(x)`` performs the step and returns (output, new state); ``run(x, parameters, state)`` with others.
     """
 
@@ -36,19 +37,40 @@ class Step(NamedTuple):
 @contextmanager
 def intercept_steps(model: nn.Module, on_step: Callable[[Step], tuple[Tensor, Any]]) -> Iterator[None]:
     """Call ``on_step`` instead of each neuron's step, inside the block; it returns what the step shall return."""
-    saved: list[tuple[nn.Module, Any, bool]] = []
+    saved: list[tuple[nn.Module, str, Any, bool]] = []
     try:
         for name, neuron in model.named_modules():
             if isinstance(neuron, NEURONS):
-                saved.append((neuron, neuron.activation, "activation" in vars(neuron)))
-                neuron.activation = _watched(name, neuron, neuron.activation, on_step)
+                seam = seam_of(neuron)
+                original = getattr(neuron, seam)
+                saved.append((neuron, seam, original, seam in vars(neuron)))
+                watched = _watched if seam == "activation" else _watched_forward
+                setattr(neuron, seam, watched(name, neuron, original, on_step))
         yield
     finally:
-        for neuron, original, own in saved:
+        for neuron, seam, original, own in saved:
             if own:
-                neuron.activation = original
+                setattr(neuron, seam, original)
             else:
-                del neuron.activation
+                delattr(neuron, seam)
+
+
+def seam_of(neuron: nn.Module) -> str:
+    """The attribute that holds a neuron's step: "activation", or "forward" of a cell that has none."""
+    return "forward" if getattr(neuron, "activation", None) is None else "activation"
+
+
+def _watched_forward(name: str, neuron: nn.Module, original: Any, on_step: Callable[[Step], tuple[Tensor, Any]]) -> Any:
+    weights = tuple(getattr(neuron, attribute) for attribute in own_weights(neuron))
+
+    def forward(input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        def run(x: Tensor, parameters: Any = None, state: Any = state) -> tuple[Tensor, Any]:
+            result: tuple[Tensor, Any] = original(x, state)
+            return result
+
+        return on_step(Step(name, neuron, input_tensor, state, weights, run))
+
+    return forward
 
 
 def _watched(name: str, neuron: nn.Module, original: Any, on_step: Callable[[Step], tuple[Tensor, Any]]) -> Any:

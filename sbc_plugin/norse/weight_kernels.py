@@ -12,7 +12,7 @@ from sbc_plugin.core import kernels
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.norse.autograd_paths import Path
 from sbc_plugin.norse.call_trace import Trace, Use
-from sbc_plugin.norse.neurons import RECURRENT, kernel_of
+from sbc_plugin.norse.neurons import WITH_WEIGHTS, kernel_of
 
 
 class Response(NamedTuple):
@@ -40,7 +40,7 @@ def neuron_response(use: Use, names: dict[int, str], temporal: bool) -> Response
     if use.path.nonlinear:
         notes.append(f"{use.path.nonlinear} between weight and {target}: M = I")
         kernel = kernels.delta()
-    elif isinstance(neuron, RECURRENT):
+    elif isinstance(neuron, WITH_WEIGHTS):
         kernel, mean_note = _mean_kernel(kernel)
         notes += [f"no neuron before the input weights of {target}; its kernel counts", mean_note]
     return Response(kernel, use.path, target, tuple(notes))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.plain import Transposed, Weighted
+from sbc_plugin.core.matrix_form import WEIGHTED, Transposed
 from sbc_plugin.core.pruning.channels import Reader, without_columns
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
 from sbc_plugin.layers import Part
@@ -157,23 +157,16 @@ class Consumer:
 
 def matrix(part: Part) -> Tensor:
     """A part's weight as (rows, columns), detached, as large as it is now."""
-    tensor = part.tensor.detach()
-    if isinstance(part.module, Transposed):
-        groups = part.module.groups
-        tensor = tensor.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return tensor.flatten(1)
+    return part.form.as_matrix(part.tensor.detach())
 
 
 def _module_shape(part: Part, weight: Tensor) -> Tensor:
-    if not isinstance(part.module, Transposed):
-        return weight.reshape(part.tensor.shape)
-    groups, shape = part.module.groups, part.tensor.shape
-    return weight.reshape(groups, shape[1], shape[0] // groups, *shape[2:]).transpose(1, 2).flatten(0, 1)
+    return part.form.as_weight(weight, part.tensor.shape)
 
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether torch-pruning cuts inputs and outputs of this convolution together."""
-    if not isinstance(module, Weighted) or isinstance(module, nn.Linear) or module.groups == 1:
+    if not isinstance(module, WEIGHTED) or isinstance(module, nn.Linear) or module.groups == 1:
         return False
     outputs = module.weight.shape[1] * module.groups if isinstance(module, Transposed) else len(module.weight)
     return module.groups == outputs

@@ -15,7 +15,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.hessians import DEFAULT
-from sbc_plugin.calibration.plain import Weighted
+from sbc_plugin.core.matrix_form import WEIGHTED
 from sbc_plugin.core.pruning.channels import channel_losses, elimination_scores
 from sbc_plugin.errors import CalibrationError, SettingsError
 from sbc_plugin.layers import Forward
@@ -51,7 +51,7 @@ def edges(group: Any) -> Iterator[Edge]:
         roots = indices if roots is None or any(root is None for root in roots) else roots
         found = [torch.tensor([int(i) for i in each], device="cpu") for each in (indices, roots)]
         reads = item.dep.handler.__name__ == "prune_in_channels"
-        if isinstance(module, Weighted):
+        if isinstance(module, WEIGHTED):
             if not is_depthwise(module):
                 yield Edge(module, "weight", reads, *found)
         elif hasattr(module, "recurrent_weights") and hasattr(module, "input_weights"):

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, gather
-from sbc_plugin.calibration.plain import TransposedForm, library_or_plain
+from sbc_plugin.calibration.plain import library_or_plain
 from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern
 from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.pruning.patterns import Pattern, parse_pattern, pattern_zeros
@@ -128,7 +128,7 @@ class WeightPruner:
             sizes = [part.form.columns for part in layer.parts]
             for part, mask in zip(layer.parts, solution.mask.split(sizes, dim=1), strict=True):
                 name = part.name if part.name.endswith(part.attribute) else f"{part.name}.{part.attribute}"
-                self.masks[name] = mask.reshape(part.tensor.shape).to(part.tensor.device)
+                self.masks[name] = part.form.as_weight(mask, part.tensor.shape).to(part.tensor.device)
         self.current_step += 1
 
     def apply_masks(self) -> None:
@@ -161,8 +161,6 @@ class WeightPruner:
     def _prunable(self, layer: SpikingLayer, prune: Prune) -> bool:
         ignored = any(self._is_ignored(part.module) for part in layer.parts)
         reason = "ignored" if ignored else unfit_pattern(layer, prune.pattern)
-        if isinstance(layer.parts[0].form, TransposedForm):
-            reason = reason or "the weight of a transposed convolution is not pruned weight by weight"
         if reason:
             self.skipped[layer.name] = reason
         return not reason
