@@ -132,7 +132,8 @@ class Calibration:
             "sbc" 200 where weights go, and as many again on the scales where they are quantised as well; 100 at 2 and 3
             bits alone; all of it if gradients can be taken. The report holds the number of steps.
         outputs: what tuning takes the model's output for: "classes", scores of classes once they are summed over time,
-            or "values", numbers of which each counts.
+            or "values", numbers of which each counts. None = "values" where labels are numbers to fit, that is floats
+            that are no one-hot classes; else "classes".
 
     Raises:
         SettingsError: a value out of range.
@@ -146,11 +147,12 @@ class Calibration:
     device: torch.device | str | None = None
     align: bool = False
     tuning: int | None = None
-    outputs: str = "classes"
+    outputs: str | None = None
 
     def __post_init__(self) -> None:
         _choice("order", self.order, ORDERS)
-        _choice("outputs", self.outputs, OUTPUTS)
+        if self.outputs is not None:
+            _choice("outputs", self.outputs, OUTPUTS)
         if not (_is_number(self.damping) and 0 <= self.damping < float("inf")):
             raise SettingsError(f"damping={self.damping!r} must be a fraction >= 0 of the mean diagonal, e.g. 0.01")
         if not (_is_number(self.alpha) and 0 <= self.alpha <= 1):

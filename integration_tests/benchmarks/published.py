@@ -57,7 +57,7 @@ class Published:
     def calibrate(self) -> None:
         """Gather the Hessians."""
         layers = self.layers_of(self.dense)
-        found = gather(Runner(self.dense, self.library, self.forward), layers, self.data, SETTINGS)
+        found = gather(Runner.of(self.dense, self.first, self.forward), layers, self.data, SETTINGS)
         self.hessians = {name: statistics.accumulator.hessian() for name, statistics in found.items()}
 
     def order(self) -> None:

@@ -40,7 +40,7 @@ def calibrate(method: Published, width: float) -> None:
     sums = {layer.name: torch.zeros(layer.rows, layer.columns, layer.columns) for layer in layers}
     counts = dict.fromkeys(sums, 0)
     collectors = [Collector(layer, _into(layer, steps[layer.name])) for layer in layers]
-    runner = Runner(method.dense, method.library, method.forward)
+    runner = Runner.of(method.dense, method.first, method.forward)
     for number, batch in enumerate(method.data):
         run_batch(runner, collectors, batch, number, SETTINGS.temporal)
         records = record_states(method.dense, batch, method.forward)

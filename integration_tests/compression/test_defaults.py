@@ -44,7 +44,10 @@ def equal(first: list[Tensor], second: list[Tensor]) -> bool:
 def test_pruning_takes_silent_weights_first_and_rounds_and_steps(name: str, quantize: Quantize | None) -> None:
     found, report = made(name, prune=GONE, quantize=quantize)
     rounds = report.settings["prune"].rounds
-    filled = {"prune": Prune(0.8, silent_first=True, rounds=rounds), "calibration": Calibration(tuning=4)}
+    filled = {
+        "prune": Prune(0.8, silent_first=True, rounds=rounds),
+        "calibration": Calibration(tuning=4, outputs="classes"),
+    }
     assert rounds in (1, 2) and {key: report.settings[key] for key in filled} == filled
     expected, told = made(name, quantize=quantize, **filled)
     assert equal(found, expected)
@@ -57,12 +60,12 @@ def test_pruning_takes_silent_weights_first_and_rounds_and_steps(name: str, quan
 def test_rounds_are_those_that_leave_the_judged_spikes_closer(name: str, align: bool) -> None:
     case = CASES[name]
     batches = [case.batch(seed=seed) for seed in range(1, 6)]
-    wanted = aims.targets(Runner(case.model(), library, case.forward), batches, True)
+    wanted = aims.targets(Runner.of(case.model(), case.batch(), case.forward), batches, True)
     distances = {}
     for rounds in (1, 2):
         prune, calibration = Prune(0.8, silent_first=True, rounds=rounds), Calibration(tuning=0, align=align)
         small, _ = compress(case.model(), batches, prune=prune, calibration=calibration, forward=case.forward)
-        distances[rounds] = aims.mean_distance(Runner(small, library, case.forward), wanted)
+        distances[rounds] = aims.mean_distance(Runner.of(small, case.batch(), case.forward), wanted)
     assert distances[1] != distances[2]
     _, report = compress(case.model(), batches, prune=GONE, calibration=Calibration(align=align), forward=case.forward)
     assert report.settings["prune"].rounds == min(distances, key=lambda rounds: distances[rounds])
@@ -82,7 +85,7 @@ def test_what_was_tried_in_vain_leaves_no_trace(
 
 def test_quantising_takes_its_own_number_of_steps() -> None:
     found, report = made(quantize=BITS)
-    assert report.settings["calibration"] == Calibration(tuning=3)
+    assert report.settings["calibration"] == Calibration(tuning=3, outputs="classes")
     assert equal(found, made(quantize=BITS, calibration=Calibration(tuning=3))[0])
 
 
@@ -181,7 +184,7 @@ def test_looking_for_gradients_leaves_everything_as_it_was() -> None:
     layers, _ = library.find_layers(model, case.batch(), case.forward)
     next(model.parameters()).requires_grad_(False).grad = torch.ones_like(next(model.parameters()))
     picture, flags = Unchanged(model), [(p.requires_grad, p.grad) for p in model.parameters()]
-    assert defaults.obstacle(Runner(model, library, case.forward), layers, case.batch(), True) == ""
+    assert defaults.obstacle(Runner.of(model, case.batch(), case.forward), layers, case.batch(), True) == ""
     picture.check()
     assert [(p.requires_grad, p.grad) for p in model.parameters()] == flags and model.training
 

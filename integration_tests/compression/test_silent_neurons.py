@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import sbc_plugin.norse as library
 from integration_tests.models.one_shot import compress
 from sbc_plugin import Calibration, Prune, calibrate, compare
 from sbc_plugin.calibration.forward import Runner
@@ -88,7 +87,7 @@ def unread(model: nn.Module) -> dict[str, list[int]]:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     sums = calibrate(model, [batch()])
     dead = {layer.name: LayerHessian(sums[layer.name].sum_xx).dead_weights(layer.rows) for layer in layers}
-    found = unread_neurons(Runner(model, library), layers, dead, [batch()])
+    found = unread_neurons(Runner.of(model, batch()), layers, dead, [batch()])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return {name: rows.nonzero()[:, 0].tolist() for name, rows in found.items()}
 

@@ -45,15 +45,31 @@ def labels_of(batch: Any) -> Tensor | None:
     >>> labels_of({"x": torch.zeros(1, 2, 1), "label": [3, 4]}).tolist()
     [3, 4]
     """
-    given = None
-    if isinstance(batch, Mapping):
-        given = next((batch[key] for key in LABEL_KEYS if key in batch), None)
-    elif isinstance(batch, Sequence) and len(batch) > 1:
-        given = batch[1]
+    given = _beside(batch)
     if given is None:
         return None
     labels = torch.as_tensor(given)
     return labels if labels.dim() == 1 and not labels.is_floating_point() else None
+
+
+def holds_values(batch: Any) -> bool:
+    """Whether a batch holds numbers to fit where others hold labels: floats that are no one-hot classes.
+
+    >>> holds_values((torch.zeros(4, 2, 1), torch.rand(2))), holds_values((torch.zeros(4, 2, 1), torch.eye(2)))
+    (True, False)
+    """
+    given = _beside(batch)
+    if not isinstance(given, Tensor) or not given.is_floating_point() or not given.numel():
+        return False
+    one_hot = given.dim() > 1 and bool(((given == 0) | (given == 1)).all() and (given.sum(-1) == 1).all())
+    return not one_hot
+
+
+def _beside(batch: Any) -> Any:
+    """What a batch holds beside its input, None if nothing."""
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    return batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
 
 
 def dense(x: Tensor) -> Tensor:

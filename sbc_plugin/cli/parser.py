@@ -209,5 +209,7 @@ def _budget(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="then gradient steps towards the dense spikes; 0: none (default of sbc: 200, at 2 and 3 bits alone 100)",
     )
-    group.add_argument("--outputs", choices=OUTPUTS, help="what tuning takes the output for (default: classes)")
+    group.add_argument(
+        "--outputs", choices=OUTPUTS, help="what tuning takes the output for (default: what labels say, else classes)"
+    )
     group.add_argument("--damping", type=float, help="added to the Hessian's diagonal, as a fraction of its mean")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sbc_plugin.calibration.batches import peek, repeatable
+from sbc_plugin.calibration.batches import holds_values, peek, repeatable
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.calibration.wrappers import unwrapped
@@ -96,8 +96,10 @@ def compress(
     if adapter is not None and quantize is not None:
         adapter.check_backend(layers, quantize)
     # 3. Plan.
-    classes = calibration.outputs == "classes"
-    todo = plan(method, prune, quantize, calibration, lambda: obstacle(runner, layers, first, classes))
+    outputs = calibration.outputs or ("values" if holds_values(first) else "classes")
+    todo = plan(method, prune, quantize, calibration, lambda: obstacle(runner, layers, first, outputs == "classes"))
+    if todo.steps:
+        todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))
     data = repeatable(data) if todo.reads_data_again else data
     # 4. Carry it out: everything, or nothing.
     whole = Recipe(method, todo.prune, quantize, calibration.damping)

@@ -49,6 +49,13 @@ class Targets:
     validation: list[Target]
     inverse_temperature: float | None
 
+    @property
+    def terms(self) -> list[str]:
+        """What :func:`distance` sums, in words."""
+        readout = any(seen.readout is not None for _, seen in self.validation)
+        others = ["error of the readout"] * readout + ["divergence of classes"] * (self.inverse_temperature is not None)
+        return ["distance of spikes", *others]
+
 
 def observe(runner: Runner, batch: Any, classes: bool = False) -> Observation:
     """Run one batch in eval mode and keep every neuron's spikes; gradients flow where they are enabled.
@@ -60,11 +67,22 @@ def observe(runner: Runner, batch: Any, classes: bool = False) -> Observation:
             more.
     """
     spikes, output = runner.spikes(batch, keep=lambda step: step)
-    result = result_of(output)
+    result = _time_first(result_of(output), spikes)
     number = isinstance(result, Tensor) and not bool(((result == 0) | (result == 1)).all())
     scores = scores_of(result) if classes else None
-    several = scores is not None and scores.shape[1] > 1
+    sequences = next((len(train[0]) for train in spikes.values()), None)
+    several = scores is not None and scores.shape[1] > 1 and sequences in (None, len(scores))
     return Observation(spikes, result if number else None, scores if several else None)
+
+
+def _time_first(result: Any, spikes: dict[str, Tensor]) -> Any:
+    """A result (B, T, ...) as (T, B, ...), where the steps and sequences of the spikes tell the one from the other."""
+    train = next(iter(spikes.values()), None)
+    if train is None or not isinstance(result, Tensor) or result.dim() < 3:
+        return result
+    steps, sequences = train.shape[:2]
+    swapped = steps != sequences and result.shape[:2] == (sequences, steps)
+    return result.transpose(0, 1) if swapped else result
 
 
 def targets(runner: Runner, data: Iterable[Any], classes: bool = False) -> Targets:

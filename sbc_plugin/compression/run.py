@@ -129,6 +129,8 @@ def _tuned(state: State, work: Stage, aims: Targets, steps: int) -> State:
     tuned = tune(work.runner, work.layers, state.grids, aims, steps, work.progress)
     notes = state.notes
     if tuned.before > 0 and not tuned.after < tuned.before:
-        change = f"({tuned.before:.3f} before, {tuned.after:.3f} after)"
-        notes = joined(notes, {"tuning": f"{steps} steps brought the spikes no closer {change}"})
+        terms = " + ".join(aims.terms)
+        notes = joined(
+            notes, {"tuning": f"{steps} steps lowered its objective no further: {terms} = {tuned.before:.3f}"}
+        )
     return replace(state, weights=work.weights(), grids=tuned.grids, notes=notes)
