@@ -9,6 +9,7 @@ from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.checkpoint.atomic import check_target
 from sbc_plugin.compression.compress import compress
 from sbc_plugin.evaluation.report import Report
+from sbc_plugin.nir.hdf5 import MAX_BYTES
 from sbc_plugin.nir.network import Network
 from sbc_plugin.nir.neuron_nodes import Reset
 from sbc_plugin.nir.reading import read
@@ -26,6 +27,7 @@ def compress_file(
     calibration: Calibration = DEFAULT,
     dt: float | None = None,
     reset_method: str | Reset | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> tuple[Network, Report]:
     """Read a .nir file, compress the network in it, write it as another; the target appears whole or not at all.
 
@@ -38,6 +40,7 @@ def compress_file(
         calibration: how Hessians are gathered.
         dt: step of time, s; None = as :func:`read` has it. The report's settings say which was used.
         reset_method: as for :func:`read`.
+        max_bytes: as for :func:`read`.
 
     Returns:
         The compressed network, and the report.
@@ -50,7 +53,7 @@ def compress_file(
         SingularHessianError: a Hessian that damping does not make invertible.
     """
     check_target(target)
-    network = read(source, dt=dt, reset_method=reset_method)
+    network = read(source, dt=dt, reset_method=reset_method, max_bytes=max_bytes)
     _, report = compress(
         network, calibration_data, prune=prune, quantize=quantize, calibration=calibration, inplace=True
     )

@@ -127,27 +127,30 @@ def running_order(edges: Iterable[Edge], start: str) -> tuple[list[str], set[Edg
     stack = [(start, iter(successors.get(start, ())))]
     while stack:
         node, remaining = stack[-1]
-        target = next(remaining, "")
-        if not target:
+        successor = next(remaining, None)
+        if successor is None:
             stack.pop()
             open_nodes.discard(node)
             finished.append(node)
-        elif target in open_nodes:
-            closing.add((node, target))
-        elif target not in entered:
-            entered.add(target)
-            open_nodes.add(target)
-            stack.append((target, iter(successors.get(target, ()))))
+        elif successor in open_nodes:
+            closing.add((node, successor))
+        elif successor not in entered:
+            entered.add(successor)
+            open_nodes.add(successor)
+            stack.append((successor, iter(successors.get(successor, ()))))
     return finished[::-1], closing
 
 
 @torch.no_grad()
 def shape_after(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape that a module of one time step makes of ``shape``, both of one sequence.
+    """Shape that a module without a state makes of ``shape``, both of one sequence and one time step.
+
+    Nothing is computed, so that shapes of any size take no memory.
 
     Raises:
         RuntimeError: the module does not take this shape.
     """
-    like = next(chain(module.parameters(), module.buffers()), torch.zeros((), device="cpu"))
-    output = module(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
-    return tuple((output[0] if isinstance(output, tuple) else output).shape[1:])
+    held = {name: tensor.to("meta") for name, tensor in chain(module.named_parameters(), module.named_buffers())}
+    dtype = next((tensor.dtype for tensor in held.values()), torch.float32)
+    output = torch.func.functional_call(module, held, (torch.zeros(1, *shape, dtype=dtype, device="meta"),))
+    return tuple(output.shape[1:])

@@ -24,6 +24,7 @@ Reset = Callable[..., Tensor]
 
 RESETS: dict[str, Reset] = {"reset_value": reset_value, "reset_subtract": reset_subtract}
 NEURON_NODES = (nir.LIF, nir.LI, nir.IF, nir.CubaLIF, nir.CubaLI)
+PER_NEURON = ("tau", "tau_mem", "tau_syn", "r", "v_leak", "v_threshold", "v_reset", "w_in")
 SLACK = 1e-6  # of dt / tau, for files that hold float32
 
 
@@ -108,9 +109,17 @@ def neuron_of(node: Any, dt: float, reset: Reset) -> nn.Module:
 
     Raises:
         SettingsError: dt is longer than a time constant.
-        CheckpointError: a time constant that is not positive.
+        CheckpointError: a parameter that is no finite number, or a time constant that is not positive.
         UnsupportedModelError: a reset method that the neuron does not have.
     """
+    for name in PER_NEURON:
+        if hasattr(node, name):
+            # An infinite time constant means no leak, an infinite threshold no spikes. Subtracting it would give NaN.
+            limitless = name.startswith("tau") or (name == "v_threshold" and reset is reset_value)
+            try:
+                numbers(getattr(node, name), finite=not limitless)
+            except CheckpointError as error:
+                raise CheckpointError(f"its {name} holds {error}") from None
     if isinstance(node, nir.IF):
         return _integrate_and_fire(node, dt, reset)
     leak = _tensor(node.v_leak)
@@ -196,7 +205,7 @@ def reset_named(method: str | Reset) -> Reset:
         SettingsError: an unknown name.
     """
     reset = RESETS.get(method) if isinstance(method, str) else method
-    if reset is None:
+    if not callable(reset):
         known = ", ".join(map(repr, RESETS))
         raise SettingsError(f"reset_method={method!r} is unknown; use one of {known}, or give the function itself")
     return reset
@@ -215,7 +224,8 @@ def _integrate_and_fire(node: Any, dt: float, reset: Reset) -> nn.Module:
 
 def _jumps(node: Any, dt: float) -> bool:
     """Whether the synapse is Norse's: an input of 1 moves the current by 1, whatever the step."""
-    per_spike = _array(node.w_in) * dt / _array(node.tau_syn)
+    with numpy.errstate(over="ignore"):
+        per_spike = _array(node.w_in) * dt / _array(node.tau_syn)
     return bool(numpy.allclose(per_spike, 1, rtol=0, atol=1e-9) and (_array(node.r) == 1).all())
 
 
@@ -240,11 +250,30 @@ def _array(value: Any) -> Any:
     return numpy.asarray(value, numpy.float64)
 
 
+def numbers(value: Any, dtype: Any = numpy.float64, finite: bool = True) -> Any:
+    """The numbers of a node as an array of ``dtype``, copied.
+
+    Raises:
+        CheckpointError: text or complex numbers, NaN, or, with ``finite``, numbers that are infinite in ``dtype``.
+    """
+    array = numpy.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise CheckpointError(f"values of type {array.dtype} where real numbers are needed; the file is damaged")
+    with numpy.errstate(over="ignore"):
+        array = array.astype(dtype)
+    if numpy.isnan(array).any() or (finite and not numpy.isfinite(array).all()):
+        raise CheckpointError(f"NaN, infinity or numbers beyond {numpy.dtype(dtype)}; the file is damaged")
+    return array
+
+
 def _tensor(value: Any) -> Tensor:
     array = _array(value)
     if array.size and (array == array.flat[0]).all():
         array = array.flat[0]
-    return torch.as_tensor(array, dtype=torch.float64, device="cpu").float()
+    tensor = torch.as_tensor(array, dtype=torch.float64, device="cpu").float()
+    if bool((tensor.isinf() & torch.as_tensor(numpy.isfinite(array), device="cpu")).any()):
+        raise CheckpointError(f"numbers up to {abs(array).max():g}, which float32 cannot hold; the file is damaged")
+    return tensor
 
 
 def _rate(tau: Any, dt: float) -> Tensor:
@@ -256,4 +285,5 @@ def _rate(tau: Any, dt: float) -> Tensor:
             f"dt={dt:g} s is longer than a time constant of {array.min():g} s; a NIR file does not say the time step "
             "of the network it holds: give dt="
         )
-    return _tensor(1 / array)
+    with numpy.errstate(over="ignore"):
+        return _tensor(1 / array)

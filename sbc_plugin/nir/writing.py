@@ -1,6 +1,7 @@
 """A Norse model as a NIR graph, and as a file."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def write(
         power_of_two: demand scales that are powers of two, and add their "exponent"; only with ``codes``.
 
     Raises:
-        UnsupportedModelError: a module without a counterpart in NIR.
+        UnsupportedModelError: a module without a counterpart in NIR, or a name that no file can hold.
         SettingsError: no input shape, or one that does not fit; with ``codes``, weights that are on no such grid.
         CheckpointError: the file cannot be written.
     """
@@ -63,7 +64,7 @@ def graph_of(
     A recurrent cell becomes a neuron with two Linear nodes, one of them fed by the neuron's own spikes.
 
     Raises:
-        UnsupportedModelError: a module without a counterpart in NIR.
+        UnsupportedModelError: a module without a counterpart in NIR, or a name that no file can hold.
         SettingsError: no input shape, or one that does not fit; with ``codes``, weights that are on no such grid.
     """
     if power_of_two and not codes:
@@ -73,6 +74,7 @@ def graph_of(
     shape = input_shape or wiring.input_shape
     if shape is None:
         raise SettingsError("the model does not say its input shape; give input_shape, e.g. (2, 34, 34)")
+    _check_names([start, end, *wiring.modules])
     order, _ = running_order(wiring.edges, start)
     shapes: dict[str, Shape] = {start: tuple(shape)}
     nodes: dict[str, Any] = {start: nir.Input(numpy.array(shape))}
@@ -88,6 +90,8 @@ def graph_of(
             if isinstance(module, WITH_WEIGHTS):
                 shapes[name] = (*taken[:-1], len(module.input_weights))
                 first, back = f"{name}.input_weights", f"{name}.recurrent_weights"
+                if taken_names := {first, back} & wiring.modules.keys():
+                    raise UnsupportedModelError(f"another node is called {min(taken_names)!r}; rename it")
                 nodes[first] = nir.Linear(_array(module.input_weights))
                 edges = [(a, first if b == name else b) for a, b in edges] + [(first, name)]
                 if hasattr(module, "recurrent_weights"):
@@ -100,6 +104,28 @@ def graph_of(
         stored = {key: getattr(entry, key) for key in ("codes", "scale", "exponent", "threshold")}
         nodes[name].metadata |= {key: _array(value) for key, value in stored.items() if value is not None}
     return nir.NIRGraph(nodes, edges, metadata=_noted(wiring.modules))
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names that no HDF5 file holds: "/" parts the names of groups there, and "." is the group itself.
+
+    Raises:
+        UnsupportedModelError: there is such a name.
+    """
+    for name in names:
+        if name in ("", ".") or not {"/", "\0"}.isdisjoint(name) or not _is_text(name):
+            raise UnsupportedModelError(
+                f"node {name!r}: a .nir file takes no names that are empty, '.', no text, or hold '/'; rename it "
+                "in the model or graph, e.g. with '.' in the place of '/'"
+            )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _node(module: nn.Module, shape: Shape, leading: int) -> tuple[Any, Shape]:

@@ -1,0 +1,206 @@
+"""The content of a .nir file, read from HDF5 after all of it was checked.
+
+HDF5 can do more than NIR needs: a link or a dataset may point into other files, links may go round in circles, and a
+small file may declare, or be inflated to, any size. So the tree of links is walked first, without reading a number,
+and what NIR has no use for is refused. Only then the datasets are read.
+"""
+
+import zlib
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy
+
+from sbc_plugin.errors import CheckpointError
+
+MAX_BYTES = 2**30  # that a file may take in memory, unless the user allows more
+ITEM_BYTES = 10_000  # counted for a group or a dataset, so that their number is bounded too
+DEEPEST = 40  # groups inside each other: a graph in a graph takes two
+FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_SZIP,
+           h5py.h5z.FILTER_LZF)  # fmt: skip
+LZF_RATIO = 100  # more than LZF can shorten anything
+CHECKSUM_BYTES = 4  # that fletcher32 adds to a chunk
+
+
+def read_tree(path: Path, root: str, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """A group of a file as a dict of dicts, numbers (numpy), and text (str; bytes inside arrays).
+
+    Args:
+        path: of an HDF5 file.
+        root: name of the group.
+        max_bytes: that all its datasets together may take.
+
+    Raises:
+        CheckpointError: no HDF5 file, no such group, links or datasets that NIR does not have, or that declare another
+            size than is stored, or more than ``max_bytes``.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; give the path of a .nir file")
+    try:
+        with h5py.File(path, "r") as file:
+            return _Reader(path, max_bytes).read(file, root)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of a damaged file h5py raises whatever it stumbles over
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as NIR: {reason}; write it again with nir.write") from error
+
+
+class _Reader:
+    """Reads one file.
+
+    Attributes:
+        path: of the file.
+        size: of the file, bytes.
+        max_bytes: that may be read.
+        counted: bytes that items found so far take.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path, self.max_bytes, self.size, self.counted = path, max_bytes, path.stat().st_size, 0
+        self._groups: set[Any] = set()  # addresses of those that were met
+
+    def read(self, file: Any, root: str) -> dict[str, Any]:
+        if root not in list(file):  # without a list, h5py would follow a link
+            raise self._refusal(root, "is missing")
+        tree = self._checked(self._item(file, root, root), root, 0)
+        if not isinstance(tree, dict):
+            raise self._refusal(root, "is no group")
+        return {name: self._values(item, name) for name, item in tree.items()}
+
+    def _refusal(self, name: str, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.path}: {name!r} {what}; the file is damaged or hostile: write it with nir.write")
+
+    def _count(self, size: int, name: str) -> None:
+        self.counted += size
+        if self.counted > self.max_bytes:
+            raise CheckpointError(
+                f"{self.path}: up to {name!r} it takes {self.counted:,} bytes, more than max_bytes={self.max_bytes:,}; "
+                "give a larger limit if the file is to be trusted"
+            )
+
+    def _item(self, group: Any, name: str, where: str) -> Any:
+        """What a name in a group stands for, if it does so by a hard link: others lead elsewhere, or nowhere."""
+        name.encode()  # a UnicodeError for names that are no text
+        link = group.id.links.get_info(name.encode()).type
+        if link != h5py.h5l.TYPE_HARD:
+            kind = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "a link into another file"}
+            raise self._refusal(where, f"is {kind.get(link, 'a user-defined link')}")
+        return group[name]
+
+    def _checked(self, item: Any, where: str, depth: int) -> Any:
+        """Groups as dicts of their items, checked all the way down; datasets as they are."""
+        self._count(ITEM_BYTES, where)
+        if isinstance(item, h5py.Dataset):
+            self._check(item, where)
+            return item
+        if not isinstance(item, h5py.Group):
+            raise self._refusal(where, "is neither a group nor a dataset")
+        address = h5py.h5o.get_info(item.id).addr
+        if address in self._groups:
+            raise self._refusal(where, "is a group that stands in the file twice, or inside itself")
+        if depth > DEEPEST:
+            raise self._refusal(where, f"lies more than {DEEPEST} groups deep")
+        self._groups.add(address)
+        return {
+            name: self._checked(self._item(item, name, f"{where}/{name}"), f"{where}/{name}", depth + 1)
+            for name in item
+        }
+
+    def _check(self, dataset: Any, where: str) -> None:
+        """Refuse a dataset that is not stored in this file in the size that it declares, or is of no type of NIR."""
+        layout = dataset.id.get_create_plist()
+        if layout.get_external_count():
+            raise self._refusal(where, "is stored in another file")
+        if layout.get_layout() == h5py.h5d.VIRTUAL:
+            raise self._refusal(where, "is a virtual dataset, put together from others")
+        text = h5py.check_string_dtype(dataset.dtype) is not None
+        if not text and dataset.dtype.kind not in "biuf":
+            kind = f"{dataset.dtype}" if dataset.dtype.kind == "c" else "neither numbers nor text"
+            raise self._refusal(where, f"is of type {kind}, which NIR does not have")
+        shape = dataset.shape
+        if shape is None:
+            raise self._refusal(where, "is empty")
+        width = _width(dataset)
+        stored = prod(shape) * width
+        self._count(prod(shape) * max(width, dataset.dtype.itemsize), where)
+        if layout.get_layout() == h5py.h5d.CHUNKED:
+            self._check_chunks(dataset, layout, where)
+        elif not stored == dataset.id.get_storage_size() <= self.size:
+            found = dataset.id.get_storage_size()
+            raise self._refusal(where, f"declares shape {shape}, {stored:,} bytes, and {found:,} are stored")
+
+    def _check_chunks(self, dataset: Any, layout: Any, where: str) -> None:
+        """Refuse chunks that are missing, too many, or not of the size that they declare once inflated."""
+        chunk = layout.get_chunk()
+        size = prod(chunk) * _width(dataset)
+        expected = prod(-(-axis // part) for axis, part in zip(dataset.shape, chunk, strict=True))
+        filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
+        if unknown := sorted(set(filters) - set(FILTERS)) or [code for code in filters if filters.count(code) > 1]:
+            raise self._refusal(where, f"is packed by filter {unknown[0]}, unknown or used twice")
+        self._count(max(0, size * expected - prod(dataset.shape) * dataset.dtype.itemsize), where)
+        chunks: list[Any] = []
+        dataset.id.chunk_iter(lambda info: chunks.append(info) if len(chunks) <= expected else True)
+        if len(chunks) != expected:
+            raise self._refusal(
+                where, f"declares shape {dataset.shape} and holds {len(chunks):,} of {expected:,} chunks"
+            )
+        for info in chunks:
+            if not 0 < info.size <= self.size:
+                raise self._refusal(where, f"has a chunk of {info.size:,} bytes, and the file has {self.size:,}")
+            used = [code for place, code in enumerate(filters) if not info.filter_mask >> place & 1]
+            self._check_chunk(dataset, info, used, size, where)
+
+    def _check_chunk(self, dataset: Any, info: Any, filters: list[int], size: int, where: str) -> None:
+        fits = True
+        if h5py.h5z.FILTER_DEFLATE in filters:
+            data = dataset.id.read_direct_chunk(info.chunk_offset)[1]
+            unpacked = zlib.decompressobj().decompress(data, size + CHECKSUM_BYTES + 1)
+            fits = size <= len(unpacked) <= size + CHECKSUM_BYTES
+        if h5py.h5z.FILTER_SZIP in filters:  # its first bytes say for how much memory it asks
+            data = dataset.id.read_direct_chunk(info.chunk_offset)[1]
+            fits = fits and int.from_bytes(data[:4], "little") <= size + CHECKSUM_BYTES
+        if h5py.h5z.FILTER_LZF in filters:
+            fits = fits and LZF_RATIO * info.size <= self.max_bytes
+        if not fits:
+            raise self._refusal(where, f"has a chunk of {info.size:,} bytes that does not unpack to {size:,}")
+
+    def _values(self, tree: Any, where: str) -> Any:
+        if isinstance(tree, dict):
+            return {name: self._values(item, f"{where}/{name}") for name, item in tree.items()}
+        text = h5py.check_string_dtype(tree.dtype)
+        if text is None or text.length is not None:
+            return _as_text(tree[()])
+        if tree.shape == ():
+            value = tree[()]
+            self._count(len(value), where)
+            return _as_text(value)
+        values = numpy.empty(tree.shape, dtype=object)
+        for rows in self._blocks(tree.shape, where):
+            values[rows] = tree[rows]
+            self._count(sum(len(value) for value in values[rows].flat), where)
+        return values
+
+    def _blocks(self, shape: tuple[int, ...], where: str) -> Iterator[slice]:
+        """Rows of text read at once: each entry may be as long as the file, however often it stands there."""
+        together = self.max_bytes // max(1, self.size * prod(shape[1:]))
+        if not together:
+            raise self._refusal(where, f"is an array of text of shape {shape}")
+        for start in range(0, shape[0], together):
+            yield slice(start, start + together)
+
+
+def _width(dataset: Any) -> int:
+    """Bytes of an entry of a dataset in the file; of a text of any length, those that say how long it is, and where."""
+    text = h5py.check_string_dtype(dataset.dtype)
+    if text is not None and text.length is None:
+        addresses, _ = dataset.file.id.get_create_plist().get_sizes()
+        return int(addresses) + 8
+    return int(dataset.id.get_type().get_size())
+
+
+def _as_text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
