@@ -9,28 +9,24 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sbc_plugin.checkpoint.atomic import replacing
-from sbc_plugin.checkpoint.module_state import DTYPES, NAMES, describe, setters
-from sbc_plugin.checkpoint.restore import fill
-from sbc_plugin.core.packing import TRIT
+from sbc_plugin.checkpoint.forms import form_as_json, form_of
+from sbc_plugin.checkpoint.module_state import describe, setters
+from sbc_plugin.checkpoint.reading import FORMAT, HEADER, KEY, MAX_BYTES, PACKED, UNSIGNED, read_file
+from sbc_plugin.checkpoint.restore import check_fits, fill
 from sbc_plugin.core.storage import PackedWeight, pack, unpack
 from sbc_plugin.errors import CheckpointError, in_layer
 from sbc_plugin.evaluation.report import Report
 from sbc_plugin.version import __version__
-
-FORMAT = 2
-KEY = "sbc_plugin"  # in the metadata of safetensors
-HEADER, PACKED = "::header", "::packed"  # tensors of bytes; no module or parameter is called so
-UNSIGNED = "0" * 64  # stands for the checksum while it is computed
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def write(path: str | PathLike[str], model: nn.Module, entries: Mapping[str, Any
         packed = pack(tensors[name])
         if packed is not None:
             del tensors[name]
-            forms[name] = _as_json(packed[0])
+            forms[name] = form_as_json(packed[0])
             blocks.append(packed[1])
     header = {"packed": forms, "same": same, "modules": groups, **entries}
     tensors[HEADER] = torch.frombuffer(bytearray(zlib.compress(_json(header).encode(), 9)), dtype=torch.uint8)
@@ -98,14 +94,18 @@ def write(path: str | PathLike[str], model: nn.Module, entries: Mapping[str, Any
 
 
 @overload
-def load(path: str | PathLike[str]) -> Checkpoint: ...
+def load(path: str | PathLike[str], *, max_bytes: int = MAX_BYTES) -> Checkpoint: ...
 
 
 @overload
-def load(path: str | PathLike[str], model: nn.Module) -> tuple[nn.Module, Report | None]: ...
+def load(
+    path: str | PathLike[str], model: nn.Module, *, max_bytes: int = MAX_BYTES
+) -> tuple[nn.Module, Report | None]: ...
 
 
-def load(path: str | PathLike[str], model: nn.Module | None = None) -> Checkpoint | tuple[nn.Module, Report | None]:
+def load(
+    path: str | PathLike[str], model: nn.Module | None = None, *, max_bytes: int = MAX_BYTES
+) -> Checkpoint | tuple[nn.Module, Report | None]:
     """Read a file of :func:`save`, whole and unchanged, and make ``model`` the one that was saved, in every bit.
 
     Args:
@@ -113,28 +113,36 @@ def load(path: str | PathLike[str], model: nn.Module | None = None) -> Checkpoin
         model: a fresh instance, built by the code that built the saved one; its values do not matter. Where channels
             were cut, it may have its uncut shapes. It is changed in place, or not at all if anything fails; device,
             training mode and ``requires_grad`` stay its own.
+        max_bytes: that the file, and all its weights unpacked, may take; twice the size of the model, if that is more.
 
     Returns:
         The model and the report; without a model, all that the file holds.
 
     Raises:
-        CheckpointError: no such file, one that is damaged, foreign or of a newer format, or a model that does not fit.
+        CheckpointError: no such file, one that is damaged, foreign, too large or of a newer format, or a model that
+            does not fit.
     """
-    header, stored = _read(Path(path))
+    if model is not None:
+        max_bytes = max(max_bytes, 2 * sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())))
+    header, stored = read_file(Path(path), max_bytes)
     try:
         attributes = {name: stored.pop(name) for name in _named(header["modules"])}
-        state = stored | _unpacked(
-            header["packed"], stored.pop(PACKED, torch.zeros(0, dtype=torch.uint8, device="cpu"))
-        )
+        assignments = [] if model is None else setters(model, header["modules"], attributes)
+        data, forms = stored.pop(PACKED), _forms(header["packed"], stored)
+        shapes = {name: stored[name].shape for name in stored} | {name: form.shape for name, form in forms.items()}
+        shapes |= {name: shapes[source] for name, source in header["same"].items()}
+        if model is not None:
+            check_fits(model, shapes)
+        report = _report(header["report"])
+        state = stored | _unpacked(forms, data, max_bytes)
         state |= {name: state[source] for name, source in header["same"].items()}
-        report = None if header["report"] is None else Report.from_dict(header["report"])
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a header that contradicts itself ({error!r}); it is damaged") from error
     if model is None:
         return Checkpoint(header, report, state, attributes)
-    fill(model, state, setters(model, header["modules"], attributes))
+    fill(model, state, assignments)
     return model, report
 
 
@@ -162,51 +170,6 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, same
 
 
-def _as_json(form: PackedWeight) -> dict[str, Any]:
-    """A form as JSON; what has its usual value is left out."""
-    entry: dict[str, Any] = {"shape": list(form.shape), "bytes": form.size}
-    if form.dtype != torch.float32:
-        entry["dtype"] = NAMES[form.dtype]
-    if form.places != "all":
-        entry |= {"places": form.width or "mask", "kept": form.kept}
-    if form.bits:
-        entry["bits"] = form.bits
-        if form.zero != _middle(form.bits):
-            entry["zero"] = form.zero
-        if form.scales != form.shape[0]:
-            entry["scales"] = form.scales
-        if form.scale_dtype != torch.float32:
-            entry["scale"] = NAMES[form.scale_dtype]
-    return entry
-
-
-def _unpacked(forms: Mapping[str, Any], data: Tensor) -> dict[str, Tensor]:
-    """The weights whose bytes lie side by side in ``data``, in the order of the table."""
-    blocks = data.split([entry["bytes"] for entry in forms.values()])
-    weights = {}
-    for (name, entry), block in zip(forms.items(), blocks, strict=True):
-        with in_layer(name):
-            weights[name] = unpack(_form(entry), block)
-    return weights
-
-
-def _form(entry: Mapping[str, Any]) -> PackedWeight:
-    """The form behind an entry of :func:`_as_json`."""
-    shape, bits, width = tuple(entry["shape"]), entry.get("bits", 0), entry.get("places", 0)
-    places = "all" if "places" not in entry else "mask" if width == "mask" else "gaps"
-    return PackedWeight(
-        shape=shape, dtype=DTYPES[entry.get("dtype", "F32")], places=places, width=width if places == "gaps" else 0,
-        kept=entry["kept"] if "kept" in entry else torch.Size(shape).numel(), bits=bits,
-        zero=entry.get("zero", _middle(bits) if bits else 0), scales=entry.get("scales", shape[0]) if bits else 0,
-        scale_dtype=DTYPES[entry.get("scale", "F32")], size=entry["bytes"],
-    )  # fmt: skip
-
-
-def _middle(bits: float) -> int:
-    """The usual code of 0.0."""
-    return 1 if bits == TRIT else 2 ** (int(bits) - 1) - 1
-
-
 def _named(groups: list[Any]) -> set[str]:
     """The names of the tensors that module records refer to."""
 
@@ -218,46 +181,41 @@ def _named(groups: list[Any]) -> set[str]:
     return {f"{module}:{name}" for modules, record in groups for name in inside(record) for module in modules}
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file of ours, after all checks that need no model.
+def _forms(entries: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[str, PackedWeight]:
+    forms = {}
+    for name, entry in entries.items():
+        with in_layer(name):
+            if name in stored:
+                raise CheckpointError("the file holds it twice, packed and as it is; the file is damaged")
+            forms[name] = form_of(entry)
+    return forms
+
+
+def _unpacked(forms: Mapping[str, PackedWeight], data: Tensor, max_bytes: int) -> dict[str, Tensor]:
+    """The weights whose bytes lie side by side in ``data``, in the order of the table.
 
     Raises:
-        CheckpointError: there is none, or it is damaged, foreign, or of a newer format.
+        CheckpointError: there are other bytes, or the weights would take too much memory.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; give the path of a file of save()") from error
-    length = int.from_bytes(data[:8], "little")
-    try:
-        table = json.loads(data[8 : 8 + length].decode())
-        metadata = table.pop("__metadata__", {})
-        end = 8 + length + max((entry["data_offsets"][1] for entry in table.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        short = f" (its first bytes promise a header of {length:,} bytes)" if length > len(data) - 8 else ""
+    unpacked = sum(prod(form.shape) * form.dtype.itemsize for form in forms.values())
+    if unpacked > max_bytes:
         raise CheckpointError(
-            f"{path}, {len(data):,} bytes, is no safetensors file, or it is truncated or damaged{short}; get it again"
-        ) from error
-    if not isinstance(metadata, dict) or KEY not in metadata:
-        raise CheckpointError(
-            f"{path} is a safetensors file that save() did not write; safetensors.torch.load_file reads it"
+            f"its weights take {unpacked:,} bytes unpacked, more than max_bytes={max_bytes:,}; give a larger limit if "
+            "the file is to be trusted"
         )
-    if len(data) != end:
-        kind = (
-            f"truncated: {len(data):,} of {end:,} bytes" if len(data) < end else f"{len(data) - end:,} bytes too long"
-        )
-        raise CheckpointError(f"{path} is {kind}; get it again")
-    try:
-        signed = json.loads(metadata[KEY])
-        version, checksum = int(signed["format"]), str(signed["sha256"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} has a damaged header ({error}); get it again") from error
-    if version > FORMAT:
-        raise CheckpointError(f"{path} has format {version}, this version reads up to {FORMAT}; update sbc-plugin")
-    if hashlib.sha256(data.replace(checksum.encode(), UNSIGNED.encode(), 1)).hexdigest() != checksum:
-        raise CheckpointError(f"{path} is damaged: its checksum is not that of its bytes; get it again")
-    try:
-        tensors = safetensors.torch.load(data)
-        return signed | json.loads(zlib.decompress(tensors.pop(HEADER).numpy().tobytes())), tensors
-    except (SafetensorError, KeyError, ValueError, zlib.error) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; get it again") from error
+    if len(data) != (size := sum(form.size for form in forms.values())):
+        raise CheckpointError(f"it has {len(data):,} bytes of packed weights, its forms have {size:,}; it is damaged")
+    blocks = data.split([form.size for form in forms.values()])
+    weights = {}
+    for (name, form), block in zip(forms.items(), blocks, strict=True):
+        with in_layer(name):
+            weights[name] = unpack(form, block)
+    return weights
+
+
+def _report(content: dict[str, Any] | None) -> Report | None:
+    if content is None:
+        return None
+    report = Report.from_dict(content)
+    str(report)  # values of other types are found where they are printed
+    return report

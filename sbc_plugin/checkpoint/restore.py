@@ -27,10 +27,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], attributes: Sequence[Set
     Raises:
         CheckpointError: other names, or shapes that no cut of this model has.
     """
-    held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    _check_names(model, state, held)
-    for name, tensor in state.items():
-        _check_shape(model, name, tensor.shape, held[name].shape)
+    held = check_fits(model, {name: tensor.shape for name, tensor in state.items()})
     before = [(tensor, tensor.data, tensor.grad) for tensor in held.values()]
     old = [(module, name, getattr(module, name)) for module, name, _ in attributes]
     try:
@@ -53,24 +50,37 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], attributes: Sequence[Set
         _set_sizes(module)
 
 
-def _check_names(model: nn.Module, state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
-    sides = {"the model lacks": sorted(state.keys() - held.keys()),
-             "the file lacks": sorted(model.state_dict().keys() - state.keys())}  # fmt: skip
+def check_fits(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The model's tensors by name, if these are the names and shapes of it, or of one that was cut from it.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    _check_names(model, shapes, held)
+    for name, shape in shapes.items():
+        _check_shape(model, name, tuple(shape), tuple(held[name].shape))
+    return held
+
+
+def _check_names(model: nn.Module, names: Mapping[str, Any], held: Mapping[str, Tensor]) -> None:
+    sides = {"the model lacks": sorted(names.keys() - held.keys()),
+             "the file lacks": sorted(model.state_dict().keys() - names.keys())}  # fmt: skip
     if any(sides.values()):
         difference = [
-            f"{side} {', '.join(map(repr, names[:SHOWN]))}{f' and {len(names) - SHOWN} more' * (len(names) > SHOWN)}"
-            for side, names in sides.items()
-            if names
+            f"{side} {', '.join(map(repr, lost[:SHOWN]))}{f' and {len(lost) - SHOWN} more' * (len(lost) > SHOWN)}"
+            for side, lost in sides.items()
+            if lost
         ]
         raise CheckpointError(f"the file is of another model than this {type(model).__name__}: {'; '.join(difference)}")
 
 
-def _check_shape(model: nn.Module, name: str, stored: torch.Size, own: torch.Size) -> None:
+def _check_shape(model: nn.Module, name: str, stored: tuple[int, ...], own: tuple[int, ...]) -> None:
     if stored == own:
         return
     path, _, attribute = name.rpartition(".")
     owner = model.get_submodule(path)
-    difference = f"layer {path!r}: {attribute} is {tuple(stored)} in the file and {tuple(own)} in this model"
+    difference = f"layer {path!r}: {attribute} is {stored} in the file and {own} in this model"
     if len(stored) != len(own) or any(ours > theirs for ours, theirs in zip(stored, own, strict=True)):
         raise CheckpointError(
             f"{difference}; give the model that was saved, or the one that its channels were cut from"

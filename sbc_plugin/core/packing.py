@@ -107,7 +107,26 @@ def unpack_gaps(data: Tensor, width: int, count: int) -> Tensor:
     >>> unpack_gaps(pack_gaps(gaps_between(torch.tensor([0, 9, 10])), 2), 2, 3).tolist()
     [0, 9, 10]
     """
-    fields = unpack_bits(data, width, len(data) * 8 // width)
-    ends = fields < 2**width - 1
-    positions: Tensor = (fields + ends.long()).cumsum(0) - 1
-    return positions[ends][:count]
+    found, known, passed = [torch.zeros(0, dtype=torch.int64, device=data.device)], 0, 0
+    for part in data.split(CHUNK // 8 * width):  # bytes of CHUNK fields
+        fields = unpack_bits(part, width, len(part) * 8 // width)
+        ends = fields < 2**width - 1
+        reached = (fields + ends.long()).cumsum(0) + passed
+        found.append(reached[ends] - 1)
+        known, passed = known + len(found[-1]), int(reached[-1]) if len(reached) else passed
+        if known >= count:
+            break
+    return torch.cat(found)[:count]
+
+
+def mask_positions(data: Tensor, count: int) -> Tensor:
+    """Where the first ``count`` bits of bytes made by :func:`pack_bits` are 1, int64, ascending.
+
+    >>> mask_positions(torch.tensor([0b101, 0b11], dtype=torch.uint8), 9).tolist()
+    [0, 2, 8]
+    """
+    found = [torch.zeros(0, dtype=torch.int64, device=data.device)]
+    for number, part in enumerate(data.split(CHUNK // 8)):
+        start = number * CHUNK
+        found.append(unpack_bits(part, 1, max(0, min(len(part) * 8, count - start))).nonzero()[:, 0] + start)
+    return torch.cat(found)

@@ -16,6 +16,7 @@ from sbc_plugin.core.packing import (
     best_width,
     bytes_for,
     gaps_between,
+    mask_positions,
     pack_bits,
     pack_gaps,
     unpack_bits,
@@ -23,6 +24,7 @@ from sbc_plugin.core.packing import (
 )
 from sbc_plugin.errors import CheckpointError
 
+PART = 5 * 2**17  # values unpacked at once; a multiple of 8 and of 5, so that every part starts at a byte
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -92,37 +94,53 @@ def pack(weight: Tensor) -> tuple[PackedWeight, Tensor] | None:
 
 
 def unpack(form: PackedWeight, data: Tensor) -> Tensor:
-    """The weight of :func:`pack`, equal in every bit.
+    """The weight of :func:`pack`, equal in every bit; beside it this takes little memory.
 
     Raises:
         CheckpointError: the bytes do not fit ``form``.
     """
     count, blocks = prod(form.shape), form.scales
-    if len(data) != form.size or (form.bits and (not blocks or count % blocks)) or form.kept > count:
-        raise CheckpointError(f"{len(data)} bytes are no weight of {form}; the file is damaged")
     ends = [
         bytes_for(form.kept, form.bits or form.dtype.itemsize * 8),
         blocks * form.scale_dtype.itemsize if form.bits else 0,
         blocks if form.bits and form.zero is None else 0,
     ]
-    places, values, scales, zeros = data.split([form.size - sum(ends), *ends])
-    where: Tensor = torch.arange(count, device=data.device)
-    if form.places == "mask":
-        where = unpack_bits(places, 1, count).nonzero()[:, 0]
-    elif form.places == "gaps":
-        where = unpack_gaps(places, form.width, form.kept)
+    beside = form.size - sum(ends)
+    most = {"all": 0, "mask": bytes_for(count, 1)}.get(form.places, form.size)
+    fits = len(data) == form.size and (0 if form.places == "gaps" else most) <= beside <= most
+    fits = fits and 0 <= form.kept <= count and (form.places != "all" or form.kept == count)
+    if not fits or (form.bits and (blocks < 1 or count % blocks)):
+        raise CheckpointError(f"{len(data)} bytes are no weight of {form}; the file is damaged")
+    places, values, scales, zeros = data.split([beside, *ends])
+    where = _positions(form, places, count)
+    scale, flat = _from_bytes(scales, form.scale_dtype), torch.zeros(count, dtype=form.dtype, device=data.device)
+    for start in range(0, form.kept, PART):
+        stop = min(start + PART, form.kept)
+        index = torch.arange(start, stop, device=data.device) if where is None else where[start:stop]
+        if form.bits:
+            part = values[bytes_for(start, form.bits) : bytes_for(stop, form.bits)]
+            block = index // (count // blocks)
+            zero = zeros[block].long() if form.zero is None else form.zero
+            multiples = unpack_bits(part, form.bits, stop - start) - zero
+            flat[index] = products(multiples[:, None], scale[block], form.dtype)[:, 0]
+        else:
+            width = form.dtype.itemsize
+            flat[index] = _from_bytes(values[start * width : stop * width], form.dtype)
+    return flat.reshape(form.shape)
+
+
+def _positions(form: PackedWeight, places: Tensor, count: int) -> Tensor | None:
+    """Where the stored values lie, (kept,) ascending; None if they are all there are.
+
+    Raises:
+        CheckpointError: they are other than ``kept`` places of the weight.
+    """
+    if form.places == "all":
+        return None
+    where = mask_positions(places, count) if form.places == "mask" else unpack_gaps(places, form.width, form.kept)
     if len(where) != form.kept or (form.kept and int(where[-1]) >= count):
         raise CheckpointError(f"the positions of {form.kept} weights do not fit {form}; the file is damaged")
-    if not form.bits:
-        flat = torch.zeros(count, dtype=form.dtype, device=data.device)
-        flat[where] = _from_bytes(values, form.dtype)
-        return flat.reshape(form.shape)
-    zero = zeros.long()[:, None] if form.zero is None else torch.tensor(form.zero, device=data.device)
-    codes = zero.expand(blocks, count // blocks).flatten().clone()
-    codes[where] = unpack_bits(values, form.bits, form.kept)
-    multiples = codes.view(blocks, -1) - zero
-    scale = _from_bytes(scales, form.scale_dtype)
-    return products(multiples, scale, form.dtype).reshape(form.shape)
+    return where
 
 
 def _plan(weight: Tensor) -> tuple[PackedWeight | None, ExactGrid | None]:
