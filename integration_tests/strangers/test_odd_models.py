@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from integration_tests.models.cases import CASES
 from integration_tests.models.networks import BOX, IAF, LI, LIF, B, T, Twice
 from sbc_plugin import Calibration, Prune, calibrate, compress
-from sbc_plugin.errors import CalibrationError, UnsupportedModelError
+from sbc_plugin.errors import CompressionError, UnsupportedModelError
 from sbc_plugin.norse import find_layers, register_neuron
 from sbc_plugin.norse.forward import is_step_model
 
@@ -257,22 +257,27 @@ def test_random_encoders_draw_the_same_for_dense_and_compressed() -> None:
     assert report.layers[0].samples == 2 * 20 * B
 
 
-def test_a_layer_that_only_runs_at_first_is_named() -> None:
+class Once(nn.Module):
+    """``b`` runs in the first so many calls, and no longer."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.a, self.b, self.n, self.left = nn.Linear(4, 3), nn.Linear(4, 3), norse.LIFBoxCell(BOX), calls
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        self.left -= 1
+        return self.n(self.a(x) + (self.b(x) if self.left >= 0 else 0), state)
+
+
+@pytest.mark.parametrize("order", ["one-shot", "sequential"])
+@pytest.mark.parametrize("method", ["sbc", "magnitude"])
+@pytest.mark.parametrize("allocation", ["uniform", "loss"])
+def test_a_layer_that_no_sample_reaches_is_named(order: Any, method: Any, allocation: Any) -> None:
     """Whatever run is the last that takes the branch, the layer is left alone or named, never an error without it."""
-
-    class Once(nn.Module):
-        def __init__(self, calls: int) -> None:
-            super().__init__()
-            self.a, self.b, self.n, self.left = nn.Linear(4, 3), nn.Linear(4, 3), norse.LIFBoxCell(BOX), calls
-
-        def forward(self, x: Tensor, state: Any = None) -> Any:
-            self.left -= 1
-            return self.n(self.a(x) + (self.b(x) if self.left >= 0 else 0), state)
-
-    errors = []
-    for calls in range(2, 40, 2):
+    prune, calibration, errors = Prune(0.5, allocation=allocation), Calibration(order=order, tuning=0), []
+    for calls in range(4, 64, 6):
         try:
-            compress(Once(calls), [spikes(6, 2, 4)], method="magnitude", prune=HALF, progress=False)
-        except CalibrationError as error:
+            compress(Once(calls), [spikes(6, 2, 4)], method=method, prune=prune, calibration=calibration)
+        except CompressionError as error:
             errors.append(str(error))
-    assert errors and all("'b'" in error for error in errors)
+    assert all("'b'" in error for error in errors) and (errors or method == "magnitude")

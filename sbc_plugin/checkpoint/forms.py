@@ -74,7 +74,9 @@ def _whole(field: str, value: Any, least: int, most: int) -> int:
         CheckpointError: it is none, or out of range.
     """
     if type(value) is not int or not least <= value <= most:
-        raise CheckpointError(f"its {field} is {_shown(value)}, not from {least:,} to {most:,}; the file is damaged")
+        raise CheckpointError(
+            f"its field {field!r} is {_shown(value)}, not from {least:,} to {most:,}; the file is damaged"
+        )
     return value
 
 
@@ -82,7 +84,7 @@ def _dtype(field: str, entry: Mapping[str, Any]) -> torch.dtype:
     name = entry.get(field, "F32")
     dtype = DTYPES.get(name) if isinstance(name, str) else None
     if dtype not in FLOATS:
-        raise CheckpointError(f"its {field} is {_shown(name)}, no floating-point type; the file is damaged")
+        raise CheckpointError(f"its field {field!r} is {_shown(name)}, no floating-point type; the file is damaged")
     return dtype
 
 

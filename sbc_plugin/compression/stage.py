@@ -222,6 +222,12 @@ class _Budget:
     notes: dict[str, str]
 
 
+def _hessian(name: str, statistics: Statistics) -> Tensor:
+    """The Hessian of a layer; an error names the layer."""
+    with in_layer(name):
+        return statistics.accumulator.hessian()
+
+
 def _after(
     state: State,
     solutions: Mapping[str, Solution],
