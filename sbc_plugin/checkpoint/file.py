@@ -123,7 +123,7 @@ def load(
             does not fit.
     """
     if model is not None:
-        max_bytes = max(max_bytes, 2 * sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())))
+        max_bytes = max(max_bytes, 2 * bytes_of(model))
     header, stored = read_file(Path(path), max_bytes)
     try:
         attributes = {name: stored.pop(name) for name in _named(header["modules"])}
@@ -144,6 +144,11 @@ def load(
         return Checkpoint(header, report, state, attributes)
     fill(model, state, assignments)
     return model, report
+
+
+def bytes_of(model: nn.Module) -> int:
+    """What the model's tensors take."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _json(content: dict[str, Any]) -> str:

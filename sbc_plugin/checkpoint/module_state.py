@@ -3,12 +3,17 @@
 Norse keeps a neuron's parameters in a NamedTuple that torch does not know. They are described as JSON, tensors larger
 than one number by name, and put back into an instance that was built by the same code. No code is ever made from a
 file.
+
+A tensor in a plain attribute may be a weight, or something that a forward left there, such as the last spikes. It
+counts if torch knows it (a buffer), or if it is what the module was constructed with: a class names its parameters in
+the signature of its constructor.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from math import isfinite
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -54,13 +59,18 @@ def setters(model: nn.Module, groups: list[Any], tensors: Mapping[str, Tensor]) 
         for module_name in names:
             if module_name not in modules:
                 raise CheckpointError(f"{type(model).__name__} has no module {module_name!r}, which the file has")
-            held = dict(_attributes(modules[module_name]))
+            module = modules[module_name]
+            held = dict(_attributes(module))
             for name, stored in record.items():
                 with in_layer(module_name or type(model).__name__):
-                    if name not in held:
+                    if name not in held or (held[name] is None and isinstance(stored, dict)):
+                        if name not in _constructed_with(module):
+                            continue  # a forward has left it in the model that was saved
                         raise CheckpointError(f"the file has {name!r}, this model has not; build it with the same code")
+                    if stored is None or isinstance(stored, bool | str):
+                        _refuse_kind(name, stored, held[name])  # they stand in fields alone
                     value = _value(stored, held[name], name, f"{module_name}:", tensors)
-                assignments.append((modules[module_name], name, value))
+                assignments.append((module, name, value))
     return assignments
 
 
@@ -74,7 +84,15 @@ def _counts(name: str, value: Any, module: nn.Module) -> bool:
         return any(_is_record(other) for other in vars(module).values())  # the step of a neuron
     if isinstance(module, nn.modules.conv._ConvNd) and name == "groups":
         return True
-    return isinstance(value, Tensor | float) or _is_record(value)
+    if isinstance(value, Tensor):
+        return name in module._buffers or name in _constructed_with(module)
+    return isinstance(value, float) or _is_record(value)
+
+
+def _constructed_with(module: nn.Module) -> set[str]:
+    """The names of the parameters of the module's constructor, and of those of the classes that it extends."""
+    kinds = [cls for cls in type(module).__mro__ if "__init__" in vars(cls) and cls not in (nn.Module, object)]
+    return {name for cls in kinds for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
 
 
 def _is_record(value: Any) -> bool:
@@ -109,15 +127,27 @@ def _types(stored: Any) -> Any:
 
 
 def _value(stored: Any, held: Any, where: str, prefix: str, tensors: Mapping[str, Tensor]) -> Any:
+    """What an attribute is set to, of the kind of value that it holds.
+
+    Raises:
+        CheckpointError: the file has a value of another kind, or of none.
+    """
+    number = isinstance(held, Tensor | float | int) and not isinstance(held, bool)
     if not isinstance(stored, dict):
+        same = isinstance(stored, float | int) and number if not isinstance(stored, bool) else isinstance(held, bool)
+        if stored is not None and held is not None and not same and type(stored) is not type(held):
+            _refuse_kind(where, stored, held)
         return stored
+    if len(stored) != 1:
+        raise CheckpointError(f"{where!r} is no value that this version knows; the file is damaged")
     kind: str
     content: Any
     kind, content = next(iter(stored.items()))
     if kind == "fields":
-        if not _is_record(held) or not set(content) <= set(held._fields):
+        if not _is_record(held) or not isinstance(content, dict) or not set(content) <= set(held._fields):
+            shown = ", ".join(content) if isinstance(content, dict) else repr(content)
             raise CheckpointError(
-                f"{where!r} has {', '.join(content)} in the file and is of type {type(held).__name__} in this model; "
+                f"{where!r} has {shown} in the file and is of type {type(held).__name__} in this model; "
                 "build it with the same code"
             )
         parts = {
@@ -131,13 +161,30 @@ def _value(stored: Any, held: Any, where: str, prefix: str, tensors: Mapping[str
                 f"{where!r} is {content} in the file and {own} in this model; build it with {content}"
             )
         return held
-    if kind == "float":
-        return float(content)
-    if kind == "tensor":
+    if not number and held is not None:
+        _refuse_kind(where, stored, held)
+    if kind == "tensor" and isinstance(content, str) and prefix + content in tensors:
         return like(tensors[prefix + content], held)
-    if kind in DTYPES:
-        return like(torch.tensor(content, dtype=DTYPES[kind], device="cpu"), held)
-    raise CheckpointError(f"{where!r} is of kind {kind!r}, which this version does not know; the file is damaged")
+    try:
+        if kind == "float":
+            return float(content)
+        if kind in DTYPES and isinstance(content, bool | int | float):
+            return like(torch.tensor(content, dtype=DTYPES[kind], device="cpu"), held)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass
+    raise CheckpointError(f"{where!r} is a {kind!r} that this version does not know; the file is damaged")
+
+
+def _refuse_kind(where: str, stored: Any, held: Any) -> NoReturn:
+    """Refuse a value of another kind than the model holds.
+
+    Raises:
+        CheckpointError: always.
+    """
+    shown = f"{stored!r:.60}"
+    raise CheckpointError(
+        f"{where!r} is {shown} in the file and a {type(held).__name__} in this model; build it with the same code"
+    )
 
 
 def like(tensor: Tensor, held: Any) -> Tensor:

@@ -201,7 +201,7 @@ def _settings(options: argparse.Namespace) -> tuple[Prune | None, Quantize | Non
 
 
 def _model(options: argparse.Namespace, source: str) -> nn.Module:
-    return load_model(source, factory=options.model, dt=options.dt, reset=options.reset)
+    return load_model(source, factory=options.model, dt=options.dt, reset=options.reset, max_bytes=options.max_bytes)
 
 
 def _data(options: argparse.Namespace, source: str) -> Iterable[Any]:

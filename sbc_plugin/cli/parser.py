@@ -173,7 +173,7 @@ def _reading(parser: argparse.ArgumentParser) -> None:
         "--max-bytes",
         type=int,
         default=MAX_BYTES,
-        help="that an array of a spike file may take in memory (default: %(default)s)",
+        help="that a model file, or an array of a spike file, may take in memory (default: %(default)s)",
     )
     group.add_argument("--threads", type=int, help="of processors (default: as torch has it)")
 

@@ -46,7 +46,12 @@ def named(name: str) -> Any:
 
 
 def load_model(
-    source: str, *, factory: str | None = None, dt: float | None = None, reset: str | None = None
+    source: str,
+    *,
+    factory: str | None = None,
+    dt: float | None = None,
+    reset: str | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> nn.Module:
     """The network of a file, or the one that a function of the user's makes.
 
@@ -56,6 +61,7 @@ def load_model(
         factory: of a ``.safetensors`` file: the model to be filled in, as ``source``; its values do not matter.
         dt: of a ``.nir`` file: step of time, s.
         reset: of a ``.nir`` file: "reset_value" or "reset_subtract".
+        max_bytes: that a file may take in memory.
 
     Raises:
         CheckpointError: no such file, or one that is damaged or does not fit.
@@ -69,13 +75,14 @@ def load_model(
         if suffix == ".nir":
             from sbc_plugin.nir import read
 
-            return read(source, dt=dt, reset_method=reset)
+            return read(source, dt=dt, reset_method=reset, max_bytes=max_bytes)
         if factory is None:
             raise SettingsError(
                 f"{source} holds weights, not the model's code; add --model with what it was made of: a .nir file or "
                 "package.module:factory"
             )
-        return load(source, load_model(factory, dt=dt, reset=reset))[0]
+        model = load_model(factory, dt=dt, reset=reset, max_bytes=max_bytes)
+        return load(source, model, max_bytes=max_bytes)[0]
     if ":" not in source:
         raise SettingsError(f"{source!r} is no model; {MODELS}")
     return _made(source)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sbc_plugin.core import packing, storage
 from sbc_plugin.core.packing import TRIT
 from sbc_plugin.core.quantization.grids import make_grid, round_to_nearest
 from sbc_plugin.core.storage import PackedWeight, pack, packed_bytes, unpack
@@ -151,3 +152,33 @@ def test_bytes_of_another_form_are_refused(change: dict[str, Any]) -> None:
     assert found is not None and found[0].places == "gaps"
     with pytest.raises(CheckpointError, match="the file is damaged"):
         unpack(replace(found[0], **change), found[1])
+
+
+@pytest.mark.parametrize("bits", [None, 1, 3, TRIT, 8])
+@pytest.mark.parametrize("density", [1.0, 0.6, 0.1, 0.02])
+def test_weights_are_unpacked_in_parts(bits: Any, density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones, of which a part is much smaller than the whole."""
+    monkeypatch.setattr(packing, "CHUNK", 64)
+    monkeypatch.setattr(storage, "PART", 40)
+    codes = torch.randint(
+        0, 3 if bits == TRIT else 2 ** int(bits or 8), (31, 67), generator=torch.Generator().manual_seed(0)
+    )
+    weight = drawn(31, 67) if bits is None else (codes - 1) * 0.5
+    weight = weight.where(mask(weight, density), 0.0)
+    if bits is not None or density < 1:
+        packed(weight)
+
+
+def test_forms_that_do_not_fit_their_bytes_are_refused() -> None:
+    weight = drawn(16, 32).where(mask(drawn(16, 32), 0.3), 0.0)
+    found = pack(weight)
+    assert found is not None
+    form, data = found
+    others: list[dict[str, Any]] = [
+        {"kept": form.kept + 1}, {"kept": form.kept - 1}, {"kept": 513}, {"kept": -1}, {"size": form.size - 1},
+        {"shape": (16, 31)}, {"shape": (2**20, 2**20)}, {"places": "all", "kept": 512},
+        {"bits": 4}, {"bits": 4, "scales": 0}, {"bits": 4, "scales": 5}, {"dtype": torch.float64},
+    ]  # fmt: skip
+    for other in others:
+        with pytest.raises(CheckpointError, match=r"damaged"):
+            unpack(replace(form, **other), data)
