@@ -183,6 +183,37 @@ def test_one_text_named_often_is_counted_each_time(tmp_path: Path) -> None:
     refused(path, "more than max_bytes=20,000,000", max_bytes=20_000_000)
 
 
+@pytest.mark.parametrize("settings", [{}, {"chunks": (2,)}, {"chunks": (2,), "compression": "gzip"}])
+@pytest.mark.parametrize("length", [None, 2**31, 2**32 - 1])
+def test_the_length_of_a_text_is_that_of_its_entry(length: int | None, settings: Any, tmp_path: Path) -> None:
+    """HDF5 would take so much memory before it looks for the text."""
+    path = edited(tmp_path, put("node/metadata/x", ["y" * 9, "z"], dtype=h5py.string_dtype(), **settings))
+    with h5py.File(path, "r+") as file:
+        dataset = file["node/metadata/x"]
+        if settings:
+            data = dataset.id.read_direct_chunk((0,))[1]
+            data = zlib.decompress(data) if "compression" in settings else data
+            changed = (9 if length is None else length).to_bytes(4, "little") + data[4:]
+            dataset.id.write_direct_chunk((0,), zlib.compress(changed) if "compression" in settings else changed)
+        start = dataset.id.get_offset()
+    if length is not None and not settings:
+        data = path.read_bytes()
+        path.write_bytes(data[:start] + length.to_bytes(4, "little") + data[start + 4 :])
+    if length is None:
+        assert read(path).input_shape == (5,)
+    else:
+        refused(path, f"declares a text of {length:,} bytes")
+
+
+def test_a_file_with_a_block_of_the_users_in_front_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "plain.nir"
+    nir.write(path, dense(lif))
+    with h5py.File(path, "r") as source, h5py.File(tmp_path / "a.nir", "w", userblock_size=512) as target:
+        for name in source:
+            source.copy(name, target)
+    assert torch.equal(run(read(tmp_path / "a.nir"), spikes((5,))), run(read(path), spikes((5,))))
+
+
 def test_the_user_can_raise_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "a.nir"
     nir.write(path, dense(lif))

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,20 @@ def nir_items(random: Random, path: Path) -> None:
             names: list[str] = []
             file.visit(names.append)
             name = random.choice(names)
+            if isinstance(file[name], h5py.Dataset) and prod(file[name].shape or ()) > 2**20:
+                continue  # made by a change before
             try:
                 random.choice(ITEM_CHANGES)(random, file, name)
-            except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError, IndexError):
+            except (
+                OSError,
+                RuntimeError,
+                LookupError,
+                ValueError,
+                TypeError,
+                ArithmeticError,
+                AttributeError,
+                MemoryError,
+            ):
                 continue  # HDF5 itself refuses to write such a thing
 
 
@@ -307,7 +319,7 @@ def arrays_changed(random: Random) -> bytes:
                 [n for n in NUMBERS if 0 <= n <= most] or [1]
             )
         given[random.choice((name, name, "y", "shape", "dt", "labels"))] = random.choice(
-            (array, array[:3], array[None])
+            (array, array.reshape(-1)[:3], array[None])
         )
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:

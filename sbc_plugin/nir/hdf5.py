@@ -6,13 +6,11 @@ and what NIR has no use for is refused. Only then the datasets are read.
 """
 
 import zlib
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy
 
 from sbc_plugin.errors import CheckpointError
 
@@ -23,6 +21,7 @@ FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLE
            h5py.h5z.FILTER_LZF)  # fmt: skip
 LZF_RATIO = 100  # more than LZF can shorten anything
 CHECKSUM_BYTES = 4  # that fletcher32 adds to a chunk
+LENGTH_BYTES, INDEX_BYTES = 4, 4  # of a text of any length, before and behind the address of its heap
 
 
 def read_tree(path: Path, root: str, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
@@ -127,14 +126,39 @@ class _Reader:
         width = _width(dataset)
         stored = prod(shape) * width
         self._count(prod(shape) * max(width, dataset.dtype.itemsize), where)
+        parts: list[bytes] = []
         if layout.get_layout() == h5py.h5d.CHUNKED:
-            self._check_chunks(dataset, layout, where)
+            parts = self._check_chunks(dataset, layout, where)
         elif not stored == dataset.id.get_storage_size() <= self.size:
             found = dataset.id.get_storage_size()
             raise self._refusal(where, f"declares shape {shape}, {stored:,} bytes, and {found:,} are stored")
+        if _any_length(dataset.dtype):
+            self._check_lengths(dataset, parts or [self._stored(dataset, stored, where)], where)
 
-    def _check_chunks(self, dataset: Any, layout: Any, where: str) -> None:
-        """Refuse chunks that are missing, too many, or not of the size that they declare once inflated."""
+    def _stored(self, dataset: Any, size: int, where: str) -> bytes:
+        """The bytes of a dataset that lies in the file in one piece."""
+        start = dataset.id.get_offset()
+        if start is None:
+            raise self._refusal(where, "is text within a header")
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def _check_lengths(self, dataset: Any, parts: list[bytes], where: str) -> None:
+        """Refuse text that says that it is longer than the file: HDF5 takes memory for it before it looks there."""
+        width = _width(dataset)
+        for part in parts:
+            for start in range(0, len(part), width):
+                length = int.from_bytes(part[start : start + LENGTH_BYTES], "little")
+                if length > self.size:
+                    raise self._refusal(where, f"declares a text of {length:,} bytes, and the file has {self.size:,}")
+                self._count(length, where)
+
+    def _check_chunks(self, dataset: Any, layout: Any, where: str) -> list[bytes]:
+        """The chunks of text as they are unpacked, [] of numbers.
+
+        Chunks that are missing, too many, or not of the size that they declare once they are inflated are refused.
+        """
         chunk = layout.get_chunk()
         size = prod(chunk) * _width(dataset)
         expected = prod(-(-axis // part) for axis, part in zip(dataset.shape, chunk, strict=True))
@@ -148,11 +172,18 @@ class _Reader:
             raise self._refusal(
                 where, f"declares shape {dataset.shape} and holds {len(chunks):,} of {expected:,} chunks"
             )
+        unpacked = []
         for info in chunks:
             if not 0 < info.size <= self.size:
                 raise self._refusal(where, f"has a chunk of {info.size:,} bytes, and the file has {self.size:,}")
             used = [code for place, code in enumerate(filters) if not info.filter_mask >> place & 1]
             self._check_chunk(dataset, info, used, size, where)
+            if _any_length(dataset.dtype):
+                if not set(used) <= {h5py.h5z.FILTER_DEFLATE}:
+                    raise self._refusal(where, "is text packed by more than gzip")
+                data = dataset.id.read_direct_chunk(info.chunk_offset)[1]
+                unpacked.append(zlib.decompress(data) if used else data)
+        return unpacked
 
     def _check_chunk(self, dataset: Any, info: Any, filters: list[int], size: int, where: str) -> None:
         fits = True
@@ -171,35 +202,21 @@ class _Reader:
     def _values(self, tree: Any, where: str) -> Any:
         if isinstance(tree, dict):
             return {name: self._values(item, f"{where}/{name}") for name, item in tree.items()}
-        text = h5py.check_string_dtype(tree.dtype)
-        if text is None or text.length is not None:
-            return _as_text(tree[()])
-        if tree.shape == ():
-            value = tree[()]
-            self._count(len(value), where)
-            return _as_text(value)
-        values = numpy.empty(tree.shape, dtype=object)
-        for rows in self._blocks(tree.shape, where):
-            values[rows] = tree[rows]
-            self._count(sum(len(value) for value in values[rows].flat), where)
-        return values
-
-    def _blocks(self, shape: tuple[int, ...], where: str) -> Iterator[slice]:
-        """Rows of text read at once: each entry may be as long as the file, however often it stands there."""
-        together = self.max_bytes // max(1, self.size * prod(shape[1:]))
-        if not together:
-            raise self._refusal(where, f"is an array of text of shape {shape}")
-        for start in range(0, shape[0], together):
-            yield slice(start, start + together)
+        return _as_text(tree[()])
 
 
 def _width(dataset: Any) -> int:
     """Bytes of an entry of a dataset in the file; of a text of any length, those that say how long it is, and where."""
-    text = h5py.check_string_dtype(dataset.dtype)
-    if text is not None and text.length is None:
+    if _any_length(dataset.dtype):
         addresses, _ = dataset.file.id.get_create_plist().get_sizes()
-        return int(addresses) + 8
+        return LENGTH_BYTES + int(addresses) + INDEX_BYTES
     return int(dataset.id.get_type().get_size())
+
+
+def _any_length(dtype: Any) -> bool:
+    """Whether it is that of texts of any length, of which a dataset holds length, address and index."""
+    text = h5py.check_string_dtype(dtype)
+    return text is not None and text.length is None
 
 
 def _as_text(value: Any) -> Any:
