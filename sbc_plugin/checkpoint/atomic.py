@@ -1,14 +1,20 @@
 """Files that appear whole or not at all."""
 
+import glob
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from sbc_plugin.errors import CheckpointError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def check_target(path: str | PathLike[str]) -> Path:
@@ -30,7 +36,8 @@ def replacing(path: str | PathLike[str], failures: tuple[type[Exception], ...] =
     """The path of a file to write beside ``path``; at the end of the block it takes its place.
 
     What was written is on the disk before it is renamed. After an error nothing is left of it, and a file that was
-    there is as it was. A link is followed, and a file that is replaced hands on its permissions.
+    there is as it was. A link is followed, and a file that is replaced hands on its permissions. A process that is
+    killed leaves the file beside; the next one that writes to ``path`` takes it away.
 
     Args:
         path: of the file.
@@ -41,7 +48,12 @@ def replacing(path: str | PathLike[str], failures: tuple[type[Exception], ...] =
     """
     target = check_target(os.path.realpath(path))
     beside = target.with_name(f".{target.stem}-{uuid4().hex}{target.suffix}")
+    holder: Any = None
     try:
+        _remove_abandoned(target)
+        holder = beside.open("xb")
+        with suppress(OSError):  # a file system without locks
+            _lock(holder)
         yield beside
         with beside.open("rb") as written:
             os.fsync(written.fileno())
@@ -60,4 +72,28 @@ def replacing(path: str | PathLike[str], failures: tuple[type[Exception], ...] =
             f"{path} cannot be written: {reason}; nothing was changed. Give a path in a folder that has space"
         ) from error
     finally:
+        if holder is not None:
+            holder.close()
         beside.unlink(missing_ok=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what killed processes have left beside ``target``; what a living one writes is locked."""
+    name = f".{glob.escape(target.stem)}-{'[0-9a-f]' * len(uuid4().hex)}{glob.escape(target.suffix)}"
+    with suppress(OSError):
+        for left in target.parent.glob(name):
+            with suppress(OSError), left.open("rb") as file:
+                if _lock(file):
+                    left.unlink()
+
+
+def _lock(file: Any) -> bool:
+    """Hold a file until it is closed or the process ends; False where the system has no such locks.
+
+    Raises:
+        OSError: another process holds it, or its file system has no locks.
+    """
+    if sys.platform == "win32":
+        return False
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True

@@ -64,3 +64,17 @@ def test_a_folder_and_no_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no folder"):
         check_target(tmp_path / "nowhere" / "a.txt")
     assert check_target(tmp_path / "a.txt") == tmp_path / "a.txt"
+
+
+def test_what_a_killed_process_has_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    target, others = tmp_path / "a[1].txt", (f".a1-{'0' * 32}.txt", f".a[1]-{'0' * 31}.txt", f".a[1]-{'0' * 32}.nir")
+    for name in (f".a[1]-{'0' * 32}.txt", *others):
+        (tmp_path / name).write_text("left")
+    with replacing(target) as first:
+        first.write_text("first")
+        assert sorted(os.listdir(tmp_path)) == sorted([first.name, *others])
+        with replacing(target) as second:
+            second.write_text("second")
+            assert first.read_text() == "first"
+        assert target.read_text() == "second"
+    assert target.read_text() == "first" and sorted(os.listdir(tmp_path)) == sorted([target.name, *others])
