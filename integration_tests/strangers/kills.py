@@ -27,7 +27,7 @@ from sbc_plugin.cli.parser import main
 from sbc_plugin.nir import read, write
 from sbc_plugin.torch_pruning import load_pruned, save_pruned
 
-LONGEST = 0.05  # s until a process is killed; a file takes less
+LONGEST = 3  # times what it takes to write a file: until a process is killed
 CUTS = [("0", True, [1, 4])]
 
 
@@ -113,8 +113,11 @@ def _onnx() -> Writer:
 WRITERS = {"models": _models, "pruned models": _pruned, "graphs": _graphs, "pages": _pages, "onnx": _onnx}
 
 
-def kill_one(writer: Writer, folder: Path, seed: int) -> str:
-    """Kill a process at a random moment while it writes; how the target was found: "absent", "old" or "new"."""
+def kill_one(writer: Writer, folder: Path, seed: int, duration: float) -> str:
+    """Kill a process at a random moment while it writes; how the target was found: "absent", "old" or "new".
+
+    ``duration`` is what it takes to write the file, s.
+    """
     chosen, path = random.Random(seed), folder / writer.name
     had = path.read_bytes() if path.exists() else None
     process = os.fork()
@@ -123,7 +126,7 @@ def kill_one(writer: Writer, folder: Path, seed: int) -> str:
             for version in range(10**6):
                 writer.write(path, version % 2)
         os._exit(1)
-    time.sleep(chosen.uniform(0, LONGEST))
+    time.sleep(chosen.uniform(0, LONGEST * duration))
     os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     assert os.WIFSIGNALED(status), "the process ended by itself"
@@ -136,8 +139,12 @@ def kill_one(writer: Writer, folder: Path, seed: int) -> str:
 def kill_some(writer: Writer, folder: Path, count: int) -> dict[str, int]:
     """How often each outcome was found; the next write leaves the target alone in its folder."""
     outcomes = {"absent": 0, "old": 0, "new": 0, "left beside": 0}
+    writer.write(folder / writer.name, 0)  # once more than measured: the first time imports what is needed
+    started = time.perf_counter()
+    writer.write(folder / writer.name, 1)
+    duration = time.perf_counter() - started
     for seed in range(count):
-        outcomes[kill_one(writer, folder, seed)] += 1
+        outcomes[kill_one(writer, folder, seed, duration)] += 1
         outcomes["left beside"] += len(set(os.listdir(folder)) - {writer.name})
         if seed % 3 == 2:
             writer.write(folder / writer.name, seed % 2)
