@@ -205,6 +205,21 @@ def test_the_length_of_a_text_is_that_of_its_entry(length: int | None, settings:
         refused(path, f"declares a text of {length:,} bytes")
 
 
+def test_heaps_of_texts_are_checked_before_hdf5_reads_them(tmp_path: Path) -> None:
+    """In a heap without sizes HDF5 goes round for ever."""
+    path = tmp_path / "a.nir"
+    nir.write(path, dense(lif))
+    whole = path.read_bytes()
+    heap = whole.find(b"GCOL")
+    size = int.from_bytes(whole[heap + 8 : heap + 16], "little")
+    for start, stop in ((16, size), (16, 32), (40, size), (0, 4), (4, 5), (8, 16)):
+        path.write_bytes(whole[: heap + start] + bytes(stop - start) + whole[heap + stop :])
+        refused(path, "is text: it|cannot be read as NIR")
+    for number in (2**31, 2**63, size * 2):
+        path.write_bytes(whole[: heap + 24] + number.to_bytes(8, "little") + whole[heap + 32 :])
+        refused(path, "a heap whose objects do not fit into it")
+
+
 def test_a_file_with_a_block_of_the_users_in_front_is_read(tmp_path: Path) -> None:
     path = tmp_path / "plain.nir"
     nir.write(path, dense(lif))

@@ -8,11 +8,12 @@ and what NIR has no use for is refused. Only then the datasets are read.
 import zlib
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 
 from sbc_plugin.errors import CheckpointError
+from sbc_plugin.nir.global_heap import GlobalHeaps
 
 MAX_BYTES = 2**30  # that a file may take in memory, unless the user allows more
 ITEM_BYTES = 10_000  # counted for a group or a dataset, so that their number is bounded too
@@ -21,7 +22,6 @@ FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLE
            h5py.h5z.FILTER_LZF)  # fmt: skip
 LZF_RATIO = 100  # more than LZF can shorten anything
 CHECKSUM_BYTES = 4  # that fletcher32 adds to a chunk
-LENGTH_BYTES, INDEX_BYTES = 4, 4  # of a text of any length, before and behind the address of its heap
 
 
 def read_tree(path: Path, root: str, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
@@ -39,8 +39,8 @@ def read_tree(path: Path, root: str, max_bytes: int = MAX_BYTES) -> dict[str, An
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; give the path of a .nir file")
     try:
-        with h5py.File(path, "r") as file:
-            return _Reader(path, max_bytes).read(file, root)
+        with path.open("rb") as stream, h5py.File(path, "r") as file:
+            return _Reader(path, stream, file, max_bytes).read(root)
     except CheckpointError:
         raise
     except Exception as error:  # of a damaged file h5py raises whatever it stumbles over
@@ -58,11 +58,15 @@ class _Reader:
         counted: bytes that items found so far take.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    def __init__(self, path: Path, stream: BinaryIO, file: Any, max_bytes: int) -> None:
         self.path, self.max_bytes, self.size, self.counted = path, max_bytes, path.stat().st_size, 0
+        self._stream, self._file, self._where = stream, file, ""
+        plist = file.id.get_create_plist()
+        self._heaps = GlobalHeaps(stream, self.size, plist, lambda size: self._count(size, self._where))
         self._groups: set[Any] = set()  # addresses of those that were met
 
-    def read(self, file: Any, root: str) -> dict[str, Any]:
+    def read(self, root: str) -> dict[str, Any]:
+        file = self._file
         if root not in list(file):  # without a list, h5py would follow a link
             raise self._refusal(root, "is missing")
         tree = self._checked(self._item(file, root, root), root, 0)
@@ -123,7 +127,7 @@ class _Reader:
         shape = dataset.shape
         if shape is None:
             raise self._refusal(where, "is empty")
-        width = _width(dataset)
+        width = self._width(dataset)
         stored = prod(shape) * width
         self._count(prod(shape) * max(width, dataset.dtype.itemsize), where)
         parts: list[bytes] = []
@@ -133,26 +137,23 @@ class _Reader:
             found = dataset.id.get_storage_size()
             raise self._refusal(where, f"declares shape {shape}, {stored:,} bytes, and {found:,} are stored")
         if _any_length(dataset.dtype):
-            self._check_lengths(dataset, parts or [self._stored(dataset, stored, where)], where)
+            for part in parts or [self._stored(dataset, stored, where)]:
+                self._check_texts(part, where)
+
+    def _check_texts(self, references: bytes, where: str) -> None:
+        self._where = where
+        try:
+            self._heaps.check(references)
+        except ValueError as error:
+            raise error if isinstance(error, CheckpointError) else self._refusal(where, f"is text: {error}") from error
 
     def _stored(self, dataset: Any, size: int, where: str) -> bytes:
         """The bytes of a dataset that lies in the file in one piece."""
         start = dataset.id.get_offset()
         if start is None:
             raise self._refusal(where, "is text within a header")
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return file.read(size)
-
-    def _check_lengths(self, dataset: Any, parts: list[bytes], where: str) -> None:
-        """Refuse text that says that it is longer than the file: HDF5 takes memory for it before it looks there."""
-        width = _width(dataset)
-        for part in parts:
-            for start in range(0, len(part), width):
-                length = int.from_bytes(part[start : start + LENGTH_BYTES], "little")
-                if length > self.size:
-                    raise self._refusal(where, f"declares a text of {length:,} bytes, and the file has {self.size:,}")
-                self._count(length, where)
+        self._stream.seek(start)
+        return self._stream.read(size)
 
     def _check_chunks(self, dataset: Any, layout: Any, where: str) -> list[bytes]:
         """The chunks of text as they are unpacked, [] of numbers.
@@ -160,7 +161,7 @@ class _Reader:
         Chunks that are missing, too many, or not of the size that they declare once they are inflated are refused.
         """
         chunk = layout.get_chunk()
-        size = prod(chunk) * _width(dataset)
+        size = prod(chunk) * self._width(dataset)
         expected = prod(-(-axis // part) for axis, part in zip(dataset.shape, chunk, strict=True))
         filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
         if unknown := sorted(set(filters) - set(FILTERS)) or [code for code in filters if filters.count(code) > 1]:
@@ -199,18 +200,16 @@ class _Reader:
         if not fits:
             raise self._refusal(where, f"has a chunk of {info.size:,} bytes that does not unpack to {size:,}")
 
+    def _width(self, dataset: Any) -> int:
+        """Bytes of an entry of a dataset in the file."""
+        if _any_length(dataset.dtype):
+            return self._heaps.reference_bytes
+        return int(dataset.id.get_type().get_size())
+
     def _values(self, tree: Any, where: str) -> Any:
         if isinstance(tree, dict):
             return {name: self._values(item, f"{where}/{name}") for name, item in tree.items()}
         return _as_text(tree[()])
-
-
-def _width(dataset: Any) -> int:
-    """Bytes of an entry of a dataset in the file; of a text of any length, those that say how long it is, and where."""
-    if _any_length(dataset.dtype):
-        addresses, _ = dataset.file.id.get_create_plist().get_sizes()
-        return LENGTH_BYTES + int(addresses) + INDEX_BYTES
-    return int(dataset.id.get_type().get_size())
 
 
 def _any_length(dtype: Any) -> bool:
