@@ -11,6 +11,7 @@ import json
 import random
 import sys
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -402,7 +403,8 @@ def mutated(kind: str, seed: int, folder: Path) -> Path:
         (outside / "secret").write_bytes(b"x" * 4096)
         with h5py.File(outside / "other.h5", "w") as file:
             file["w"] = numpy.ones((4, 6), numpy.float32)
-    with numpy.errstate(all="ignore"):
+    with numpy.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return KINDS[kind](Random(f"{kind} {seed}"), folder)
 
 

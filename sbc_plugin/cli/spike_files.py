@@ -80,6 +80,8 @@ def _arrays(file: Any, path: Path, max_bytes: int) -> dict[str, Array]:
                 raise CalibrationError(
                     f"{path} holds {member.filename!r}, which is no array; write it with numpy.savez"
                 )
+            if name in arrays:
+                raise CalibrationError(f"{path} holds {name!r} twice; write it with numpy.savez")
             with archive.open(member) as content:
                 _check_size(content, member.file_size, f"{path}, {name}", max_bytes)
             with archive.open(member) as content:

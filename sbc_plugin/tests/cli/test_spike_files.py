@@ -190,3 +190,14 @@ def test_a_file_that_unpacks_to_more_than_is_allowed_is_refused_unread(tmp_path:
     with pytest.raises(CalibrationError, match=r"takes 1,000,000 bytes, more than max_bytes=999,999"):
         read_spikes(tmp_path / "bomb.npz", max_bytes=999_999)
     assert read_spikes(tmp_path / "bomb.npz", max_bytes=10**6)[0].shape == (100, 100, 100)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    member = io.BytesIO()
+    numpy.save(member, DENSE)
+    with zipfile.ZipFile(tmp_path / "spikes.npz", "w") as archive:
+        for _ in range(2):
+            archive.writestr("x.npy", member.getvalue())
+    with pytest.raises(CalibrationError, match="holds 'x' twice"):
+        read_spikes(tmp_path / "spikes.npz")
