@@ -202,11 +202,6 @@ class Stage:
             return solve(layer, weight, hessian, budget.zeros.get(layer.name), recipe)
 
 
-def _hessian(name: str, statistics: Statistics) -> Tensor:
-    with in_layer(name):
-        return statistics.accumulator.hessian()
-
-
 @dataclass(frozen=True)
 class _Budget:
     """What each layer gets.

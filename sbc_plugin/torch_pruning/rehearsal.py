@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.plain import Transposed
+from sbc_plugin.core.matrix_form import Transposed
 from sbc_plugin.torch_pruning.consumers import is_depthwise
 from sbc_plugin.torch_pruning.graph.dependency_graph import group_of, tensors_in
 from sbc_plugin.torch_pruning.graph.neuron_pruners import NeuronPruner
