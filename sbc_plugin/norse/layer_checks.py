@@ -75,6 +75,11 @@ def cell_input_check(name: str) -> Callable[..., None]:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         weight: Tensor = module.input_weights  # type: ignore[assignment]
         shape = tuple(inputs[0].shape)
+        if len(shape) < 2:
+            raise CalibrationError(
+                f"layer {name!r}: input has shape {shape}, without a batch axis, for which the cell makes a state of "
+                "another shape; give (B, features) at each step, e.g. x[:, None]"
+            )
         if shape[-1] != weight.shape[1]:
             raise CalibrationError(
                 f"layer {name!r}: input has shape {shape}, the cell takes {weight.shape[1]} features"

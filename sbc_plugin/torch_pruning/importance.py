@@ -54,9 +54,9 @@ def edges(group: Any) -> Iterator[Edge]:
         if isinstance(module, WEIGHTED):
             if not is_depthwise(module):
                 yield Edge(module, "weight", reads, *found)
-        elif hasattr(module, "recurrent_weights") and hasattr(module, "input_weights"):
+        elif hasattr(module, "input_weights"):
             yield Edge(module, "input_weights", reads, *found)
-            if not reads:
+            if not reads and hasattr(module, "recurrent_weights"):
                 yield Edge(module, "recurrent_weights", False, *found)
                 yield Edge(module, "recurrent_weights", True, *found)
 

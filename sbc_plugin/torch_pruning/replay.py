@@ -152,7 +152,8 @@ class Replay:
                 module.running_var.copy_(about_one(module.running_var, 0.1))
                 module.running_mean.copy_(about_one(module.running_var, 0.3) - 1)  # type: ignore[union-attr]
             if self.library.holds_weights(module):  # which may be plain tensors
-                values += [module.input_weights, module.recurrent_weights]  # type: ignore[list-item]
+                own = ("input_weights", "recurrent_weights", "g_coupling")
+                values += [getattr(module, name) for name in own if hasattr(module, name)]
         for value in values:
             fan_in = value[0].numel() if value.dim() > 1 and len(value) else 1
             value.copy_(about_one(value, 0.3 * fan_in**0.5) / fan_in)

@@ -31,7 +31,8 @@ def exact_tracing(model: nn.Module) -> Iterator[None]:
 
     It serves any number of time steps, frozen parameters, ``(output, state)`` results and step models, and adds pruning
     functions for neurons. The model, its modes, the random state and torch-pruning itself are afterwards as they were
-    before, also after an exception; a graph that was built stays exact outside the block.
+    before, also after an exception; a graph that was built stays exact outside the block. Sizes that the attributes of
+    a layer state, and its weight does not have, are put right for good: torch-pruning counts channels by them.
     """
     original = tp.DependencyGraph.build_dependency
 
@@ -39,6 +40,7 @@ def exact_tracing(model: nn.Module) -> Iterator[None]:
     def build(graph: Any, traced: nn.Module, *given: Any, **named: Any) -> Any:
         if traced is not model:
             return original(graph, traced, *given, **named)
+        _put_sizes_right(model)
         call = signature(original).bind(graph, traced, *given, **named)
         unwrapped = dict(call.arguments.get("unwrapped_parameters") or {})
         customized = call.arguments.get("customized_pruners") or {}
@@ -56,6 +58,15 @@ def exact_tracing(model: nn.Module) -> Iterator[None]:
 
     with _replaced(tp.DependencyGraph, "build_dependency", build):
         yield
+
+
+def _put_sizes_right(model: nn.Module) -> None:
+    """Give layers the sizes of their weights, which e.g. Norse's import from NIR does not."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
 
 
 @contextmanager

@@ -61,32 +61,40 @@ class NeuronPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
 
 
 class RecurrentPruner(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
-    """Cuts recurrent cells: with a neuron goes a row of the input weights, a row and a column of the recurrent."""
+    """Cuts cells with weights: with a neuron goes a row of the input weights, a row and a column of those back."""
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
         """Cut the neurons ``idxs``."""
         layer.input_weights = _cut(layer.input_weights, idxs, 0)
-        layer.recurrent_weights = _cut(_cut(layer.recurrent_weights, idxs, 0), idxs, 1)
-        if not layer.autapses and layer.recurrent_weights.requires_grad:
+        for name in ("recurrent_weights", "g_coupling"):
+            if hasattr(layer, name):
+                setattr(layer, name, _cut(_cut(getattr(layer, name), idxs, 0), idxs, 1))
+        if hasattr(layer, "recurrent_weights") and not layer.autapses and layer.recurrent_weights.requires_grad:
             # Norse keeps self-connections at zero by a hook on the tensor, which the cut has replaced.
             layer.recurrent_weights.register_hook(lambda gradient: gradient.clone().fill_diagonal_(0.0))
-        layer.hidden_size = torch.as_tensor(len(layer.input_weights), device=layer.hidden_size.device)
+        layer.hidden_size = _like(layer.hidden_size, len(layer.input_weights))
         layer.p = _cut_all(layer.p, idxs, -1)
         return layer
 
     def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
         """Cut the inputs ``idxs``."""
         layer.input_weights = _cut(layer.input_weights, idxs, 1)
-        layer.input_size = torch.as_tensor(layer.input_weights.shape[1], device=layer.input_size.device)
+        layer.input_size = _like(layer.input_size, layer.input_weights.shape[1])
         return layer
 
     def get_out_channels(self, layer: Any) -> int:
         """How many neurons the cell has."""
-        return int(layer.hidden_size)
+        return len(layer.input_weights)
 
     def get_in_channels(self, layer: Any) -> int:
         """How many inputs the cell has."""
-        return int(layer.input_size)
+        inputs: int = layer.input_weights.shape[1]
+        return inputs
+
+
+def _like(old: Any, size: int) -> Any:
+    """A size as the cell keeps it: a number, or a tensor on its device."""
+    return torch.as_tensor(size, device=old.device) if isinstance(old, Tensor) else size
 
 
 def _tensors(value: Any) -> list[Tensor]:
