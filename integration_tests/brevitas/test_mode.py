@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 brevitas = pytest.importorskip("brevitas.nn")
 
+from brevitas.quant import Int8ActPerTensorFloat, Int16Bias, Int32Bias  # noqa: E402
+
 from integration_tests.models.cases import CASES  # noqa: E402
 from integration_tests.models.networks import BOX, LIF, Case, over_time  # noqa: E402
 from sbc_plugin import Calibration, calibrate  # noqa: E402
@@ -259,3 +261,51 @@ def test_settings_reach_the_solver() -> None:
     for name, solution in sbc.solutions.items():
         flat = case.model().get_submodule(name).weight.detach()
         assert torch.equal(solution.weight, gptq(flat, LayerHessian(hessians[name].hessian()), make_grid(flat, 8)))
+
+
+def brevitas_chain(**last: Any) -> nn.Module:
+    """Layers that hand values and scales on, as Brevitas' own flows build them."""
+    torch.manual_seed(0)
+    quantiser = weight_quantizer("int4")
+    return nn.Sequential(
+        brevitas.QuantIdentity(Int8ActPerTensorFloat, return_quant_tensor=True),
+        brevitas.QuantLinear(8, 8, True, weight_quant=quantiser),
+        brevitas.QuantReLU(return_quant_tensor=True),
+        brevitas.QuantLinear(8, 4, True, weight_quant=quantiser, **last),
+    ).eval()
+
+
+@pytest.mark.parametrize("last", [{}, {"bias_quant": Int32Bias}, {"bias_quant": Int16Bias}], ids=str)
+def test_values_with_scales_between_layers_and_quantised_biases(last: Any) -> None:
+    """The codes are those of a twin that hands plain tensors on, its bias in floating point."""
+    x, found = torch.randn(64, 8), []
+    for settings in (last, {}):
+        model: Any = brevitas_chain(**settings)
+        if not settings:
+            model[0].return_quant_tensor = model[2].return_quant_tensor = not last
+        model(x)
+        with torch.no_grad(), sbc_mode(model) as sbc:
+            for _ in range(sbc.num_layers):
+                sbc.model(x)
+                sbc.update()
+        found.append([model[number].quant_weight().int() for number in (1, 3)])
+        assert model[3].bias_quant.is_quant_enabled == bool(settings) and model(x) is not None
+    assert all(map(torch.equal, *found))
+
+
+def test_layers_of_brevitas_that_are_left_to_their_own_rounding_are_told() -> None:
+    torch.manual_seed(0)
+    quantiser = weight_quantizer("int4")
+    model = nn.Sequential(
+        brevitas.QuantConv2d(3, 4, 3, weight_quant=quantiser),
+        brevitas.QuantConvTranspose2d(4, 4, 3, weight_quant=quantiser),
+        brevitas.QuantConv2d(4, 4, 3, weight_quant=quantiser),
+    ).eval()
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    with torch.no_grad(), sbc_mode(model) as sbc:
+        for _ in range(sbc.num_layers):
+            sbc.model(x)
+            sbc.update()
+    reason = "QuantConvTranspose2d has no matrix form here; its weight is rounded by its own quantizer"
+    assert sbc.skipped == {"1": reason}

@@ -5,6 +5,7 @@ from typing import Any
 
 import brevitas.nn as qnn
 from brevitas.inject import ExtendedInjector
+from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjectorBase
 from torch import Tensor, nn
 
 from sbc_plugin.brevitas.inputs import analogue_inputs, calibrate_input
@@ -129,6 +130,12 @@ def build_settings(module: Any) -> dict[str, Any]:
 def is_quantised(module: nn.Module) -> bool:
     """Whether the module is a Linear or (not transposed) convolution of Brevitas with a weight quantizer."""
     return isinstance(module, Quantised) and module.weight_quant.tensor_quant is not None
+
+
+def is_rounded(module: nn.Module) -> bool:
+    """Whether the module is a layer of Brevitas with a weight quantizer, of whatever class."""
+    quantizer = getattr(module, "weight_quant", None)
+    return isinstance(quantizer, WeightQuantProxyFromInjectorBase) and bool(quantizer.is_quant_enabled)
 
 
 def copy_model(model: nn.Module) -> nn.Module:

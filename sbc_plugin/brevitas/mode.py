@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.brevitas.grids import BinaryGrid, check_fixed, read_grid, rule_of, set_scale, solve, write
-from sbc_plugin.brevitas.layers import is_quantised
+from sbc_plugin.brevitas.layers import is_quantised, is_rounded
 from sbc_plugin.brevitas.sequences import Recorder
 from sbc_plugin.compression import layer as solving
 from sbc_plugin.core.pruning.refit import refit
@@ -118,15 +118,18 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
             return self._call(args, kwargs)
 
         self.model.forward = recorded
-        for module in self._modules.values():
-            module.weight_quant.disable_quant = True
+        # A quantised bias takes its scale from the weight's, which a weight that is not quantised lacks.
+        quantizers = [q for m in self._modules.values() for q in (m.weight_quant, m.bias_quant) if q.is_quant_enabled]
+        self._disabled = [(quantizer, quantizer.disable_quant) for quantizer in quantizers]
+        for quantizer in quantizers:
+            quantizer.disable_quant = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for module in self._modules.values():
-            module.weight_quant.disable_quant = False
+        for quantizer, disabled in self._disabled:
+            quantizer.disable_quant = disabled
         if self._own_forward:
             self.model.forward = self._original
         else:
@@ -202,6 +205,11 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         chosen = [layer for layer in layers if self._parts(layer)]
         reached = {part.name for layer in chosen for part in layer.parts}
         self.skipped = {name: reasons.get(name, "never called") for name in self._modules if name not in reached}
+        self.skipped |= {
+            name: f"{type(module).__name__} has no matrix form here; its weight is rounded by its own quantizer"
+            for name, module in self.model.named_modules()
+            if name not in self._modules and is_rounded(module)
+        }
         self.skipped |= {layer.name: layer.note for layer in chosen if layer.note}
         if not chosen:
             raise UnsupportedModelError(f"no quantised layer was reached: {self.skipped}")

@@ -109,8 +109,10 @@ class Collector:
         self.emit(filtered)
 
 
-def _floating(x: Tensor) -> Tensor:
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+def _floating(x: Any) -> Tensor:
+    """An input in floating point, without its graph; of a host's tensor with a scale, its values."""
+    values: Tensor = x if isinstance(x, Tensor) else x.value
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32))
 
 
 def as_samples(layer: SpikingLayer, filtered: list[Tensor]) -> Iterator[Tensor]:
