@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-portable test-matrix test-neurobench test-wheel check bench docs install clean
+.PHONY: demo test test-portable fuzz test-matrix test-neurobench test-wheel check bench docs install clean
 
 demo: install
 	$(BIN)/sbc demo
@@ -30,6 +30,14 @@ $(OLDER)/.installed: pyproject.toml
 	test -x $(OLDER)/bin/python || $(PYTHON) -m venv $(OLDER)
 	$(OLDER)/bin/python -m pip install -q --editable '.[onnx,demo]' 'brevitas==0.12.*' 'torch==2.8.*' 'pytest>=8'
 	touch $@
+
+# Seeded random networks through everything, and mutated files: N of each kind, hours for N=5000. A failing seed prints how to
+# see it again.
+N ?= 200
+fuzz: install
+	$(BIN)/python -m integration_tests.strangers.channels $(N)
+	$(BIN)/python -m integration_tests.strangers.mutations $(N)
+	$(BIN)/python -m integration_tests.strangers.kills $(N)
 
 test-matrix: install $(OLDER)/.installed
 	set -e; for version in $(MATRIX); do \
