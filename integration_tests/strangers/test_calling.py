@@ -140,17 +140,20 @@ class Windows(Network):
 
 
 class Recorded(Network):
-    """Leaves what it saw in attributes."""
+    """Leaves what it saw in attributes, and throws away what lay there."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
+        self.old, self.table = [torch.ones(2)], {"a": torch.ones(2)}
         self.last: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.sequence(x)
         self.seen.append(z)
-        self.last = z
+        self.last, self.new = z, (z, 1)
+        self.old.clear()
+        self.table["a"] = z
         return z
 
 
@@ -308,7 +311,8 @@ def test_states_kept_in_the_model_are_refused_and_a_forward_helps(kind: Any) -> 
 def test_what_calls_leave_in_attributes_is_put_back() -> None:
     model = Recorded()
     default_forward(model, data("step"))
-    assert model.seen == [] and model.last is None
+    assert model.seen == [] and model.last is None and not hasattr(model, "new")
+    assert torch.equal(model.old[0], torch.ones(2)) and torch.equal(model.table["a"], torch.ones(2))
 
 
 class OneStep(Network):

@@ -19,13 +19,14 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, known in zip(modules, before, strict=True):
-            for name, value in _attributes(module).items():
-                old, contents = known.get(name, (None, None))
-                if name not in known and _holds_tensor(value):
+            now = _attributes(module)
+            for name in now.keys() - known.keys():
+                if _holds_tensor(now[name]):
                     del vars(module)[name]
-                elif value is not old and (_holds_tensor(value) or _holds_tensor(old)):
+            for name, (old, contents) in known.items():
+                if now.get(name) is not old and (_holds_tensor(now.get(name)) or _holds_tensor(old)):
                     vars(module)[name] = old
-                if contents is not None and _holds_tensor(old):
+                if contents is not None and (_holds_tensor(old) or _holds_tensor(contents)):
                     old.clear()
                     (old.extend if isinstance(old, list) else old.update)(contents)
 
