@@ -153,7 +153,7 @@ def all_settings(budget: Budget) -> str:
 
 def tuning(budget: Budget) -> Calibration:
     """What :func:`sbc_plugin.compress` does by itself; where it does not tune, as much as it ever does of scales."""
-    return Calibration(tuning=steps_for("sbc", budget.prune, budget.quantize) or SCALE_STEPS)
+    return Calibration(tuning=steps_for("sbc", budget.prune, budget.quantize) or SCALE_STEPS, outputs="classes")
 
 
 def tuned(bench: Bench, budget: Budget) -> Made:
