@@ -1,6 +1,5 @@
 """``compare``: what compression did to the spikes, and what it saved; ``record_spikes``: one side of it, kept."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.errors import CalibrationError
 from sbc_plugin.evaluation.operations import Cost, OperationCounter, Recording, Replayed, sequences_of
 from sbc_plugin.evaluation.report import table
+from sbc_plugin.evaluation.text import as_json
 from sbc_plugin.layers import Forward
 
 TAU_STEPS = 10.0  # time constant of the Van Rossum kernel, in time steps
@@ -70,8 +70,8 @@ class Comparison:
         return asdict(self) | {"distance": self.distance}
 
     def to_json(self, indent: int | None = None) -> str:
-        """:meth:`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=indent)
+        """:meth:`to_dict` as JSON, in which NaN and infinity are texts, as JSON has no such numbers."""
+        return as_json(self.to_dict(), indent)
 
     def __str__(self) -> str:
         """The table that people read."""

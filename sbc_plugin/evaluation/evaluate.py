@@ -1,6 +1,5 @@
 """What compression did to a network on data that nothing was fitted to: all that the report's page shows."""
 
-import json
 import platform
 import sys
 from collections.abc import Iterable
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 from sbc_plugin.calibration.batches import labels_of, peek
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.wrappers import unwrapped
-from sbc_plugin.core.spikes import Operations
 from sbc_plugin.errors import CalibrationError, CheckpointError
 from sbc_plugin.evaluation.accuracy import right_answers
 from sbc_plugin.evaluation.comparison import Comparison, NeuronComparison, compare_outputs
 from sbc_plugin.evaluation.operations import Cost
+from sbc_plugin.evaluation.text import as_json, of_fields
 from sbc_plugin.layers import Forward, SpikingLibrary, library_of
 from sbc_plugin.version import __version__
 
@@ -85,8 +84,8 @@ class Evaluation:
         return asdict(self) | {"comparison": self.comparison.to_dict()}
 
     def to_json(self, indent: int | None = None) -> str:
-        """:meth:`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=indent)
+        """:meth:`to_dict` as JSON, in which NaN and infinity are texts, as JSON has no such numbers."""
+        return as_json(self.to_dict(), indent)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Evaluation":
@@ -97,15 +96,14 @@ class Evaluation:
         """
         try:
             comparison = content["comparison"]
-            neurons = [NeuronComparison(**neuron) for neuron in comparison["neurons"]]
-            dense, compressed = (
-                Cost(**(comparison[side] | {"operations": Operations(**comparison[side]["operations"])}))
-                for side in ("dense", "compressed")
-            )
-            rows = [Activity(**row) for row in content["activity"]]
-            rest = {name: content[name] for name in ("accuracy_dense", "accuracy", "held_out", "environment")}
-            return cls(Comparison(neurons, dense, compressed, comparison["sequences"]), activity=rows, **rest)
-        except (KeyError, TypeError) as error:
+            neurons = [of_fields(NeuronComparison, neuron) for neuron in comparison["neurons"]]
+            dense, compressed = (of_fields(Cost, comparison[side]) for side in ("dense", "compressed"))
+            rows = [of_fields(Activity, row) for row in content["activity"]]
+            given = [content[name] for name in ("accuracy_dense", "accuracy")]
+            before, after = (None if share is None else float(share) for share in given)
+            compared = Comparison(neurons, dense, compressed, int(comparison["sequences"]))
+            return cls(compared, before, after, rows, bool(content["held_out"]), dict(content["environment"]))
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"this is no evaluation of sbc-plugin {__version__}: {error}") from error
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ from sbc_plugin.calibration.hessians import DEFAULT, gather
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.core.pruning.prune import SMALL
 from sbc_plugin.evaluation.report import table
+from sbc_plugin.evaluation.text import printable
 from sbc_plugin.layers import Forward, SpikingLayer
 
 COPIES = 4  # of one Hessian that a solver holds: undamped, damped, inverse, factor
@@ -91,7 +92,7 @@ class Inspection:
         lines.append(f"{len(self.layers)} layers, {weights:,} weights; about {self.memory / 1e6:,.0f} MB")
         if self.seconds is not None:
             lines[-1] += f" and {self.seconds:,.0f} s on this machine"
-        lines += [f"note: {name}: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"note: {printable(name)}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
 

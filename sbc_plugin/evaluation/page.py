@@ -5,6 +5,7 @@ from typing import Any
 
 from sbc_plugin.evaluation.evaluate import Activity, Evaluation
 from sbc_plugin.evaluation.report import Report
+from sbc_plugin.evaluation.text import printable
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --soft: #5c5c5c; --line: #d5d5d5; --card: #f4f5f6; }
@@ -48,7 +49,7 @@ def page(report: Report, evaluation: Evaluation | None = None, title: str = "Com
     """
     from sbc_plugin.evaluation import plots  # needs matplotlib
 
-    parts = [f"<h1>{escape(title)}</h1>", _cards(report, evaluation)]
+    parts = [f"<h1>{_text(title)}</h1>", _cards(report, evaluation)]
     parts += ["<h2>Layers</h2>", _layers(report), f"<figure>{plots.layers(report, evaluation)}</figure>"]
     if evaluation is not None:
         where = "data that nothing was fitted to" if evaluation.held_out else (
@@ -61,11 +62,15 @@ def page(report: Report, evaluation: Evaluation | None = None, title: str = "Com
     parts += ["<h2>Left alone or approximated</h2>", _skipped(report), "<h2>How it was made</h2>"]
     parts.append(_settings(report, evaluation))
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+def _text(text: str) -> str:
+    return escape(printable(text))
 
 
 def _cards(report: Report, evaluation: Evaluation | None) -> str:
@@ -93,7 +98,7 @@ def _cards(report: Report, evaluation: Evaluation | None) -> str:
     cards.append((f"{report.seconds:,.1f} s", "to compress"))
     return (
         '<div class="cards">'
-        + "".join(f'<div class="card"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in cards)
+        + "".join(f'<div class="card"><b>{_text(value)}</b><span>{_text(what)}</span></div>' for value, what in cards)
         + "</div>"
     )
 
@@ -135,8 +140,8 @@ def _activity(activity: Activity) -> str:
     figures = [(plots.raster(activity), RASTER), (plots.rates(activity), RATES)]
     if activity.v_dense and activity.v:
         figures.insert(1, (plots.membranes(activity), MEMBRANES))
-    drawn = "".join(f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in figures)
-    head = f"<h2>Neurons {escape(activity.name)}</h2><p>{activity.neurons:,} of them; {len(activity.shown)} shown</p>"
+    drawn = "".join(f"<figure>{svg}<figcaption>{_text(text)}</figcaption></figure>" for svg, text in figures)
+    head = f"<h2>Neurons {_text(activity.name)}</h2><p>{activity.neurons:,} of them; {len(activity.shown)} shown</p>"
     return f'{head}<div class="figures">{drawn}</div>'
 
 
@@ -165,7 +170,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _table(heads: list[str], rows: list[list[str]], kind: str = "") -> str:
     def line(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "\n".join(line(cells, "td") for cells in rows)
     head = f"<thead>{line(heads, 'th')}</thead>"

@@ -1,11 +1,11 @@
 """What ``compress`` did: a row a layer, what was left out and why, and the settings; as table, dict and JSON."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sbc_plugin.errors import CheckpointError, SettingsError
+from sbc_plugin.errors import CheckpointError
+from sbc_plugin.evaluation.text import as_json, of_fields, printable
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
 FORMAT = 1
@@ -110,26 +110,27 @@ class Report:
         Raises:
             CheckpointError: it is of a newer format, or no report.
         """
+        if isinstance(content, Mapping) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
+            raise CheckpointError(
+                f"the report has format {content['format']}, this version reads {FORMAT}; update sbc-plugin"
+            )
         try:
-            if content["format"] > FORMAT:
-                raise CheckpointError(
-                    f"the report has format {content['format']}, this version reads {FORMAT}; update sbc-plugin"
-                )
             settings = {
                 name: SETTINGS[name](**value) if name in SETTINGS and value is not None else value
                 for name, value in content["settings"].items()
             }
-            layers = [LayerReport(**layer) for layer in content["layers"]]
-            others = (content.get("left_alone", 0), content.get("left_alone_zeros", 0))
-            return cls(layers, dict(content["skipped"]), settings, content["seconds"], *others)
-        except (KeyError, TypeError, AttributeError, SettingsError) as error:
+            layers = [of_fields(LayerReport, layer) for layer in content["layers"]]
+            skipped = {str(name): str(reason) for name, reason in content["skipped"].items()}
+            others = (int(content.get("left_alone", 0)), int(content.get("left_alone_zeros", 0)))
+            return cls(layers, skipped, settings, float(content["seconds"]), *others)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"this is no report of compress(): {error!r}; give what to_dict() returned"
             ) from error
 
     def to_json(self, indent: int | None = None) -> str:
-        """:meth:`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=indent)
+        """:meth:`to_dict` as JSON, in which NaN and infinity are texts, as JSON has no such numbers."""
+        return as_json(self.to_dict(), indent)
 
     def __str__(self) -> str:
         """The table that people read."""
@@ -155,7 +156,7 @@ class Report:
                 f", {self.layer_sparsity:.2%} of those in these layers ({self.left_alone:,} weights were left alone)"
             )
         lines.append(f"{zeros}; {self.seconds:.1f} s")
-        lines += [f"note: {name}: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"note: {printable(name)}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
 
@@ -180,6 +181,7 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
     name  kind   n
     a     b     10
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
     lines = []
     for row in [heads, *rows]:
