@@ -8,7 +8,8 @@
     ├── SettingsError           (ValueError)       a setting out of range, or two that exclude each other
     ├── SingularHessianError    (ArithmeticError)  a factorisation failed: layer, columns, samples, damping
     ├── GridMovedError          (RuntimeError)     a quantizer derived another scale after write-back
-    └── CheckpointError         (ValueError)       file does not fit the model, is damaged, or of a newer format
+    ├── CheckpointError         (ValueError)       file does not fit the model, is damaged, or of a newer format
+    └── MissingPackageError     (ImportError)      an optional package is not installed: names the extra that brings it
 
 Each message says what was asked, what was found and what to do. ``core`` does not know layer names, so the
 caller that does adds them with :func:`in_layer` on the way up.
@@ -16,6 +17,17 @@ caller that does adds them with :func:`in_layer` on the way up.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+
+EXTRAS = {  # of this package: the modules that each brings
+    "demo": ("sklearn",),
+    "norse": ("norse", "nir", "nirtorch", "h5py"),
+    "brevitas": ("brevitas",),
+    "onnx": ("onnx", "onnxruntime", "onnxoptimizer", "onnxscript", "qonnx"),
+    "plots": ("matplotlib",),
+    "torch-pruning": ("torch_pruning",),
+    "neurobench": ("neurobench", "snntorch"),
+}
 
 
 class CompressionError(Exception):
@@ -44,6 +56,51 @@ class GridMovedError(CompressionError, RuntimeError):
 
 class CheckpointError(CompressionError, ValueError):
     """A file does not fit the model, is damaged, or was written by a newer format."""
+
+
+class MissingPackageError(CompressionError, ModuleNotFoundError):
+    """An optional package is not installed."""
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import what an extra of this package brings inside the block; what is missing is an error that says so.
+
+    Args:
+        name: of the extra, which is named for packages that no extra lists.
+
+    Raises:
+        MissingPackageError: a package is not installed, or too old to have a module that is needed.
+
+    >>> with extra("plots"):
+    ...     raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+    Traceback (most recent call last):
+    ...
+    sbc_plugin.errors.MissingPackageError: this needs matplotlib; pip install 'sbc-plugin[plots]'
+    """
+    try:
+        yield
+    except MissingPackageError:
+        raise
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(missing(error, name), name=error.name, path=error.path) from error
+
+
+def missing(error: ModuleNotFoundError, name: str | None = None) -> str:
+    """What to install, in a line that pip can carry out.
+
+    Args:
+        error: of the import.
+        name: of the extra to be named for a package that no extra lists; None names none.
+    """
+    module = str(error.name)
+    package = module.partition(".")[0]
+    name = next((known for known, packages in EXTRAS.items() if package in packages), name)
+    if name is None:
+        return f"this needs the module {module}, which is not installed"
+    if module != package and find_spec(package) is not None:
+        return f"the installed {package} has no {module}; pip install --upgrade {package} 'sbc-plugin[{name}]'"
+    return f"this needs {package}; pip install 'sbc-plugin[{name}]'"
 
 
 @contextmanager

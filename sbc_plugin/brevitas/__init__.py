@@ -4,17 +4,21 @@ The quantizers of 2, 3, 4 and 8 bits are attributes of this package as well, nam
 ``SBCInt4WeightPerChannelFloat``. Importing this patches nothing.
 """
 
-from brevitas.inject import ExtendedInjector
+from sbc_plugin.errors import extra
 
-from sbc_plugin.brevitas import quantizers
-from sbc_plugin.brevitas.backend import check_backend, into_backend
-from sbc_plugin.brevitas.export import Exported, export_onnx
-from sbc_plugin.brevitas.freezing import freeze
-from sbc_plugin.brevitas.layers import quantize_layers
-from sbc_plugin.brevitas.mode import sbc_mode
-from sbc_plugin.brevitas.quantizer_integers import integers
-from sbc_plugin.brevitas.quantizers import weight_quantizer
-from sbc_plugin.core.quantization.integers import Integers
+with extra("brevitas"):
+    from brevitas.inject import ExtendedInjector
+
+    from sbc_plugin.brevitas import quantizers
+    from sbc_plugin.brevitas.backend import check_backend, into_backend
+    from sbc_plugin.brevitas.export import Exported, export_onnx
+    from sbc_plugin.brevitas.freezing import freeze
+    from sbc_plugin.brevitas.layers import quantize_layers
+    from sbc_plugin.brevitas.mode import sbc_mode
+    from sbc_plugin.brevitas.quantizer_integers import integers
+    from sbc_plugin.brevitas.quantizers import weight_quantizer
+    from sbc_plugin.core.quantization.integers import Integers
+
 
 __all__ = [
     "Exported",

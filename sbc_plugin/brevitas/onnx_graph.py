@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import onnx
-import onnxoptimizer
-from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from sbc_plugin.core.quantization.integers import Integers
+from sbc_plugin.errors import extra
+
+with extra("onnx"):
+    import onnx
+    import onnxoptimizer
+    from onnx import TensorProto, helper, numpy_helper, version_converter
 
 # ONNX' small integers for DequantizeLinear: smallest opset, type if signed, type if not, bits. 2 bits since onnx 1.20.
 PACKED = (

@@ -136,7 +136,7 @@ def trace(
         UnsupportedModelError: an operation that ONNX has no word for.
     """
     export = export_onnx_qcdq if kind == "qcdq" else export_qonnx
-    with _explained(module):
+    with _explained(module), _unlogged():
         export(
             module.eval(),  # afterwards Brevitas gives every part the mode of the whole
             args=args,
@@ -158,3 +158,21 @@ def _explained(module: nn.Module) -> Iterator[None]:
         raise UnsupportedModelError(
             f"{type(module.model).__name__} cannot be exported: {_first_line(error)}; replace the operation it names"
         ) from error
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Inside the block torch does not write the whole graph to standard output where an export fails.
+
+    torch has no public switch for it, and turns its own on in every export.
+    """
+    held: Any = torch._C
+    log = getattr(held, "_jit_onnx_log", None)
+    if log is None:
+        yield
+        return
+    held._jit_onnx_log = lambda *words: None
+    try:
+        yield
+    finally:
+        held._jit_onnx_log = log

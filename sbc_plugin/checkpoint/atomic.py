@@ -21,14 +21,37 @@ def check_target(path: str | PathLike[str]) -> Path:
     """Refuse before the work what could only fail after it; the path.
 
     Raises:
-        CheckpointError: the target is a folder, or lies in none that one may write to.
+        CheckpointError: the target is a folder, or lies in none that one may write to, or no file can have its name.
     """
     target = Path(path)
     folder = target.parent
-    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    way_out = "give the path of a file in a folder that exists and lets you write"
+    try:
+        refused = target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)
+        if not refused:
+            beside = _beside(Path(os.path.realpath(target)))
+            beside.touch(exist_ok=False)
+            beside.unlink()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{target} cannot be written: {reason_of(error)}; {way_out}") from error
+    if refused:
         what = "is a folder" if target.is_dir() else f"has no folder {folder} that one may write to"
-        raise CheckpointError(f"{target} {what}; give the path of a file in a folder that exists and lets you write")
+        raise CheckpointError(f"{target} {what}; {way_out}")
     return target
+
+
+def reason_of(error: Exception) -> str:
+    """What the system said went wrong with a file.
+
+    >>> reason_of(OSError(28, "No space left on device", "model.nir"))
+    'No space left on device'
+    """
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _beside(target: Path) -> Path:
+    """A name for a file that is written first, and then takes the place of ``target``."""
+    return target.with_name(f".{target.stem}-{uuid4().hex}{target.suffix}")
 
 
 @contextmanager
@@ -47,7 +70,7 @@ def replacing(path: str | PathLike[str], failures: tuple[type[Exception], ...] =
         CheckpointError: it cannot be written: no such folder, no right to, no space.
     """
     target = check_target(os.path.realpath(path))
-    beside = target.with_name(f".{target.stem}-{uuid4().hex}{target.suffix}")
+    beside = _beside(target)
     holder: Any = None
     try:
         _remove_abandoned(target)
@@ -67,9 +90,8 @@ def replacing(path: str | PathLike[str], failures: tuple[type[Exception], ...] =
             finally:
                 os.close(folder)
     except failures as error:
-        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{path} cannot be written: {reason}; nothing was changed. Give a path in a folder that has space"
+            f"{path} cannot be written: {reason_of(error)}; nothing was changed. Give a path in a folder that has space"
         ) from error
     finally:
         if holder is not None:

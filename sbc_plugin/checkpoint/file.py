@@ -70,10 +70,23 @@ def write(path: str | PathLike[str], model: nn.Module, entries: Mapping[str, Any
     Raises:
         CheckpointError: the file cannot be written, or the model holds something that has no place in it.
     """
+    data = as_bytes(model, entries)
+    with replacing(Path(path)) as file:
+        file.write_bytes(data)
+
+
+def as_bytes(model: nn.Module, entries: Mapping[str, Any]) -> bytes:
+    """What :func:`write` writes.
+
+    Raises:
+        CheckpointError: the model holds something that has no place in a file.
+    """
     groups, attributes = describe(model)
     state, same = _state(model)
     if clash := sorted((state.keys() & attributes.keys()) | ({HEADER, PACKED} & (state.keys() | attributes.keys()))):
         raise CheckpointError(f"two tensors are called {clash[0]!r}; rename the module that holds one of them")
+    if odd := [name for name in (*state, *attributes) if not is_text(name)]:
+        raise CheckpointError(f"{odd[0]!r} is no text that a file can hold; rename the module or tensor")
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in (state | attributes).items()}
     forms, blocks = {}, [torch.zeros(0, dtype=torch.uint8, device="cpu")]
     for name in state:
@@ -87,10 +100,8 @@ def write(path: str | PathLike[str], model: nn.Module, entries: Mapping[str, Any
     if forms:
         tensors[PACKED] = torch.cat(blocks)
     signed = {"format": FORMAT, "sha256": UNSIGNED, "version": __version__}
-    data = safetensors.torch.save(tensors, {KEY: _json(signed)})
-    data = data.replace(UNSIGNED.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
-    with replacing(Path(path)) as file:
-        file.write_bytes(data)
+    data: bytes = safetensors.torch.save(tensors, {KEY: _json(signed)})
+    return data.replace(UNSIGNED.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
 
 
 @overload
@@ -144,6 +155,19 @@ def load(
         return Checkpoint(header, report, state, attributes)
     fill(model, state, assignments)
     return model, report
+
+
+def is_text(name: str) -> bool:
+    r"""Whether a name can be written: half of a surrogate pair cannot.
+
+    >>> is_text("conv1"), is_text("\ud800")
+    (True, False)
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def bytes_of(model: nn.Module) -> int:

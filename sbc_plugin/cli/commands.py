@@ -2,25 +2,25 @@
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sbc_plugin.calibration.batches import input_of
 from sbc_plugin.checkpoint.atomic import check_target, replacing
-from sbc_plugin.checkpoint.file import save
+from sbc_plugin.cli.results import import_plots, rehearse, write_model
 from sbc_plugin.cli.sources import load_data, load_model
 from sbc_plugin.cli.spike_files import Batches
 from sbc_plugin.compression.compress import compress as compress_model
-from sbc_plugin.errors import CheckpointError, SettingsError
+from sbc_plugin.errors import CheckpointError, CompressionError, SettingsError
 from sbc_plugin.evaluation.comparison import compare as compare_models
 from sbc_plugin.evaluation.evaluate import Evaluation, evaluate
 from sbc_plugin.evaluation.inspection import inspect as inspect_model
 from sbc_plugin.evaluation.report import Report
-from sbc_plugin.layers import library_of
+from sbc_plugin.evaluation.text import as_json
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
 OUTPUTS, PAGES = (".nir", ".safetensors", ".onnx"), (".html", ".json")
@@ -49,7 +49,7 @@ def inspect(options: argparse.Namespace) -> None:
         inspection = inspect_model(model, [spikes.float()], whole=False)
     else:
         raise SettingsError(f"{options.source} does not say what its input looks like; give some with --data")
-    print(json.dumps(inspection.to_dict(), indent=1) if options.json else inspection)
+    print(as_json(inspection.to_dict(), indent=1) if options.json else inspection)
 
 
 def compress(options: argparse.Namespace) -> None:
@@ -69,6 +69,9 @@ def compress(options: argparse.Namespace) -> None:
     dense = _model(options, options.source)
     data = _data(options, options.data)
     held_out = None if options.test is None else _data(options, options.test)
+    rehearse(output, dense, data, quantize)
+    if report_file is not None and report_file.suffix.lower() == ".html":
+        import_plots()
     small, report = compress_model(
         dense,
         data,
@@ -78,17 +81,18 @@ def compress(options: argparse.Namespace) -> None:
         calibration=calibration,
         backend="brevitas" if onnx else None,
     )
+    write_model(output, small, report, next(iter(data)))
     evaluation = None
-    if held_out is not None or report_file is not None:
-        evaluation = evaluate(dense, small, data if held_out is None else held_out, held_out=held_out is not None)
-    _write(output, small, report, next(iter(data)))
-    if report_file is not None:
+    with _told_as_written(output):
         try:
-            _write_report(report_file, report, evaluation, options.source)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; {output} is written") from error
+            if held_out is not None or report_file is not None:
+                measured = data if held_out is None else held_out
+                evaluation = evaluate(dense, small, measured, held_out=held_out is not None)
+        finally:
+            if report_file is not None:
+                _write_text(report_file, _report_text(report_file, report, evaluation, options.source))
     if options.json:
-        print(json.dumps(_result(report, evaluation, options.source)))
+        print(as_json(_result(report, evaluation, options.source)))
         return
     if isinstance(data, Batches):
         print(f"{options.data}: {data}\n")
@@ -115,15 +119,22 @@ def report(options: argparse.Namespace) -> None:
     """
     target = _target(options.output, PAGES[:1])
     try:
-        content = json.loads(Path(options.result).read_text())
+        content = json.loads(Path(options.result).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"no file {options.result}; write one with sbc compress --report report.json") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{options.result} is no JSON ({error})") from error
     if not isinstance(content, dict) or "report" not in content:
         raise CheckpointError(f"{options.result} holds no report; write one with sbc compress --report report.json")
-    evaluation = None if content.get("evaluation") is None else Evaluation.from_dict(content["evaluation"])
-    _write_report(target, Report.from_dict(content["report"]), evaluation, str(content.get("model", "")))
+    try:
+        evaluation = None if content.get("evaluation") is None else Evaluation.from_dict(content["evaluation"])
+        made = Report.from_dict(content["report"])
+        text = _report_text(target, made, evaluation, str(content.get("model", "")))
+    except CheckpointError as error:
+        raise CheckpointError(f"{options.result}: {error}") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise CheckpointError(f"{options.result} holds numbers that contradict each other ({error!r})") from error
+    _write_text(target, text)
     print(f"written: {target}")
 
 
@@ -132,30 +143,34 @@ def _result(report: Report, evaluation: Evaluation | None, source: str) -> dict[
     return {"model": source, "report": report.to_dict(), "evaluation": measured}
 
 
-def _write_report(target: Path, report: Report, evaluation: Evaluation | None, source: str) -> None:
+def _report_text(target: Path, report: Report, evaluation: Evaluation | None, source: str) -> str:
     if target.suffix.lower() == ".json":
-        text = json.dumps(_result(report, evaluation, source), indent=1)
-    else:
-        from sbc_plugin.evaluation.page import page
+        return as_json(_result(report, evaluation, source), indent=1)
+    from sbc_plugin.evaluation.page import page
 
-        text = page(report, evaluation, f"{Path(source).name}: compression report")
+    return page(report, evaluation, f"{Path(source).name}: compression report")
+
+
+def _write_text(target: Path, text: str) -> None:
     with replacing(target) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
-def _write(output: Path, model: nn.Module, report: Report, batch: Any) -> None:
-    suffix = output.suffix.lower()
-    if suffix == ".safetensors":
-        save(output, model, report)
-    elif suffix == ".nir":
-        from sbc_plugin.nir import write
+@contextmanager
+def _told_as_written(output: Path) -> Iterator[None]:
+    """Say in any error of the block that the model is written already.
 
-        write(output, model, input_shape=tuple(input_of(batch).shape[2:]))
-    else:
-        from sbc_plugin.brevitas import export_onnx
-
-        one_step = library_of(model).is_step_model(model, batch)
-        export_onnx(model, output, batch, steps=None if one_step else len(input_of(batch)))
+    Raises:
+        CompressionError: the one raised inside, or one that says what another was.
+    """
+    written = f"; {output} is written"
+    try:
+        yield
+    except CompressionError as error:
+        error.args = (f"{error}{written}",)
+        raise
+    except Exception as error:
+        raise CompressionError(f"unexpected {type(error).__name__}: {error}{written}; --debug shows where") from error
 
 
 def _target(path: str, suffixes: tuple[str, ...]) -> Path:

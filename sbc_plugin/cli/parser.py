@@ -1,21 +1,27 @@
 """The command ``sbc``: its options, and how it reports errors."""
 
 import argparse
+import io
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 
+from sbc_plugin.checkpoint.atomic import reason_of
 from sbc_plugin.cli import commands
 from sbc_plugin.cli.spike_files import MAX_BYTES
-from sbc_plugin.errors import CompressionError
+from sbc_plugin.errors import EXTRAS, CompressionError, SettingsError, missing
 from sbc_plugin.settings import ALLOCATIONS, BIT_ALLOCATIONS, METHODS, ORDERS, OUTPUTS, SCALES
 from sbc_plugin.version import __version__
 
+__all__ = ["EXTRAS", "main"]
+
+LONGEST = 400  # characters of a message that this package did not write
 MODEL = "model.nir, model.safetensors (made by sbc), or package.module:factory, a function that returns the model"
 DATA = "spikes.npz, spikes.npy (time first: (T, N, ...), see docs/spike-files.md), or package.module:loader"
 EXIT = """exit status:
@@ -45,9 +51,33 @@ is data that nothing was fitted to: accuracy (where the file holds labels) and s
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``sbc`` with ``arguments`` (default: the command line's); the exit status."""
     options = _parser().parse_args(arguments)
+    with _printing_any_name():
+        try:
+            _prepare(options)
+            options.command(options)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be printed shows here, and not while Python ends
+        except KeyboardInterrupt:
+            print("sbc: interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of standard output left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (Exception, SystemExit) as error:  # whatever a stranger's model, data or module raises
+            if options.debug:
+                traceback.print_exc()
+            print(f"sbc: {_message(error)}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> None:
     torch.set_flush_denormal(True)  # decaying membranes become denormal, and CPUs crawl
-    if getattr(options, "threads", None):
-        torch.set_num_threads(options.threads)
+    threads = getattr(options, "threads", None)
+    if threads is not None and threads < 1:
+        raise SettingsError(f"--threads {threads} is no number of threads; give at least 1")
+    if threads is not None:
+        torch.set_num_threads(threads)
     # norse compiles functions with torch.jit.script while it is imported: nothing the caller could do about it
     warnings.filterwarnings("ignore", message="`torch.jit.script", category=FutureWarning)
     warnings.filterwarnings("ignore", message="`torch.jit.script", category=DeprecationWarning)
@@ -56,41 +86,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # numpy before 2 asks for the smallest denormal, which is flushed here
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _printing_any_name() -> Iterator[None]:
+    """Inside the block standard output escapes what its encoding has no letters for, as standard error does."""
+    output = sys.stdout
+    if not isinstance(output, io.TextIOWrapper):
+        yield
+        return
+    before = output.errors
+    output.reconfigure(errors="backslashreplace")
     try:
-        options.command(options)
-    except KeyboardInterrupt:
-        print("sbc: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of standard output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (CompressionError, OSError, ModuleNotFoundError) as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"sbc: {_message(error)}", file=sys.stderr)
-        return 1
-    return 0
+        yield
+    finally:
+        with suppress(OSError, ValueError):  # its reader has left, or a command closed it
+            output.reconfigure(errors=before)
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
+    """One line for any exception; those that this package does not raise on purpose say their kind."""
+    text = " ".join(str(error).split())
+    if isinstance(error, CompressionError):
+        return text
     if isinstance(error, ModuleNotFoundError):
-        package = str(error.name).partition(".")[0]
-        extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
-        return f"this needs {package}; pip install " + (f"'sbc-plugin[{extra}]'" if extra else package)
+        return missing(error)
     if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}; nothing was written"
-    return " ".join(str(error).split())
-
-
-EXTRAS = {
-    "demo": ("sklearn",),
-    "norse": ("norse", "nir", "nirtorch", "h5py"),
-    "brevitas": ("brevitas",),
-    "onnx": ("onnx", "onnxruntime", "onnxoptimizer", "onnxscript", "qonnx"),
-    "plots": ("matplotlib",),
-    "torch-pruning": ("torch_pruning",),
-    "neurobench": ("neurobench", "snntorch"),
-}
+        return f"{error.filename or 'a file'}: {reason_of(error)}"
+    if isinstance(error, MemoryError):
+        return "not enough memory; give fewer sequences with --limit or --batch"
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return f"unexpected {type(error).__name__}{': ' if text else ''}{text}; --debug shows where"
 
 
 def _parser() -> argparse.ArgumentParser:

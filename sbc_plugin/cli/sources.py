@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from sbc_plugin.calibration.batches import input_of
 from sbc_plugin.checkpoint.file import load
 from sbc_plugin.cli.spike_files import MAX_BYTES, Batches, read_spikes
-from sbc_plugin.errors import CalibrationError, CheckpointError, SettingsError
+from sbc_plugin.errors import CalibrationError, CheckpointError, CompressionError, SettingsError
 
 MODELS = "give model.nir, model.safetensors or package.module:factory"
 
@@ -22,7 +22,7 @@ def named(name: str) -> Any:
     """What ``package.module:name`` is; the folder one works in is searched first, as ``python -m`` does.
 
     Raises:
-        SettingsError: it has no such form, or there is no such module or name in it.
+        SettingsError: it has no such form, there is no such module or name in it, or the module fails.
 
     >>> named("math:pi")
     3.141592653589793
@@ -34,7 +34,7 @@ def named(name: str) -> Any:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        value: Any = importlib.import_module(module)
+        value = _own_code(name, importlib.import_module, module)
     except ModuleNotFoundError as error:
         raise SettingsError(f"{name!r}: no module {error.name!r} can be imported from {folder}") from error
     for part in attribute.split("."):
@@ -43,6 +43,24 @@ def named(name: str) -> Any:
             raise SettingsError(f"{name!r}: {module} has no {attribute}; it has {', '.join(public[:20])}")
         value = getattr(value, part)
     return value
+
+
+def _own_code(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a call into the user's own code returns.
+
+    Raises:
+        CompressionError: the one that it raised.
+        ModuleNotFoundError: the one that it raised.
+        SettingsError: it raised something else, or wanted to end the program.
+    """
+    try:
+        return function(*arguments)
+    except (CompressionError, ModuleNotFoundError):
+        raise
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        raised = f"{name!r}: its own code raised {type(error).__name__}: {text}; --debug shows where"
+        raise SettingsError(raised) from error
 
 
 def load_model(
@@ -65,7 +83,7 @@ def load_model(
 
     Raises:
         CheckpointError: no such file, or one that is damaged or does not fit.
-        SettingsError: a name that cannot be imported, that is no model, or no model to fill in.
+        SettingsError: a name that cannot be imported, whose code fails, that is no model, or no model to fill in.
         UnsupportedModelError: a node of the ``.nir`` file without a rule.
     """
     suffix = Path(source).suffix.lower()
@@ -90,7 +108,7 @@ def load_model(
 
 def _made(name: str) -> nn.Module:
     value = named(name)
-    model = value if isinstance(value, nn.Module) else value() if callable(value) else value
+    model = value if isinstance(value, nn.Module) else _own_code(name, value) if callable(value) else value
     if not isinstance(model, nn.Module):
         raise SettingsError(f"{name!r} gives a {type(model).__name__}, a torch.nn.Module is needed")
     return model
@@ -109,7 +127,7 @@ def load_data(source: str, *, batch: int, limit: int | None = None, max_bytes: i
 
     Raises:
         CalibrationError: no such file, or a layout that is not known.
-        SettingsError: a name that cannot be imported, or that is no iterable.
+        SettingsError: a name that cannot be imported, whose code fails, or that is no iterable.
     """
     if Path(source).suffix.lower() in (".npz", ".npy"):
         x, labels = read_spikes(source, max_bytes=max_bytes)
@@ -117,7 +135,7 @@ def load_data(source: str, *, batch: int, limit: int | None = None, max_bytes: i
     if ":" not in source:
         raise CalibrationError(f"{source!r} is no spike data; give spikes.npz, spikes.npy or package.module:loader")
     value = named(source)
-    data = value() if callable(value) else value
+    data = _own_code(source, value) if callable(value) else value
     if isinstance(data, torch.Tensor) or not isinstance(data, Iterable):
         raise SettingsError(f"{source!r} gives a {type(data).__name__}, an iterable of batches (T, B, ...) is needed")
     return data if limit is None else _first(data, limit)

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
 from sbc_plugin.demo.saccades import saccade_events
+from sbc_plugin.errors import extra
+
+with extra("demo"):
+    from sklearn.datasets import load_digits
 
 SIZE = 16  # pixels a side: the digit fills the inner 12, the saccades move it inside the margin
 MARGIN = 2

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import torch
-from norse.torch import LIFBoxCell, LIFBoxParameters, SequentialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sbc_plugin.demo.digits import Events
-from sbc_plugin.errors import CheckpointError
+from sbc_plugin.errors import CheckpointError, extra
+
+with extra("norse"):
+    from norse.torch import LIFBoxCell, LIFBoxParameters, SequentialState
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 

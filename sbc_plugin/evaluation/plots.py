@@ -6,23 +6,30 @@ or dark.
 """
 
 import io
+import re
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
+from sbc_plugin.errors import extra
 from sbc_plugin.evaluation.evaluate import BINS, Activity, Evaluation
 from sbc_plugin.evaluation.report import Report
+from sbc_plugin.evaluation.text import printable
+
+with extra("plots"):
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 BEFORE, AFTER = "#0072B2", "#D55E00"
 INK = "#010203"  # stands for the page's text colour until the SVG is text
 WIDTH = 4.6  # inches: text stays readable on a telephone
+LONGEST = 40  # characters of a name beside an axis, which needs the rest of the width
 STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name with $ is a name
     "svg.hashsalt": "sbc",  # the same figure gives the same text
     "font.family": "sans-serif",
     "font.size": 9,
@@ -39,7 +46,9 @@ Arguments = ParamSpec("Arguments")
 def _styled(draw: Callable[Arguments, str]) -> Callable[Arguments, str]:
     @wraps(draw)
     def drawn(*arguments: Arguments.args, **named: Arguments.kwargs) -> str:
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            # the browser draws the text, in a font that has the letters
+            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
             return draw(*arguments, **named)
 
     return drawn
@@ -126,7 +135,7 @@ def layers(report: Report, evaluation: Evaluation | None) -> str:
             text = f"{number:.1%}" if not open_end else f"{number:.3g}"
             axes.text(min(number, right * 0.86) + right * 0.01, row, text, va="center", fontsize=8)
         axes.set(yticks=range(len(names)), xlim=(0, right))
-        axes.set_yticklabels(names)
+        axes.set_yticklabels([_short(name) for name in names])
         axes.invert_yaxis()
         axes.set_title(title, loc="left", fontsize=9)
     return _svg(figure, "Sparsity, loss and spike distance by layer")
@@ -146,8 +155,20 @@ def _few(count: int) -> list[int]:
     return list(range(0, count, max(1, -(-count // 5))))
 
 
+def _short(name: str) -> str:
+    """The name of a layer beside an axis; of one that is too long, its beginning and its end.
+
+    >>> _short("block1.conv"), _short("x" * 30 + "y" * 30)
+    ('block1.conv', 'xxxxxxxxxxxxxxxxxxxx…yyyyyyyyyyyyyyyyyyy')
+    """
+    name = printable(name)
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[1 - LONGEST // 2 :]}"
+
+
 def _svg(figure: Figure, title: str) -> str:
     text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": printable(title)})
     svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    # only where it is a colour, not in the name of a layer
+    coloured = re.sub(r'style="[^"<>]*"', lambda style: style[0].replace(INK, "currentColor"), svg)
+    return coloured[coloured.index("<svg") :]

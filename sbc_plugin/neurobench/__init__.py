@@ -2,12 +2,15 @@
 
 from typing import Any
 
-from neurobench.hooks.layer import LayerHook
-from neurobench.hooks.neuron import NeuronHook
-from neurobench.models import NeuroBenchModel
 from torch import Tensor, nn
 
+from sbc_plugin.errors import extra
 from sbc_plugin.layers import Forward, library_of
+
+with extra("neurobench"):
+    from neurobench.hooks.layer import LayerHook
+    from neurobench.hooks.neuron import NeuronHook
+    from neurobench.models import NeuroBenchModel
 
 __all__ = ["SpikingModel"]
 

@@ -12,6 +12,7 @@ from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
 from sbc_plugin.checkpoint.atomic import replacing
+from sbc_plugin.checkpoint.file import is_text
 from sbc_plugin.errors import SettingsError, UnsupportedModelError, in_layer
 from sbc_plugin.nir.network import running_order, shape_after
 from sbc_plugin.nir.neuron_nodes import Gain, Reset, node_of, reset_of
@@ -113,19 +114,11 @@ def _check_names(names: Iterable[str]) -> None:
         UnsupportedModelError: there is such a name.
     """
     for name in names:
-        if name in ("", ".") or not {"/", "\0"}.isdisjoint(name) or not _is_text(name):
+        if name in ("", ".") or not {"/", "\0"}.isdisjoint(name) or not is_text(name):
             raise UnsupportedModelError(
                 f"node {name!r}: a .nir file takes no names that are empty, '.', no text, or hold '/'; rename it "
                 "in the model or graph, e.g. with '.' in the place of '/'"
             )
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _node(module: nn.Module, shape: Shape, leading: int) -> tuple[Any, Shape]:

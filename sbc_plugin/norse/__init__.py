@@ -6,18 +6,29 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.driver import Driver
-from sbc_plugin.layers import Forward, SpikingLayer
-from sbc_plugin.norse import discovery
-from sbc_plugin.norse.calling import state_items
-from sbc_plugin.norse.copying import copy_model
-from sbc_plugin.norse.forward import default_forward, is_step_model
-from sbc_plugin.norse.linear import linear_neurons, linear_state
-from sbc_plugin.norse.membranes import MembraneReport, StateReport, quantize_membranes, restore_membranes
-from sbc_plugin.norse.neurons import holds_weights, is_neuron, is_spiking, register_neuron, state_tensor, threshold_of
-from sbc_plugin.norse.recording import NeuronRecord, record_states
-from sbc_plugin.norse.states import FlatStep, drop_surrogates, flat_step
-from sbc_plugin.norse.steps import Step, intercept_steps
+from sbc_plugin.errors import extra
+
+with extra("norse"):
+    from sbc_plugin.calibration.driver import Driver
+    from sbc_plugin.layers import Forward, SpikingLayer
+    from sbc_plugin.norse import discovery
+    from sbc_plugin.norse.calling import state_items
+    from sbc_plugin.norse.copying import copy_model
+    from sbc_plugin.norse.forward import default_forward, is_step_model
+    from sbc_plugin.norse.linear import linear_neurons, linear_state
+    from sbc_plugin.norse.membranes import MembraneReport, StateReport, quantize_membranes, restore_membranes
+    from sbc_plugin.norse.neurons import (
+        holds_weights,
+        is_neuron,
+        is_spiking,
+        register_neuron,
+        state_tensor,
+        threshold_of,
+    )
+    from sbc_plugin.norse.recording import NeuronRecord, record_states
+    from sbc_plugin.norse.states import FlatStep, drop_surrogates, flat_step
+    from sbc_plugin.norse.steps import Step, intercept_steps
+
 
 __all__ = [
     "FlatStep",

@@ -3,13 +3,17 @@
 Importing this patches nothing; :func:`register` adds two names to torch-pruning when asked.
 """
 
-from sbc_plugin.torch_pruning.audit import Audit, audit
-from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing
-from sbc_plugin.torch_pruning.history import load_pruned, save_pruned
-from sbc_plugin.torch_pruning.importance import SBCImportance
-from sbc_plugin.torch_pruning.normalization import reestimate_batchnorm
-from sbc_plugin.torch_pruning.pruner import SBCPruner, get_pruner, register
-from sbc_plugin.torch_pruning.weights import WeightPruner
+from sbc_plugin.errors import extra
+
+with extra("torch-pruning"):
+    from sbc_plugin.torch_pruning.audit import Audit, audit
+    from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing
+    from sbc_plugin.torch_pruning.history import load_pruned, save_pruned
+    from sbc_plugin.torch_pruning.importance import SBCImportance
+    from sbc_plugin.torch_pruning.normalization import reestimate_batchnorm
+    from sbc_plugin.torch_pruning.pruner import SBCPruner, get_pruner, register
+    from sbc_plugin.torch_pruning.weights import WeightPruner
+
 
 __all__ = [
     "Audit",
