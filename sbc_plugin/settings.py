@@ -85,7 +85,8 @@ class Quantize:
     Attributes:
         bits: 2 to 8, of each weight; with ``allocation="loss"``, of a weight on average.
         granularity: one scale a "channel" (row), a "tensor", or "group:K" (K consecutive columns of a row); input and
-            recurrent weights never share one.
+            recurrent weights never share one. A layer whose columns K does not divide stays in floating point, which
+            the report notes.
         scale: "mse" (least squared error: of the layer's output for "sbc" and "obc", of the weights for "rtn" and
             "magnitude"), "absmax" (nothing clips) or "power_of_two".
         symmetric: codes around 0; else an integer zero point, 0.0 still being on the grid.

@@ -45,7 +45,7 @@ def into_backend(
         model: compressed: its weights lie on the grids.
         layers: of the model.
         quantize: the settings that it was compressed with.
-        grids: name of a layer -> the grid of its parts side by side.
+        grids: name of a layer -> the grid of its parts side by side; layers without one stay as they are.
 
     Returns:
         The model, and name -> reason for weights that are on the grid but not in Brevitas.
@@ -53,6 +53,7 @@ def into_backend(
     Raises:
         GridMovedError: Brevitas sees other integers than core.
     """
+    layers = [layer for layer in layers if layer.name in grids]
     parts = [(part, grids[layer.name].bits) for layer in layers for part in layer.parts]
     quantizers = {
         part.name: weight_quantizer(f"int{bits}", quantize.granularity, quantize.scale)

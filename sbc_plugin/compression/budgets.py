@@ -80,7 +80,7 @@ def share_bits(
     others on the cheapest are not tried.
 
     Args:
-        layers: all of the model.
+        layers: those that the grid's groups of columns fit.
         weights: name -> (rows, columns), to be quantised; zeros stay and take no code.
         hessian_of: name -> Hessian of the layer, undamped; asked for one after the other.
         recipe: how layers are solved; nothing is pruned here.

@@ -13,7 +13,7 @@ from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
-from sbc_plugin.compression.layer import Recipe
+from sbc_plugin.compression.layer import Recipe, check_granularity
 from sbc_plugin.compression.plan import obstacle, plan
 from sbc_plugin.compression.run import all_or_nothing, run
 from sbc_plugin.compression.stage import Stage
@@ -93,6 +93,8 @@ def compress(
     skipped |= {layer.name: layer.note for layer in layers if layer.note}
     others = weights_left_alone(target, layers)
     _check_weights(layers)
+    if quantize is not None:
+        check_granularity(layers, quantize)
     if adapter is not None and quantize is not None:
         adapter.check_backend(layers, quantize)
     # 3. Plan.

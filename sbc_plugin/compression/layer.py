@@ -45,6 +45,30 @@ def unfit_pattern(layer: SpikingLayer, pattern: str) -> str:
     return ""
 
 
+def unfit_granularity(layer: SpikingLayer, quantize: Quantize) -> str:
+    """Why a layer cannot have the grid's groups of columns, "" if it can.
+
+    Groups lie within one weight, so each part's columns have to be a multiple of the group's.
+    """
+    size = int(quantize.granularity.partition(":")[2] or 1)
+    odd = [part for part in layer.parts if part.form.columns % size]
+    if not odd:
+        return ""
+    whose = f"of {odd[0].name!r}" if len(layer.parts) > 1 else "of a row"
+    return f"granularity {quantize.granularity!r}: {size} does not divide the {odd[0].form.columns} weights {whose}"
+
+
+def check_granularity(layers: list[SpikingLayer], quantize: Quantize) -> None:
+    """Refuse groups of columns that no layer can have.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    reasons = [unfit_granularity(layer, quantize) for layer in layers]
+    if all(reasons):
+        raise SettingsError(f"no layer of the model can be quantised: {reasons[0]}; use a divisor, or 'channel'")
+
+
 def positions_of(layer: SpikingLayer) -> int:
     """Kernel positions of a row's columns; 1 where several weights stand side by side."""
     return layer.parts[0].form.positions if len(layer.parts) == 1 else 1

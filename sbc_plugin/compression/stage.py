@@ -19,6 +19,7 @@ from sbc_plugin.compression.layer import (
     saliency,
     sequential_target,
     solve,
+    unfit_granularity,
     without_pruning,
 )
 from sbc_plugin.compression.plan import silent_first
@@ -191,13 +192,19 @@ class Stage:
             return saliency(layer, weights[layer.name], hessian_of(layer.name), self.calibration.damping)
 
         zeros, notes = ({}, {}) if prune is None else share_zeros(self.layers, weights, prune, saliency_of)
-        shared = quantize is not None and quantize.allocation == "loss"
-        grids = share_bits(self.layers, weights, hessian_of, self.recipe, self.progress) if shared else {}
+        if quantize is None:
+            return _Budget(zeros, {}, notes)
+        reasons = {layer.name: unfit_granularity(layer, quantize) for layer in self.layers}
+        notes = joined(notes, {name: f"not quantised: {reason}" for name, reason in reasons.items() if reason})
+        fitting = [layer for layer in self.layers if not reasons[layer.name]]
+        grids = {layer.name: quantize for layer in fitting}
+        if quantize.allocation == "loss":
+            grids = share_bits(fitting, weights, hessian_of, self.recipe, self.progress)
         return _Budget(zeros, grids, notes)
 
     def _solve(self, layer: SpikingLayer, weight: Tensor, hessian: Tensor, budget: "_Budget") -> Solution:
         recipe = self.recipe if layer.name in budget.zeros else without_pruning(self.recipe)
-        recipe = replace(recipe, quantize=budget.quantize.get(layer.name, recipe.quantize))
+        recipe = replace(recipe, quantize=budget.quantize.get(layer.name))
         with in_layer(layer.name):
             return solve(layer, weight, hessian, budget.zeros.get(layer.name), recipe)
 
@@ -208,8 +215,8 @@ class _Budget:
 
     Attributes:
         zeros: by layer name; a layer that is not in it is not pruned.
-        quantize: by layer name; the recipe's own for a layer that is not in it.
-        notes: why layers are not pruned.
+        quantize: by layer name; a layer that is not in it is not quantised.
+        notes: why layers are not pruned, or not quantised.
     """
 
     zeros: dict[str, int]
