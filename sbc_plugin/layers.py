@@ -188,4 +188,7 @@ def library_of(model: nn.Module) -> SpikingLibrary:
         if any(base.__module__.split(".")[0] == library for module in model.modules() for base in type(module).__mro__):
             return import_module(adapter)
     known = ", ".join(SNN_LIBRARIES)
-    raise UnsupportedModelError(f"{type(model).__name__} holds no spiking neuron of a known library ({known})")
+    raise UnsupportedModelError(
+        f"{type(model).__name__} holds no spiking neuron of a known library ({known}); neurons have to be modules: "
+        "in the place of steps called by hand (norse.torch.functional) put cells, e.g. norse.torch.LIFCell()"
+    )

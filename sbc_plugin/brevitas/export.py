@@ -12,8 +12,9 @@ from sbc_plugin.brevitas.freezing import check_quantised
 from sbc_plugin.brevitas.layers import copy_model, is_quantised, replace_modules
 from sbc_plugin.brevitas.onnx_trace import TRACED_OPSET, Sequence, Summing, check_runs, free_axes, has_divisor, trace
 from sbc_plugin.brevitas.quantizer_integers import integers
-from sbc_plugin.calibration.batches import input_of
+from sbc_plugin.calibration.driver import as_input
 from sbc_plugin.calibration.forward import eval_mode
+from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.checkpoint.atomic import replacing
 from sbc_plugin.core.quantization.integers import Integers
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
@@ -48,6 +49,7 @@ class Exported:
         return {name: value.expand(batch, *value.shape).numpy().copy() for name, value in self.states.items()}
 
 
+@autocast_off()
 def export_onnx(
     model: nn.Module,
     path: str | Path,
@@ -156,13 +158,12 @@ def _floats(model: nn.Module) -> dict[str, str]:
 
 
 def _example(model: nn.Module, batch: Any, steps: int | None) -> Tensor:
-    x = input_of(batch)
-    x = x.to_dense() if x.layout != torch.strided else x
+    x = as_input(model, batch)
     if x.dim() < 3 or not all(x.shape):
         raise CalibrationError(f"the example has shape {tuple(x.shape)}; give a sequence (T, B, ...)")
     if steps is not None and len(x) < steps:
         raise CalibrationError(f"the example has {len(x)} steps, the file shall have {steps}; give a longer one")
-    return x[:steps].detach().to(next(model.parameters()))
+    return x[:steps].detach()
 
 
 def _tidy(

@@ -73,7 +73,14 @@ def _beside(batch: Any) -> Any:
 
 
 def dense(x: Tensor) -> Tensor:
-    """The same values in a tensor that is not sparse."""
+    """The same values in a tensor that is neither sparse nor quantised.
+
+    Raises:
+        CalibrationError: a nested tensor, whose sequences differ in length.
+    """
+    if x.is_nested:
+        raise CalibrationError("the input is a nested tensor; pad its sequences to one length, or pass `forward`")
+    x = x.dequantize() if x.is_quantized else x
     return x if x.layout == torch.strided else x.to_dense()
 
 
@@ -94,17 +101,23 @@ def check_batch(batch: Any, number: int) -> None:
     """Refuse an empty input, NaN and infinity in a batch, where it is known which tensor its input is.
 
     Raises:
-        CalibrationError: no step, no sequence or no feature; NaN or infinity.
+        CalibrationError: no step, no sequence or no feature; NaN or infinity; or no values at all.
     """
     try:
         x = input_of(batch)
     except CalibrationError:
         return
+    if x.is_nested:  # for a forward of the user's own
+        return
+    if x.is_meta:
+        raise CalibrationError(f"batch {number}: the input is on the meta device, so it has no values; give real data")
     if x.numel() == 0:
         raise CalibrationError(
             f"batch {number}: the input has shape {tuple(x.shape)}, so it holds no steps or sequences"
         )
-    if x.is_floating_point() and not dense(x).isfinite().all():
+    values = dense(x)
+    values = values.float() if values.is_floating_point() and values.dtype.itemsize == 1 else values
+    if (x.is_floating_point() or x.is_complex()) and not values.isfinite().all():
         raise CalibrationError(f"batch {number}: the input holds NaN or infinity; clean the calibration data")
 
 

@@ -1,13 +1,16 @@
 """One whole sequence through a model, called in the way in which it was seen to take time: :class:`Driver`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sbc_plugin.calibration.batches import dense, input_of, labels_of
-from sbc_plugin.errors import CalibrationError
+from sbc_plugin.errors import CalibrationError, UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Driver:
 
         Raises:
             CalibrationError: the input has no time and batch axis.
+            UnsupportedModelError: the model is in half precision, and does not run in it.
         """
         x = as_input(model, batch)
         x = x.transpose(0, 1) if self.swapped and x.dim() > 1 else x
-        if self.state_items is not None:
-            return drive_steps(model, x, self.state_items, self.start)
-        output = first_result(model(x))
+        with _half_explained(model, x):
+            if self.state_items is not None:
+                return drive_steps(model, x, self.state_items, self.start)
+            output = first_result(model(x))
         if isinstance(output, Tensor) and output.dim() > max(self.output_axes, default=0):
             return output.movedim(self.output_axes, tuple(range(len(self.output_axes))))
         return output
@@ -84,6 +89,25 @@ class Driver:
         )
 
 
+@contextmanager
+def _half_explained(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Say what to do where a model in half precision does not run in it, because a part of it computes in float32.
+
+    Raises:
+        RuntimeError: the one raised inside, of another model.
+        UnsupportedModelError: such a model failed inside the block.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if x.dtype not in (torch.float16, torch.bfloat16) or "dtype" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run in {x.dtype}: {str(error).partition(chr(10))[0]}; a part of it, such "
+            "as Norse's LIFCell, computes in float32: compress model.float(), and convert the result"
+        ) from error
+
+
 def drive_steps(model: nn.Module, x: Tensor, state_items: int = 1, start: tuple[None, ...] = (None,)) -> Any:
     """Call a step model on each x[t] of its input (T, B, ...), handing the state on; outputs stacked, (T, B, ...).
 
@@ -122,8 +146,37 @@ def _last(result: Any) -> Any:
     return _last(result[-1]) if isinstance(result, list) and result else result
 
 
+def check_has_values(model: nn.Module) -> None:
+    """Refuse a model whose weights are only shapes, or not even that.
+
+    Raises:
+        UnsupportedModelError: a parameter or buffer on the meta device, or of a lazy module that has not run yet.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise UnsupportedModelError(
+                f"{name!r} has no shape before the model has run once; call model(x) on some data"
+            )
+        if tensor.is_meta:
+            raise UnsupportedModelError(
+                f"{name!r} is on the meta device, so it has no values; make the model a real one first: "
+                "model.to_empty(device='cpu'), then model.load_state_dict(...)"
+            )
+
+
 def as_input(model: nn.Module, batch: Any) -> Tensor:
-    """The batch's input tensor, dense, on the model's device and of its floating type."""
+    """The batch's input tensor, dense, on the model's device and of its floating type.
+
+    Raises:
+        CalibrationError: it is complex.
+        UnsupportedModelError: the model has no values.
+    """
+    check_has_values(model)
     x = dense(input_of(batch))
+    if x.is_complex():
+        raise CalibrationError(
+            f"the input is {x.dtype}, whose imaginary part a model of real numbers would lose; give real features, "
+            "e.g. torch.view_as_real(x).flatten(-2), or x.abs()"
+        )
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     return x.float() if parameter is None else x.to(parameter)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.attributes import attributes_kept
 from sbc_plugin.calibration.batches import check_batch, sequences_in
-from sbc_plugin.calibration.driver import Driver
+from sbc_plugin.calibration.driver import Driver, check_has_values
 from sbc_plugin.calibration.wrappers import eager, unwrapped
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
 
@@ -82,11 +82,12 @@ class Runner:
             library: None finds it by the model's neurons.
 
         Raises:
-            UnsupportedModelError: the model belongs to no library that is known.
+            UnsupportedModelError: the model belongs to no library that is known, or has no values.
             CalibrationError: the batch is empty, not finite, or has its sequences along another axis.
         """
         model = unwrapped(model)
         library = library or library_of(model)
+        check_has_values(model)
         runner = cls(model, library, forward or library.default_forward(model, batch, batch_first))
         runner.check(batch, 0)
         return runner

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
 from sbc_plugin.calibration.forward import OnStep, Runner, hooked
+from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.core.hessian import HessianAccumulator
 from sbc_plugin.errors import CalibrationError, in_layer
@@ -24,6 +25,7 @@ from sbc_plugin.settings import Calibration
 DEFAULT = Calibration()
 
 
+@autocast_off()
 def calibrate(
     model: nn.Module,
     calibration_data: Iterable[Any],

@@ -1,9 +1,10 @@
 """``compress``: check what was asked for, look at the model, plan, carry the plan out, report."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeAlias
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from sbc_plugin.calibration.batches import holds_values, peek, repeatable
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT
+from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
 from sbc_plugin.compression.layer import Recipe, check_granularity
@@ -23,7 +25,26 @@ from sbc_plugin.evaluation.report import Report, joined
 from sbc_plugin.layers import Forward, SpikingLayer, library_of
 from sbc_plugin.settings import METHODS, Calibration, Prune, Quantize
 
+Given = ParamSpec("Given")
+Result: TypeAlias = tuple[nn.Module, Report]
 
+
+def _noting_autocast(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Compress with autocast switched off, and say so in the report where it was on."""
+
+    @wraps(function)
+    def noted(*arguments: Given.args, **named: Given.kwargs) -> Result:
+        with autocast_off() as devices:
+            model, report = function(*arguments, **named)
+        if not devices:
+            return model, report
+        note = f"switched off while compressing (on {' and '.join(devices)}), where layers have to compute as they are"
+        return model, replace(report, skipped=joined(report.skipped, {"autocast": note}))
+
+    return noted
+
+
+@_noting_autocast
 @torch.inference_mode(False)  # around no_grad, which it would end: tuning takes gradients where it says so
 @torch.no_grad()
 def compress(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.precision import at_least_single
 from sbc_plugin.core.distillation import divergence, inverse_temperature
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.evaluation.accuracy import result_of, scores_of
@@ -66,8 +67,9 @@ def observe(runner: Runner, batch: Any, classes: bool = False) -> Observation:
         classes: keep scores too, of :func:`sbc_plugin.evaluation.accuracy.scores_of`, where there are two classes or
             more.
     """
-    spikes, output = runner.spikes(batch, keep=lambda step: step)
+    spikes, output = runner.spikes(batch, keep=at_least_single)
     result = _time_first(result_of(output), spikes)
+    result = at_least_single(result) if isinstance(result, Tensor) else result
     number = isinstance(result, Tensor) and not bool(((result == 0) | (result == 1)).all())
     scores = scores_of(result) if classes else None
     sequences = next((len(train[0]) for train in spikes.values()), None)

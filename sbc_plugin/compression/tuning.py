@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.precision import at_least_single
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.compression.objective import Targets, distance_on, mean_distance
 from sbc_plugin.core.quantization.grids import Grid
@@ -143,11 +144,11 @@ class _Scales:
 
     def weight(self, part: float = 1.0) -> Tensor:
         grid = replace(self.start, scale=self.start.scale * (part * self.moved).exp())
-        return grid.dequantise(self.codes).to(self.layer.parts[0].tensor.dtype)
+        return at_least_single(grid.dequantise(self.codes).to(self.layer.parts[0].tensor.dtype))
 
 
 def _movable(layer: SpikingLayer, grid: Grid | None) -> _Weights | _Scales:
-    weight = layer.weight()
+    weight = at_least_single(layer.weight())  # half precision would round small steps away
     if grid is None:
         return _Weights(layer, weight, weight.clone().requires_grad_(), weight != 0)
     factors = torch.zeros_like(grid.scale, requires_grad=True)
@@ -182,6 +183,6 @@ def taken_gradient(layer: SpikingLayer) -> Tensor:
     blocks = []
     for part in layer.parts:
         gradient = torch.zeros_like(part.tensor) if part.tensor.grad is None else part.tensor.grad
-        blocks.append(part.form.as_matrix(gradient))
+        blocks.append(part.form.as_matrix(at_least_single(gradient)))
         part.tensor.grad = None
     return torch.cat(blocks, dim=1)

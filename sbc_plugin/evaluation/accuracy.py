@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from sbc_plugin.calibration.batches import labels_of, peek
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.plain import library_or_plain
+from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.errors import CalibrationError
 from sbc_plugin.layers import Forward
 
 
+@autocast_off()
 def accuracy(
     model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None, batch_first: bool | None = None
 ) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import peek
+from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.errors import CalibrationError
 from sbc_plugin.evaluation.operations import Cost, OperationCounter, Recording, Replayed, sequences_of
@@ -113,6 +114,7 @@ class _Tally:
     steps: int = 0
 
 
+@autocast_off()
 def record_spikes(
     model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None, batch_first: bool | None = None
 ) -> Recording:
@@ -136,6 +138,7 @@ def record_spikes(
     return Recording(batches, counter.cost(sum(sequences_of(spikes) for spikes in batches)))
 
 
+@autocast_off()
 def compare(
     dense: nn.Module | Recording,
     compressed: nn.Module,

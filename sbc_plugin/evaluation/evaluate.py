@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import labels_of, peek
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.errors import CalibrationError, CheckpointError
 from sbc_plugin.evaluation.accuracy import right_answers
@@ -115,6 +116,7 @@ class Evaluation:
         return "\n".join([*lines, f"measured on {self.comparison.sequences} sequences of {where}"])
 
 
+@autocast_off()
 def evaluate(
     dense: nn.Module,
     compressed: nn.Module,

@@ -11,6 +11,7 @@ from torch import nn
 from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, gather
+from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.core.pruning.prune import SMALL
 from sbc_plugin.evaluation.report import table
@@ -96,6 +97,7 @@ class Inspection:
         return "\n".join(lines)
 
 
+@autocast_off()
 def inspect(
     model: nn.Module,
     calibration_data: Iterable[Any],

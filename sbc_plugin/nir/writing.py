@@ -8,9 +8,11 @@ from typing import Any
 import nir
 import norse.torch as norse
 import numpy
+import torch
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.driver import check_has_values
 from sbc_plugin.checkpoint.atomic import replacing
 from sbc_plugin.checkpoint.file import is_text
 from sbc_plugin.errors import SettingsError, UnsupportedModelError, in_layer
@@ -65,11 +67,12 @@ def graph_of(
     A recurrent cell becomes a neuron with two Linear nodes, one of them fed by the neuron's own spikes.
 
     Raises:
-        UnsupportedModelError: a module without a counterpart in NIR, or a name that no file can hold.
+        UnsupportedModelError: a module without a counterpart in NIR, a name that no file can hold, or no values.
         SettingsError: no input shape, or one that does not fit; with ``codes``, weights that are on no such grid.
     """
     if power_of_two and not codes:
         raise SettingsError("power_of_two=True says which integers to store; give codes=True with it")
+    check_has_values(model)
     wiring = wiring_of(model)
     start, end = wiring.ends
     shape = input_shape or wiring.input_shape
@@ -219,4 +222,6 @@ def _spikes(module: nn.Module) -> bool:
 
 
 def _array(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().numpy().copy()
+    """As an array; half precision as float32, because files of NIR and their readers have no bfloat16."""
+    half = tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize
+    return (tensor.float() if half else tensor).detach().cpu().numpy().copy()

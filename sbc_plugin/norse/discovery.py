@@ -41,7 +41,8 @@ def find_layers(
     """
     if not any(is_spiking(module) for module in model.modules()):
         raise UnsupportedModelError(
-            f"{type(model).__name__} holds no spiking Norse neuron; the objective is its spike train"
+            f"{type(model).__name__} holds no spiking Norse neuron; the objective is its spike train. Neurons have to "
+            "be modules: in the place of steps called by hand (norse.torch.functional) put cells, e.g. LIFCell()"
         )
     check_own_weights(model)
     traced = trace(model, batch, forward)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import check_batch, peek
 from sbc_plugin.calibration.forward import eval_mode
+from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.core.quantization.fixed_point import FixedPoint, check_bits, fixed_point
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
 from sbc_plugin.evaluation.report import table
@@ -105,6 +106,7 @@ def rounded(output: Tensor, state: Any, grids: dict[str, FixedPoint], sends_memb
     return values["v"] if sends_membrane else output, state._replace(lif=inner) if nested else inner
 
 
+@autocast_off()
 def quantize_membranes(
     model: nn.Module,
     bits: int,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import eval_mode
+from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.layers import Forward
 from sbc_plugin.norse.forward import default_forward
 from sbc_plugin.norse.neurons import below_threshold, is_spiking, state_tensor
@@ -32,6 +33,7 @@ class NeuronRecord:
     spikes: Tensor
 
 
+@autocast_off()
 def record_states(model: nn.Module, batch: Any, forward: Forward | None = None) -> dict[str, NeuronRecord]:
     """Run one batch and capture the input, v before and after reset, i and spikes of every neuron and step.
 
