@@ -73,7 +73,7 @@ def attempt(seed: int, method: str = "sbc") -> Outcome:
     """Prune the network of a seed and compare it with the dense one."""
     stranger = network(seed)
     dense, batch, arguments = copy.deepcopy(stranger.model), stranger.batch.clone(), settings(stranger)
-    before = _surroundings(stranger.model)
+    before = surroundings(stranger.model)
     if method == "sbc":
         arguments |= {"calibration_data": [stranger.batch], "forward": stranger.forward}
     try:
@@ -87,7 +87,7 @@ def attempt(seed: int, method: str = "sbc") -> Outcome:
         return Outcome("refused", str(error))
     except Exception as error:
         return Outcome("raw", f"{type(error).__name__}: {error}")
-    if not torch.equal(batch, stranger.batch) or before != _surroundings(stranger.model):
+    if not torch.equal(batch, stranger.batch) or before != surroundings(stranger.model):
         return Outcome("changed", "input, modes, hooks or the random state are not as before")
     history = pruner.pruning_history()
     try:
@@ -141,7 +141,7 @@ def _difference(expected: Tensor, found: Tensor) -> float:
     return float((expected - found).abs().max() / scale)
 
 
-def _surroundings(model: nn.Module) -> Any:
+def surroundings(model: nn.Module) -> Any:
     """What pruning has no business to change."""
     modules = list(model.modules())
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in modules]

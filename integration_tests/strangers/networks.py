@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from integration_tests.strangers.blocks import BLOCKS, DENSE_BLOCKS
+from integration_tests.strangers.more_blocks import MORE_BLOCKS, MORE_DENSE_BLOCKS
 from integration_tests.strangers.parts import Block, Draw, Run, neuron, weighted
 
 
@@ -24,10 +25,12 @@ class Stranger:
     Attributes:
         seed: that makes it again.
         model: a step model ``model(x, state) -> (output, state)``, or one that takes whole sequences.
-        batch: (T, B, ...), spikes.
+        batch: (T, B, ...), spikes; (B, ...) of a model that shows a still input for steps of its own.
         forward: ``forward(model, batch)`` runs one whole batch; None where no such function is needed.
         steps: whether the model takes one step at a time.
         example: what ``model(example)`` takes: one step (B, ...), or a sequence; with the batch first if it wants that.
+        native: the batch with its axes as the model takes them, for calls without ``forward``.
+        batch_axis: of ``native``, which counts the sequences.
         readout: the last layer, whose outputs the user reads.
         heads: attention's layers with the number of their heads.
         dealt: layers whose channels a chunk deals to equal parts, with the number of parts.
@@ -41,6 +44,8 @@ class Stranger:
     forward: Callable[[nn.Module, Any], Any] | None
     steps: bool
     example: Tensor
+    native: Tensor
+    batch_axis: int
     readout: nn.Module
     heads: dict[nn.Module, int] = field(default_factory=dict)
     dealt: dict[nn.Module, int] = field(default_factory=dict)
@@ -54,7 +59,7 @@ class Stranger:
         elif self.steps:
             state, outputs = None, []
             for x in batch:
-                y, state = model(x, state)
+                y, *_, state = model(x, state)
                 outputs.append(y)
             output = torch.stack(outputs)
         else:
@@ -72,11 +77,12 @@ class Readout(nn.Module):
         width = channels * (1 if self.mean else size**draw.axes)
         draw.axes, self.blocks = 0, nn.ModuleList()
         for _ in range(draw.integer(0, 1) if self.axes else draw.integer(1, 3)):
-            block = draw.choice(DENSE_BLOCKS)(draw, width, 1, sequence)
+            block = draw.choice([*DENSE_BLOCKS, *(MORE_DENSE_BLOCKS if draw.more else ())])(draw, width, 1, sequence)
             self.blocks.append(block)
             width = block.channels
         self.layer = weighted(draw, width, draw.integer(2, 4))
-        self.kind = draw.choice(["none", "none", "spikes", "membrane", "log softmax", "norm"])
+        kinds = ["none", "none", "spikes", "membrane", "log softmax", "norm"]
+        self.kind = draw.choice([*kinds, "cell"] if draw.more and not sequence else kinds)
         outputs = self.layer.weight.shape[0]
         self.last: nn.Module = nn.Identity()
         if self.kind == "spikes":
@@ -87,7 +93,9 @@ class Readout(nn.Module):
             self.last = nn.LogSoftmax(dim=-1)
         elif self.kind == "norm":
             self.last = nn.LayerNorm(outputs)
-        self.spikes = self.kind in ("spikes", "membrane")
+        elif self.kind == "cell":
+            self.last = norse.LILinearCell(outputs, outputs)
+        self.spikes = self.kind in ("spikes", "membrane", "cell")
 
     def run(self, x: Tensor, run: Run) -> Tensor:
         if self.axes:
@@ -114,7 +122,8 @@ class Network(nn.Module):
         self.option, channels = draw.chance(0.4), inputs
         self.blocks = nn.ModuleList()
         for _ in range(draw.integer(1, 3) if draw.axes else 0):
-            block = draw.choice(BLOCKS)(draw, channels, size, self.sequence)
+            makers = [*BLOCKS, *(MORE_BLOCKS if draw.more else ())]
+            block = draw.choice(makers)(draw, channels, size, self.sequence)
             self.blocks.append(block)
             channels, size = block.channels, block.size
         self.readout = Readout(draw, channels, size, self.sequence)
@@ -143,6 +152,14 @@ class Step(Network):
         return self.once(x, run), run.after
 
 
+class TwoOutputs(Step):
+    """Returns a second output between the first and the state."""
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        y, after = super().forward(x, state)
+        return y, 2 * y, after
+
+
 class Sequence(Network):
     """Neurons take the whole sequence; some return their states as well."""
 
@@ -152,6 +169,16 @@ class Sequence(Network):
         run = Run(None, sequence=True)
         y = self.once(x, run)
         return (y, run.after) if self.option else y
+
+
+class SequenceWithState(Network):
+    """Takes a whole sequence and, if it is given one, a state to begin with."""
+
+    sequence = True
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        run = Run(state, sequence=True)
+        return self.once(x, run), run.after
 
 
 class Loop(Network):
@@ -169,25 +196,50 @@ class BatchFirst(Network):
         return torch.stack(self.loop(x.transpose(0, 1)), dim=1)
 
 
+class BatchFirstSum(Network):
+    """Takes (B, T, ...) and returns the sum over time, (B, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack(self.loop(x.transpose(0, 1))).sum(0)
+
+
+class Still(Network):
+    """Shows an input (B, ...) without a time axis for a few steps, and returns the mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack(self.loop(x.expand(6, *x.shape))).mean(0)
+
+
 def _batch_first(model: nn.Module, batch: Tensor) -> Tensor:
     output: Tensor = model(batch.transpose(0, 1))
-    return output.transpose(0, 1)
+    return output.transpose(0, 1) if isinstance(model, BatchFirst) else output
 
 
-def network(seed: int) -> Stranger:
-    """The network of a seed, with a batch that drives it. torch's random state is left as it was."""
+KINDS = [Step, Step, Sequence, Loop, BatchFirst]
+MORE_KINDS = [*KINDS, TwoOutputs, SequenceWithState, BatchFirstSum, Still]
+
+
+def network(seed: int, more: bool = False) -> Stranger:
+    """The network of a seed, with a batch that drives it. torch's random state is left as it was.
+
+    Args:
+        seed: makes it again.
+        more: also draw from the rarer blocks and ways of calling; another network for the same seed.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        draw = Draw(seed)
+        draw = Draw(seed, more)
         size = {0: 1, 1: 6, 2: 5, 3: 3}[draw.axes]
         inputs, length, samples = draw.integer(2, 6) if draw.axes else draw.integer(6, 12), draw.integer(5, 10), 4
         axes = draw.axes
-        model = draw.choice([Step, Step, Sequence, Loop, BatchFirst])(draw, inputs, size).eval()
+        model = draw.choice(MORE_KINDS if more else KINDS)(draw, inputs, size).eval()
         _drive(model)
         dtype = torch.float64 if draw.chance(0.3) else torch.float32
         model.to(dtype)
         batch = (torch.rand(length, samples, *(inputs, *[size] * axes)) < 0.5).to(dtype)
-    steps, batch_first = isinstance(model, Step), isinstance(model, BatchFirst)
+    steps, batch_first = isinstance(model, Step), isinstance(model, BatchFirst | BatchFirstSum)
+    batch = batch[0] if isinstance(model, Still) else batch
+    native = batch.transpose(0, 1) if batch_first else batch
     blocks: list[Block] = [*model.blocks, *model.readout.blocks]  # type: ignore[list-item]
     lines = [
         f"{type(model).__name__}, {axes} spatial axes, {dtype}, {len(batch)} steps",
@@ -200,7 +252,9 @@ def network(seed: int) -> Stranger:
         batch=batch,
         forward=_batch_first if batch_first else None,
         steps=steps,
-        example=batch[0] if steps else batch.transpose(0, 1) if batch_first else batch,
+        example=batch[0] if steps else native,
+        native=native,
+        batch_axis=0 if batch_first or isinstance(model, Still) else 1,
         readout=model.readout.layer,
         heads={layer: count for block in blocks for layer, count in block.heads().items()},
         dealt={layer: count for block in blocks for layer, count in block.dealt().items()},

@@ -15,10 +15,11 @@ class Draw:
 
     Attributes:
         axes: how many spatial axes it has.
+        more: whether the rarer kinds may be drawn.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
+    def __init__(self, seed: int, more: bool = False) -> None:
+        self._random, self.more = random.Random(seed), more
         self.axes = self.choice([0, 0, 1, 2, 2, 2, 3])
 
     def choice(self, options: Any) -> Any:
