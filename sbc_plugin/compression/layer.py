@@ -159,10 +159,12 @@ def saliency(layer: SpikingLayer, weight: Tensor, hessian: Tensor, damping: floa
         damping: fraction of mean diag H.
 
     Raises:
+        CalibrationError: nothing but silence reached the layer.
         SingularHessianError: the damped Hessian is not positive definite.
     """
     known = layer_hessian(layer, hessian, damping)
     with in_layer(layer.name):
+        check_active(hessian)
         curvature = 1 / known.inverse().diagonal(dim1=-2, dim2=-1)
     if hessian.dim() == 3:
         curvature = curvature[known.owner(len(weight))]
