@@ -12,7 +12,7 @@ from sbc_plugin.brevitas.freezing import check_quantised
 from sbc_plugin.brevitas.layers import copy_model, is_quantised, replace_modules
 from sbc_plugin.brevitas.onnx_trace import TRACED_OPSET, Sequence, Summing, check_runs, free_axes, has_divisor, trace
 from sbc_plugin.brevitas.quantizer_integers import integers
-from sbc_plugin.calibration.driver import as_input
+from sbc_plugin.calibration.driver import Driver, as_input
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.checkpoint.atomic import replacing
@@ -75,9 +75,11 @@ def export_onnx(
     Args:
         model: of ``compress(..., backend="brevitas")`` or ``quantize_layers``; float32.
         path: of the file; one that is there is replaced.
-        example_input: a sequence (T, B, ...), or a batch whose first item it is; B of at least 1.
+        example_input: a sequence (T, B, ...), or a batch whose first item it is; B of at least 1. Of a model that takes
+            (B, T, ...), or a still input (B, ...) for steps of its own, as the model takes it; so does the file.
         kind: "qcdq" or "qonnx".
-        steps: None for one time step a call, states in and out; T for whole sequences of T steps, cut from the example.
+        steps: None for one time step a call, states in and out; T for whole sequences of T steps, cut from the example
+            (any number for a still input).
         opset: of ONNX, only for "qcdq": 21 (None) stores codes of up to 4 bits in 4 bits each, from 25 on those of up
             to 2 bits in 2, below 21 all of them in 8.
         free_batch: False fixes the number of sequences to the example's, for models that reckon with it.
@@ -99,7 +101,10 @@ def export_onnx(
         library = library_of(target)
         library.drop_surrogates(target)
         target = replace_modules(target, {id(pool): Summing(pool) for pool in target.modules() if has_divisor(pool)})
-        x = _example(target, example_input, steps)
+        x = _example(target, example_input)
+        driver = library.default_forward(target, x)
+        assert isinstance(driver, Driver)  # of every library that has flat steps
+        x = _of_steps(x, driver, steps)
         states: dict[str, Tensor] = {}
         with eval_mode(target), torch.no_grad():
             if steps is None:
@@ -107,9 +112,9 @@ def export_onnx(
                 states = {name: value.cpu() for name, value in module.initial.items()}
                 args = (x[0], *(value.expand(x.shape[1], *value.shape) for value in module.initial.values()))
             else:
-                module, args = Sequence(target, library, x), (x,)
+                module, args = Sequence(target, driver), (x,)
             free = free_batch and kind == "qcdq"
-            axes = free_axes(module, args, list(states), steps is not None) if free else {}
+            axes = free_axes(module, args, list(states), driver.batch_axis if steps else 0) if free else {}
         with replacing(path) as beside:
             trace(module, args, beside, kind, list(states), axes)
             _tidy(beside, kind, layer_integers, opset, states, steps)
@@ -157,13 +162,27 @@ def _floats(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _example(model: nn.Module, batch: Any, steps: int | None) -> Tensor:
+def _example(model: nn.Module, batch: Any) -> Tensor:
     x = as_input(model, batch)
-    if x.dim() < 3 or not all(x.shape):
+    if x.dim() < 2 or not all(x.shape):
         raise CalibrationError(f"the example has shape {tuple(x.shape)}; give a sequence (T, B, ...)")
-    if steps is not None and len(x) < steps:
-        raise CalibrationError(f"the example has {len(x)} steps, the file shall have {steps}; give a longer one")
-    return x[:steps].detach()
+    return x.detach()
+
+
+def _of_steps(x: Tensor, driver: Driver, steps: int | None) -> Tensor:
+    """The first steps of an example; a still input has none, and stays whole.
+
+    Raises:
+        CalibrationError: it has no axis of time, or is too short.
+    """
+    if driver.still:
+        return x
+    if x.dim() < 3:
+        raise CalibrationError(f"the example has shape {tuple(x.shape)}; give a sequence (T, B, ...)")
+    time = 1 - driver.batch_axis
+    if steps is not None and x.shape[time] < steps:
+        raise CalibrationError(f"the example has {x.shape[time]} steps, the file shall have {steps}; give a longer one")
+    return x if steps is None else x.narrow(time, 0, steps)
 
 
 def _tidy(

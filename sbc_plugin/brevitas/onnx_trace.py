@@ -10,23 +10,35 @@ import torch
 from brevitas.export import export_onnx_qcdq, export_qonnx
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.driver import Driver, first_result
 from sbc_plugin.errors import UnsupportedModelError
-from sbc_plugin.layers import SNNLibrary
 
 TRACED_OPSET = 17
 CLOSE, SHARE = 1e-3, 0.01  # what rounding may change: far below a spike, and a spike is rarely that near its threshold
 
 
 class Sequence(nn.Module):
-    """Whole sequences: (T, B, ...) in, the model's answer out."""
+    """Whole sequences, with their axes as the model takes them, to the model's answer, with those that it gives."""
 
-    def __init__(self, model: nn.Module, library: SNNLibrary, x: Tensor) -> None:
+    def __init__(self, model: nn.Module, driver: Driver) -> None:
         super().__init__()
-        self.model, self._run = model, library.default_forward(model, x)
+        self.model, self._run = model, driver
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, B, ...) to the model's answer."""
-        output: Tensor = self._run(self.model, x)
+        """(T, B, ...) to (T, B, ...) for a step model; else what the model itself takes and returns first.
+
+        Raises:
+            UnsupportedModelError: that is no tensor.
+        """
+        steps = self._run.state_items is not None
+        output: Any = self._run(self.model, x) if steps else first_result(self.model(x))
+        if isinstance(output, tuple):
+            output = output[0]
+        if not isinstance(output, Tensor):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} answers with a {type(output).__name__}, and a tensor is exported; wrap "
+                "the model in one that returns it"
+            )
         return output
 
 
@@ -61,15 +73,21 @@ def has_divisor(module: nn.Module) -> bool:
     return isinstance(module, nn.AvgPool2d | nn.AvgPool3d) and module.divisor_override is not None
 
 
-def free_axes(module: nn.Module, args: tuple[Tensor, ...], states: list[str], whole: bool) -> dict[str, dict[int, str]]:
-    """Which axis of each input and output counts sequences.
+def free_axes(module: nn.Module, args: tuple[Tensor, ...], states: list[str], axis: int) -> dict[str, dict[int, str]]:
+    """Which axis of each input and output counts sequences; ``axis`` is that of the inputs.
 
     Raises:
-        UnsupportedModelError: an output does not grow with them.
+        UnsupportedModelError: the model does not take twice as many, or an output does not grow with them.
     """
-    axis = 1 if whole else 0
     names = ["output", *(f"{name}_next" for name in states)]
-    single, double = (_outputs(module(*inputs)) for inputs in (args, tuple(torch.cat([a, a], axis) for a in args)))
+    single = _outputs(module(*args))
+    try:
+        double = _outputs(module(*(torch.cat([a, a], axis) for a in args)))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UnsupportedModelError(
+            f"the model does not take twice as many sequences: {_first_line(error)}; if it reckons with their number, "
+            "give free_batch=False"
+        ) from error
     axes = {name: {0: "batch"} for name in states} | {"input": {axis: "batch"}}
     for name, one, two in zip(names, single, double, strict=True):
         grown = [a for a, (n, m) in enumerate(zip(one.shape, two.shape, strict=True)) if m == 2 * n != n]

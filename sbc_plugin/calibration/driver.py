@@ -23,6 +23,7 @@ class Driver:
         batch_axis: of the data, which counts its sequences: 1 in (T, B, ...), 0 in (B, T, ...) and in (B, ...).
         swapped: the model takes time and batch the other way round than the data has them.
         output_axes: where the output of one call has (time, batch), or batch alone; () leaves it as it is.
+        still: the data has no time axis: the model shows an input (B, ...) for steps of its own.
     """
 
     state_items: int | None = None
@@ -30,6 +31,7 @@ class Driver:
     batch_axis: int = 1
     swapped: bool = False
     output_axes: tuple[int, ...] = ()
+    still: bool = False
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         """The output, (T, B, ...), or (B, ...) where it has no time axis.

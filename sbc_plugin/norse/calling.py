@@ -30,6 +30,7 @@ class Call:
         lengths: lengths of the first axis of the neurons' inputs.
         resumed: neurons whose first step went on from a state of an earlier call.
         chained: whether a neuron's step went on from another step of this call.
+        firsts: name -> input of the first step of each neuron.
         results: what the call returned.
     """
 
@@ -37,6 +38,7 @@ class Call:
     lengths: set[int] = field(default_factory=set)
     resumed: set[str] = field(default_factory=set)
     chained: bool = False
+    firsts: dict[str, Tensor] = field(default_factory=dict)
     results: Any = None
 
 
@@ -59,6 +61,7 @@ class Caller:
                 call.resumed.add(step.name)
             call.steps[step.name] = call.steps.get(step.name, 0) + 1
             call.lengths.add(len(step.x) if step.x.dim() else 1)
+            call.firsts.setdefault(step.name, step.x)
             output, state = step.run(step.x)
             v = state_tensor(state, "v")
             if v is not None:
@@ -128,7 +131,7 @@ def driver_of(model: nn.Module, x: Tensor, batch_first: bool | None = None) -> D
             return _step_driver(caller, x, batch_first) or _guess(model, batch_first)
         _refuse_kept_states(caller, sample)
         others = [_resized(caller, sample, axis) for axis in (0, 1)]
-        time = _time_axis(call, others, sample)
+        time = _time_axis(caller, call, others, sample)
         if time is None:
             if step := _step_driver(caller, x, batch_first):
                 return step
@@ -136,7 +139,9 @@ def driver_of(model: nn.Module, x: Tensor, batch_first: bool | None = None) -> D
                 return Driver()
             # The model repeats a still input over steps of its own: axis 0 counts the sequences.
             still = others[0] is not None and others[0].lengths != call.lengths
-            return Driver(batch_axis=0, output_axes=_output_axes(call, None, others[0])) if still else Driver()
+            if not still:
+                return Driver()
+            return Driver(batch_axis=0, output_axes=_output_axes(call, None, others[0]), still=True)
     swapped = batch_first is not None and batch_first != (time == 1)
     return Driver(
         batch_axis=time if swapped else 1 - time,
@@ -171,16 +176,28 @@ def _resized(caller: Caller, x: Tensor, axis: int) -> Call | None:
     return call
 
 
-def _time_axis(call: Call, others: list[Call | None], x: Tensor) -> int | None:
-    """The axis with whose length the number of steps grows; of a model of fixed length, the axis of that length."""
+def _time_axis(caller: Caller, call: Call, others: list[Call | None], x: Tensor) -> int | None:
+    """The axis with whose length the number of steps grows; of a model of fixed length, the axis of that length.
+
+    A still input may have as many features as it is shown for steps; its first step knows of all of them.
+    """
     grows = [other is not None and other.steps != call.steps for other in others]
     if any(grows):
         return 0 if grows[0] else 1
     if call.chained:
         for axis in (0, 1):
-            if others[axis] is None and others[1 - axis] is not None and max(call.steps.values()) == x.shape[axis]:
+            fixed = others[axis] is None and others[1 - axis] is not None
+            if fixed and max(call.steps.values()) == x.shape[axis] and _comes_later(caller, call, x, axis):
                 return axis
     return None
+
+
+def _comes_later(caller: Caller, call: Call, x: Tensor, axis: int) -> bool:
+    """Whether all neurons' first steps stay as they are when the last entry along an axis of ``x`` changes."""
+    changed = x.clone()
+    changed.select(axis, -1).add_(1)
+    other = caller(changed)
+    return other is None or all(torch.equal(first, other.firsts[name]) for name, first in call.firsts.items())
 
 
 def _step_driver(caller: Caller, x: Tensor, batch_first: bool | None) -> Driver | None:
