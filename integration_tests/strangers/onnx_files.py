@@ -98,7 +98,7 @@ def _attempt(stranger: Stranger) -> Outcome:
         return Outcome("changed", "the model, its modes or the random state are not as before")
     with torch.no_grad():
         expected = _called(stranger, quantised, example)
-    return _judged(stranger, quantised, example, found, expected)
+    return judged(stranger, quantised, example, found, expected)
 
 
 def _called(stranger: Stranger, model: nn.Module, example: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _called(stranger: Stranger, model: nn.Module, example: Tensor) -> Tensor:
     return result
 
 
-def _judged(stranger: Stranger, model: nn.Module, example: Tensor, found: Tensor, expected: Tensor) -> Outcome:
+def judged(stranger: Stranger, model: nn.Module, example: Tensor, found: Tensor, expected: Tensor) -> Outcome:
     if found.shape != expected.shape:
         return Outcome("wrong", f"the file answers with {tuple(found.shape)}, the model with {tuple(expected.shape)}")
     if _close(found, expected):

@@ -16,9 +16,10 @@ from sbc_plugin.calibration.driver import Driver, as_input
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.checkpoint.atomic import replacing
+from sbc_plugin.core.matrix_form import WEIGHTED
 from sbc_plugin.core.quantization.integers import Integers
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
-from sbc_plugin.layers import library_of
+from sbc_plugin.layers import SNNLibrary, library_of
 
 KINDS = ("qcdq", "qonnx")
 PACKAGES = ("onnx", "onnxoptimizer", "onnxruntime")
@@ -96,9 +97,9 @@ def export_onnx(
     with torch.inference_mode(False):
         target = copy_model(model).eval()
         layer_integers = integers(target)
-        floats = _floats(target)
         _check_exportable(target, layer_integers, kind)
         library = library_of(target)
+        floats = _floats(target, library)
         library.drop_surrogates(target)
         target = replace_modules(target, {id(pool): Summing(pool) for pool in target.modules() if has_divisor(pool)})
         x = _example(target, example_input)
@@ -153,12 +154,14 @@ def _check_exportable(model: nn.Module, layer_integers: dict[str, Integers], kin
         )
 
 
-def _floats(model: nn.Module) -> dict[str, str]:
-    plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {
-        name: "not quantised"
-        for name, module in model.named_modules()
-        if isinstance(module, plain) and not is_quantised(module)
+def _floats(model: nn.Module, library: SNNLibrary) -> dict[str, str]:
+    modules = dict(model.named_modules())
+    plain = {name for name, module in modules.items() if isinstance(module, WEIGHTED) and not is_quantised(module)}
+    return dict.fromkeys(sorted(plain), "not quantised") | {
+        f"{name}.{attribute}": f"a parameter of {type(module).__name__}"
+        for name, module in modules.items()
+        if library.holds_weights(module)
+        for attribute, _ in module.named_parameters(recurse=False)
     }
 
 
@@ -200,4 +203,12 @@ def _tidy(
         for name, value in states.items()
     }
     notes = {"kind": kind, "steps": steps, "states": initial}
-    tidy(path, layer_integers, (opset or OPSET) if kind == "qcdq" else None, notes)
+    try:
+        tidy(path, layer_integers, (opset or OPSET) if kind == "qcdq" else None, notes)
+    except OSError:
+        raise
+    except Exception as error:  # onnx' errors have no class in common
+        raise UnsupportedModelError(
+            f"what torch traced is no valid ONNX: {str(error).strip().partition(chr(10))[0]}; replace the operation it "
+            "names by plain modules"
+        ) from error

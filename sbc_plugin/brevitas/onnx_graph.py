@@ -40,9 +40,7 @@ def tidy(path: Path, layers: Mapping[str, Integers], opset: int | None, notes: M
     Raises:
         OSError: the file cannot be written.
     """
-    model = onnx.load(path)
-    _count_axes_from_the_front(model.graph)
-    model = onnxoptimizer.optimize(model, list(PASSES), fixed_point=True)
+    model = onnxoptimizer.optimize(onnx.load(path), list(PASSES), fixed_point=True)
     names: dict[str, str] = {}
     if opset is not None:
         model = version_converter.convert_version(model, opset)
@@ -55,13 +53,6 @@ def tidy(path: Path, layers: Mapping[str, Integers], opset: int | None, notes: M
     helper.set_model_props(model, {f"sbc.{key}": json.dumps(value) for key, value in notes.items()})
     onnx.checker.check_model(model, full_check=opset is not None)
     onnx.save(model, path)
-
-
-def _count_axes_from_the_front(graph: Any) -> None:
-    """The tracer counts axes of ``movedim`` from the back if the model does, and ONNX has no such Transpose."""
-    for node in graph.node:
-        for attribute in node.attribute if node.op_type == "Transpose" else ():
-            attribute.ints[:] = [axis % len(attribute.ints) for axis in attribute.ints]
 
 
 def _skip_clips(graph: Any) -> None:

@@ -13,19 +13,16 @@ from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.errors import UnsupportedModelError, in_layer
 from sbc_plugin.norse.calling import goes_on
 from sbc_plugin.norse.forward import default_forward
-from sbc_plugin.norse.neurons import NEURONS, WITH_WEIGHTS
+from sbc_plugin.norse.neurons import NEURONS
 from sbc_plugin.norse.steps import Step, intercept_steps
 
+# Whose step is a function of tensors that a tracer can follow, once gradients are out of the way.
 PLAIN_STEPS = (
-    norse.LIFBoxCell,
-    norse.LIBoxCell,
-    norse.LIFCell,
-    norse.LIF,
-    norse.LIFRefracCell,
-    norse.IAFCell,
-    norse.IAF,
-    norse.LICell,
-    norse.LI,
+    *(norse.LIFBoxCell, norse.LIBoxCell, norse.LIFCell, norse.LIF, norse.LIFRefracCell, norse.IAFCell, norse.IAF),
+    *(norse.LICell, norse.LI, norse.LSNNCell, norse.LSNN),
+    *(norse.LIFExCell, norse.LIFEx, norse.LIFAdExCell, norse.LIFAdEx),
+    *(norse.LIFRecurrentCell, norse.LIFRecurrent, norse.LIFRefracRecurrentCell, norse.LIFRefracRecurrent),
+    *(norse.LSNNRecurrentCell, norse.LSNNRecurrent, norse.LILinearCell),
 )
 
 ROUNDED_ALIKE = 0.99  # fraction of outputs; a membrane that rounding lifts over its threshold changes a spike
@@ -67,22 +64,20 @@ def drop_surrogates(model: nn.Module) -> None:
     """Make every neuron a plain function of tensors, in place: a step in the forward pass, no surrogate gradient.
 
     Raises:
-        UnsupportedModelError: a neuron whose step is not known to be one, or that holds weights of its own.
+        UnsupportedModelError: a neuron whose step is not known to be one.
     """
     neurons = {name: module for name, module in model.named_modules() if isinstance(module, NEURONS)}
     for name, neuron in neurons.items():
         with in_layer(name):
-            if isinstance(neuron, WITH_WEIGHTS):
-                raise UnsupportedModelError(
-                    f"{type(neuron).__name__} holds weights of its own, which have no quantised layer; feed the spikes "
-                    "back through a Linear, as the graphs of sbc_plugin.nir do"
-                )
             if type(neuron) not in PLAIN_STEPS:
                 known = ", ".join(cls.__name__ for cls in PLAIN_STEPS)
                 raise UnsupportedModelError(f"{type(neuron).__name__} is not known to export; known are {known}")
     for neuron in neurons.values():
         neuron.p = _constants(neuron.p)
-        neuron.state_fallback = _constant_start(neuron, neuron.state_fallback)
+        if isinstance(neuron, norse.LILinearCell):
+            neuron.forward = _started(neuron, neuron.forward)
+        else:
+            neuron.state_fallback = _constant_start(neuron, neuron.state_fallback)
 
 
 def flat_step(model: nn.Module, x: Tensor) -> FlatStep:
@@ -103,7 +98,8 @@ def flat_step(model: nn.Module, x: Tensor) -> FlatStep:
     def on_step(step: Step) -> tuple[Tensor, Any]:
         output, state = step.run(step.x)
         alive.append(state)
-        for (path, after), (_, before) in zip(_leaves(state), _leaves(step.state), strict=True):
+        first = _first_state(step.neuron, step.x) if step.state is None else step.state
+        for (path, after), (_, before) in zip(_leaves(state), _leaves(first), strict=True):
             seen.setdefault(id(after), (".".join((step.name, *path)).lstrip("."), before.detach()))
         return output, state
 
@@ -269,3 +265,19 @@ def _constant_start(neuron: Any, original: Callable[[Tensor], Any]) -> Callable[
         return _rebuilt(state, (tensor.detach() for _, tensor in _leaves(state)))
 
     return start
+
+
+def _started(cell: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The step of a cell that makes its first state itself, which is made without gradients here."""
+
+    def forward(x: Tensor, state: Any = None) -> Any:
+        return original(x, _first_state(cell, x) if state is None else state)
+
+    return forward
+
+
+def _first_state(cell: Any, x: Tensor) -> Any:
+    """The first state of a Linear and LI in one: its membrane rests."""
+    current = x.new_zeros(x.shape[0], len(cell.input_weights))  # a tracer keeps shape[0] open, and not len()
+    rest = cell.p.v_leak.detach() if isinstance(cell.p.v_leak, Tensor) else cell.p.v_leak
+    return norse.LIState(v=current + rest, i=current)
