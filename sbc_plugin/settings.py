@@ -15,6 +15,8 @@ BIT_ALLOCATIONS = ("uniform", "loss")
 SCALES = ("mse", "absmax", "power_of_two")
 ORDERS = ("one-shot", "sequential")
 OUTPUTS = ("classes", "values")
+TUNING_STEPS = 200  # by default, where weights move
+TUNED_SEQUENCES = 32  # of a piece, which one step of tuning is taken on; larger pieces cost more time and gain nothing
 METHODS = ("sbc", "obc", "magnitude", "rtn")
 
 

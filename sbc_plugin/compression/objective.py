@@ -13,8 +13,8 @@ from sbc_plugin.core.distillation import divergence, inverse_temperature
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.evaluation.accuracy import result_of, scores_of
 from sbc_plugin.evaluation.comparison import TAU_STEPS
+from sbc_plugin.settings import TUNED_SEQUENCES
 
-SEQUENCES = 32  # of a piece, which one step of tuning is taken on; larger pieces cost more time and gain nothing
 VALIDATION = 5  # every fifth piece is left out of fitting, and decides whether the tuned weights stay
 
 
@@ -90,7 +90,7 @@ def _time_first(result: Any, spikes: dict[str, Tensor]) -> Any:
 def targets(runner: Runner, data: Iterable[Any], classes: bool = False) -> Targets:
     """Every batch, with what the model does on it while it is still dense; a spike takes a byte.
 
-    Batches for the library's own forward are cut into pieces of at most ``SEQUENCES`` sequences.
+    Batches for the library's own forward are cut into pieces of at most ``TUNED_SEQUENCES`` sequences.
 
     Args:
         runner: of the dense model.
@@ -104,7 +104,7 @@ def targets(runner: Runner, data: Iterable[Any], classes: bool = False) -> Targe
     with torch.no_grad():
         for number, batch in enumerate(data):
             runner.check(batch, number)
-            for piece in runner.pieces(batch, SEQUENCES):
+            for piece in runner.pieces(batch, TUNED_SEQUENCES):
                 seen = observe(runner, piece, classes)
                 spikes = {name: value.to(torch.uint8) for name, value in seen.spikes.items()}
                 observed.append((piece, Observation(spikes, seen.readout, seen.scores)))

@@ -12,14 +12,14 @@ import torch
 
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression.layer import SECOND_ORDER, Recipe, without_pruning
-from sbc_plugin.compression.objective import SEQUENCES, distance_on, targets
+from sbc_plugin.compression.objective import distance_on, targets
 from sbc_plugin.compression.tuning import gradients, no_gradient
 from sbc_plugin.core.pruning.patterns import parse_pattern
 from sbc_plugin.errors import CompressionError
 from sbc_plugin.layers import SpikingLayer
-from sbc_plugin.settings import Calibration, Prune, Quantize
+from sbc_plugin.settings import TUNED_SEQUENCES, TUNING_STEPS, Calibration, Prune, Quantize
 
-STEPS, SCALE_STEPS = 200, 100  # of tuning: where weights move; where only scales can
+SCALE_STEPS = 100  # of tuning, where only scales can move
 FINE = 4  # bits from which on tuned scales bring nothing
 ROUNDS = (1, 2)  # of pruning, which are both tried where settings leave them open
 
@@ -149,7 +149,7 @@ def steps_for(method: str, prune: Prune | None, quantize: Quantize | None) -> in
     if method != "sbc" or (prune is not None and not prune.refit):
         return 0
     if prune is not None and prune.sparsity > 0:
-        return STEPS
+        return TUNING_STEPS
     return SCALE_STEPS if quantize is not None and quantize.bits < FINE and scales_move(quantize) else 0
 
 
@@ -221,7 +221,7 @@ def obstacle(runner: Runner, layers: list[SpikingLayer], batch: Any, classes: bo
         batch: of calibration data; its first piece is run.
         classes: the output scores classes.
     """
-    piece = next(iter(runner.pieces(batch, SEQUENCES)))
+    piece = next(iter(runner.pieces(batch, TUNED_SEQUENCES)))
     try:
         aims = targets(runner, [piece], classes)
         with torch.enable_grad(), gradients(runner.model, layers):

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from sbc_plugin.calibration.batches import peek
@@ -13,19 +12,17 @@ from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, gather
 from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.core.kernels import Kernel
-from sbc_plugin.core.pruning.prune import SMALL
+from sbc_plugin.evaluation.estimates import products_per_second, solver_memory, solver_seconds, tuning_step
 from sbc_plugin.evaluation.report import table
 from sbc_plugin.evaluation.text import printable
 from sbc_plugin.layers import Forward, SpikingLayer
+from sbc_plugin.settings import TUNING_STEPS
 
-COPIES = 4  # of one Hessian that a solver holds: undamped, damped, inverse, factor
-# What pruning to 90 % and quantising together took on layers of 50 to 2,312 inputs: seconds a column, of Python around
-# small tensors; then multiplications and additions, at the speed of a product of matrices
-LOOPS = 6e-4
-ELIMINATING = 3  # times rows * columns^3: exact OBS, which "auto" takes up to SMALL
-SHARING, ROWS = 18, 5  # times columns^3 and rows * columns^2: ADMM and what follows, above
-ROUNDING = 7  # times columns^3: GPTQ with the search of scales, and descent
-PROBE = 512  # columns of the matrices with which this machine's speed is measured
+# What compress does by default when it prunes and quantises: it gathers Hessians before, in the second round and before
+# the grid, and runs as often again to see spikes; it prunes three times, in one round and in two.
+GATHERED, SOLVED = 5, 2
+TUNED = 2 * TUNING_STEPS  # steps on weights, and on scales
+STEP_SECONDS = 1.5e-3  # of a step beside run and gradients: the optimiser, for each layer
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,8 @@ class LayerPlan:
         kernel: impulse response, and the time constants of its stages in time steps.
         hessians: how many the layer needs.
         memory: bytes of its Hessians while calibrating.
-        seconds: to prune and quantise it, estimated.
+        seconds: to prune and quantise it once, estimated.
+        solver: bytes that its solvers take beside the Hessians, estimated.
     """
 
     name: str
@@ -51,6 +49,7 @@ class LayerPlan:
     hessians: int
     memory: int
     seconds: float
+    solver: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,18 @@ class Inspection:
     Attributes:
         layers: a row each, in the order in which they run.
         skipped: name -> reason, for what would be left alone or approximated.
-        memory: bytes that all Hessians and the largest layer's solver take, estimated.
-        seconds: of calibration and of all solvers, estimated; None where nothing says how much data there is.
+        memory: bytes that all Hessians and the largest layer's solver take, or a step of tuning if that takes more,
+            estimated.
+        seconds: of the whole call, estimated; None where nothing says how much data there is.
+        tuning: seconds of these that are tuning, which ``Calibration(tuning=0)`` leaves out; None where no gradient can
+            be taken, so that there is no tuning, or ``seconds`` is None.
     """
 
     layers: list[LayerPlan]
     skipped: dict[str, str]
     memory: int
     seconds: float | None
+    tuning: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
@@ -93,6 +96,8 @@ class Inspection:
         lines.append(f"{len(self.layers)} layers, {weights:,} weights; about {self.memory / 1e6:,.0f} MB")
         if self.seconds is not None:
             lines[-1] += f" and {self.seconds:,.0f} s on this machine"
+            if self.tuning is not None:
+                lines[-1] += f", of which {self.tuning:,.0f} s are tuning (half to prune alone, 0 with tuning=0)"
         lines += [f"note: {printable(name)}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
@@ -108,9 +113,9 @@ def inspect(
 ) -> Inspection:
     """Find what ``compress`` would find, and estimate what it would cost. Nothing is changed.
 
-    Time is measured where it can be: one batch is calibrated, and the time of a matrix product shows the machine's
-    speed. The figures are estimates for pruning and quantising with the default settings, good to a factor of about
-    three: one of both is cheaper, N:M on a wide layer takes longer.
+    Time is measured where it can be: one batch is calibrated, one step of tuning is tried, and the time of a matrix
+    product shows the machine's speed. The figures are estimates for pruning and quantising with the default settings,
+    good to a factor of about two; without tuning, or with N:M on a wide layer, they are others.
 
     Args:
         model: a trained spiking network of a known library.
@@ -127,27 +132,31 @@ def inspect(
     runner = Runner.of(model, first, forward, batch_first)
     layers, skipped = runner.find_layers(first)
     skipped |= {layer.name: layer.note for layer in layers if layer.note}
-    speed = _products_per_second(layers[0].parts[0].tensor.device)
+    speed = products_per_second(layers[0].parts[0].tensor.device)
     plans = [_plan(layer, speed) for layer in layers]
-    memory = sum(plan.memory for plan in plans) + max((COPIES * p.memory // p.hessians for p in plans), default=0)
-    seconds = None
-    if whole:
-        started = time.perf_counter()
-        gather(runner, layers, [first], DEFAULT)
-        batch = (time.perf_counter() - started) / max(runner.sequences(first), 1)
-        sequences = sum(runner.sequences(batch) for batch in data)
-        seconds = batch * sequences + sum(plan.seconds for plan in plans)
-    return Inspection(plans, skipped, memory, seconds)
+    step = tuning_step(runner, layers, first)
+    memory = sum(plan.memory for plan in plans) + max((plan.solver for plan in plans), default=0)
+    memory = max(memory, 0 if step is None else step.memory)
+    if not whole:
+        return Inspection(plans, skipped, memory, None)
+    started = time.perf_counter()
+    gather(runner, layers, [first], DEFAULT)
+    batch = time.perf_counter() - started
+    tuning = None if step is None else TUNED * (step.seconds + STEP_SECONDS * len(layers))
+    solving = (SOLVED if step is not None else 1) * sum(plan.seconds for plan in plans)
+    passes = GATHERED if step is not None else 1
+    seconds = passes * batch * _batches_like(runner, first, data) + solving + (tuning or 0)
+    return Inspection(plans, skipped, memory, seconds, tuning)
+
+
+def _batches_like(runner: Runner, first: Any, data: Iterable[Any]) -> float:
+    """How many batches as large as the first the data holds; where only the user's forward can tell, how many."""
+    size = runner.sequences(first)
+    return sum((runner.sequences(batch) / size if size else 1 for batch in data), 0.0)
 
 
 def _plan(layer: SpikingLayer, speed: float) -> LayerPlan:
     hessians = layer.hessians or 1
-    cube = layer.columns**3
-    if layer.rows * cube <= SMALL:
-        work = ELIMINATING * layer.rows * cube
-    else:
-        work = SHARING * hessians * cube + ROWS * layer.rows * layer.columns**2
-    work += ROUNDING * hessians * cube
     return LayerPlan(
         name=layer.name,
         kind=layer.kind,
@@ -156,7 +165,8 @@ def _plan(layer: SpikingLayer, speed: float) -> LayerPlan:
         kernel=described(layer.kernel),
         hessians=hessians,
         memory=8 * hessians * layer.columns**2,
-        seconds=LOOPS * layer.columns + work / speed,
+        seconds=solver_seconds(layer, speed),
+        solver=solver_memory(layer.rows, layer.columns),
     )
 
 
@@ -176,14 +186,3 @@ def described(kernel: Kernel) -> str:
             low, high = (f"{1 / float(value):.3g}" for value in (leak.max(), leak.min()))
             stages.append(low if low == high else f"{low} to {high}")
     return kernel.name + (f", tau {' and '.join(stages)} steps" if stages else "")
-
-
-def _products_per_second(device: torch.device) -> float:
-    """Multiplications and additions of a matrix product in float64, of which solvers are made."""
-    matrix = torch.ones(PROBE, PROBE, dtype=torch.float64, device=device)
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        float((matrix @ matrix)[0, 0])  # waits until the product is there
-        best = min(best, time.perf_counter() - started)
-    return PROBE**3 / best

@@ -1,0 +1,139 @@
+"""What compression would take: a layer's solvers from its sizes, tuning from one step that is tried.
+
+The figures stand for the default: to 90 % zeros and 4 bits, tuned.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.core.pruning.hybrid import OBS_WORK, PRESELECT
+from sbc_plugin.core.pruning.obs import BATCH_ELEMENTS, EXACT_COLUMNS, PANEL
+from sbc_plugin.core.pruning.prune import SMALL
+from sbc_plugin.core.quantization.scale_search import CHUNK
+from sbc_plugin.layers import SpikingLayer
+from sbc_plugin.settings import TUNED_SEQUENCES
+
+KEPT = 0.1  # of the weights
+COPIES = 4  # of one Hessian that a solver holds: undamped, damped, inverse, factor
+CANDIDATES = 160  # copies of the weight that the search of scales holds, as far as they stay below a few CHUNKs
+# What pruning and quantising together took on layers of 50 to 2,312 inputs: seconds a layer and a column, of Python
+# around small tensors; then multiplications and additions, at the speed of a product of matrices
+LAYER, LOOPS = 0.03, 6e-4
+ELIMINATING = 3  # times rows * columns^3: exact OBS, which "auto" takes up to SMALL
+SHARING, ROWS = 18, 5  # times columns^3 and rows * columns^2: ADMM and what follows, above
+ROUNDING = 7  # times columns^3: GPTQ with the search of scales, and descent
+PROBE = 512  # columns of the matrices with which this machine's speed is measured
+
+
+@dataclass(frozen=True)
+class TuningStep:
+    """One step of tuning on one piece of data.
+
+    Attributes:
+        seconds: of a run and the gradients, without the optimiser.
+        memory: bytes that the run keeps for the gradients.
+    """
+
+    seconds: float
+    memory: int
+
+
+def solver_seconds(layer: SpikingLayer, speed: float) -> float:
+    """To prune a layer and to quantise it, once each.
+
+    Args:
+        layer: of which the sizes count.
+        speed: of :func:`products_per_second`.
+    """
+    hessians, cube = layer.hessians or 1, layer.columns**3
+    if layer.rows * cube <= SMALL:
+        work = ELIMINATING * layer.rows * cube
+    else:
+        work = SHARING * hessians * cube + ROWS * layer.rows * layer.columns**2
+    return LAYER + LOOPS * layer.columns + (work + ROUNDING * hessians * cube) / speed
+
+
+def solver_memory(rows: int, columns: int) -> int:
+    """Bytes that the solvers of a layer hold at most, beside its Hessians.
+
+    Exact OBS holds an inverse Hessian for each row of a batch, and a smaller one while it drops columns; the hybrid
+    does so for the weights that ADMM leaves. The search of scales holds many copies of the weight.
+
+    >>> solver_memory(4096, 128) / 1e9 > 1
+    True
+    """
+    if rows * columns**3 <= SMALL:
+        size, itemsize = columns, 8 if columns <= EXACT_COLUMNS else 4
+    else:
+        reach = rows * (OBS_WORK / rows) ** (1 / 3)
+        size, itemsize = round(columns * KEPT / max(PRESELECT, KEPT * rows * columns / reach)), 4
+    batch = min(rows, max(1, BATCH_ELEMENTS // max(size, 1) ** 2))
+    pruning = itemsize * batch * size * (2 * size + PANEL)
+    rounding = 8 * min(CANDIDATES * rows * columns, 8 * CHUNK)
+    return COPIES * 8 * columns**2 + max(pruning, rounding)
+
+
+def products_per_second(device: torch.device) -> float:
+    """Multiplications and additions of a matrix product in float64, of which solvers are made."""
+    matrix = torch.ones(PROBE, PROBE, dtype=torch.float64, device=device)
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # waits until the product is there
+        best = min(best, time.perf_counter() - started)
+    return PROBE**3 / best
+
+
+def tuning_step(runner: Runner, layers: list[SpikingLayer], batch: Any) -> TuningStep | None:
+    """Try a step of tuning on a piece of the batch; None where no gradient reaches a weight. The model stays as it is.
+
+    Args:
+        runner: of the model.
+        layers: whose weights would be tuned.
+        batch: of calibration data.
+    """
+    piece = next(iter(runner.pieces(batch, TUNED_SEQUENCES)))
+    weights = [part.tensor for layer in layers for part in layer.parts]
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    seconds = float("inf")
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), _asked_for_gradients(weights):
+            for _ in range(2):  # the first one also sets up what later ones find ready
+                started = time.perf_counter()
+                kept.clear()
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                    spikes, output = runner.spikes(piece, keep=lambda step: step)
+                    loss = sum((train.square().sum() for train in spikes.values()), torch.zeros((), device="cpu"))
+                    first = output[0] if isinstance(output, tuple | list) and output else output
+                    loss = loss + first.square().sum() if isinstance(first, Tensor) else loss
+                if not loss.requires_grad:
+                    return None
+                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+                seconds = min(seconds, time.perf_counter() - started)
+    except RuntimeError:  # whatever stands in the way of gradients, compress says it
+        return None
+    return TuningStep(seconds, sum(kept.values())) if any(g is not None for g in gradients) else None
+
+
+@contextmanager
+def _asked_for_gradients(weights: list[Tensor]) -> Iterator[None]:
+    before = [(weight, weight.requires_grad) for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_()
+        yield
+    finally:
+        for weight, required in before:
+            weight.requires_grad_(required)
