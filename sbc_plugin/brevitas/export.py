@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from sbc_plugin.brevitas.freezing import check_quantised
 from sbc_plugin.brevitas.layers import copy_model, is_quantised, replace_modules
-from sbc_plugin.brevitas.onnx_trace import TRACED_OPSET, Sequence, Summing, check_runs, free_axes, has_divisor, trace
+from sbc_plugin.brevitas.onnx_trace import (
+    TRACED_OPSET,
+    Sequence,
+    Summing,
+    check_runs,
+    free_axes,
+    has_divisor,
+    pad_explicitly,
+    trace,
+)
 from sbc_plugin.brevitas.quantizer_integers import integers
 from sbc_plugin.calibration.driver import Driver, as_input
 from sbc_plugin.calibration.forward import eval_mode
@@ -102,6 +111,8 @@ def export_onnx(
         floats = _floats(target, library)
         library.drop_surrogates(target)
         target = replace_modules(target, {id(pool): Summing(pool) for pool in target.modules() if has_divisor(pool)})
+        for module in target.modules():
+            pad_explicitly(module)
         x = _example(target, example_input)
         driver = library.default_forward(target, x)
         assert isinstance(driver, Driver)  # of every library that has flat steps

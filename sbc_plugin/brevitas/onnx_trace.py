@@ -74,6 +74,23 @@ def has_divisor(module: nn.Module) -> bool:
     return isinstance(module, nn.AvgPool2d | nn.AvgPool3d) and module.divisor_override is not None
 
 
+def pad_explicitly(module: Any) -> None:
+    """Replace ``padding="same"`` of a dilated convolution by numbers, in place: runtimes refuse the one with the other.
+
+    torch puts what does not halve behind the input; a hook pads there, because a convolution pads both sides alike.
+    """
+    if not isinstance(module, nn.modules.conv._ConvNd) or module.padding != "same" or module.padding_mode != "zeros":
+        return
+    sizes = zip(module.weight.shape[2:], module.dilation, strict=True)
+    totals = [dilation * (size - 1) for size, dilation in sizes]
+    if all(total % 2 == 0 for total in totals):
+        module.padding = tuple(total // 2 for total in totals)
+        return
+    module.padding = (0,) * len(totals)
+    amounts = [amount for total in reversed(totals) for amount in (total // 2, total - total // 2)]
+    module.register_forward_pre_hook(lambda _, given: (nn.functional.pad(given[0], amounts), *given[1:]))
+
+
 def free_axes(module: nn.Module, args: tuple[Tensor, ...], states: list[str], axis: int) -> dict[str, dict[int, str]]:
     """Which axis of each input and output counts sequences; ``axis`` is that of the inputs.
 
