@@ -128,6 +128,28 @@ def test_steps_are_cut_from_the_axis_of_time(tmp_path: Path) -> None:
         export_onnx(model, tmp_path / "a.onnx", x, steps=T + 1)
 
 
+class Feedback(nn.Module):
+    """One step, whose state is a list that holds the spikes themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.lif, self.back = nn.Linear(6, 5), norse.LIFBoxCell(BOX), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        before, spikes = (None, x.new_zeros(x.shape[0], 5)) if state is None else state
+        spikes, after = self.lif(self.fc(x) + self.back(spikes), before)
+        return spikes, [after, spikes]
+
+
+def test_states_that_no_neuron_holds_have_names(tmp_path: Path) -> None:
+    model, x = quantised(Feedback()), spikes(T, B, 6)
+    exported = export_onnx(model, tmp_path / "a.onnx", x[:, :2])
+    assert list(exported.states) == ["lif.v", "state.1"]
+    with torch.no_grad():
+        torch.testing.assert_close(run_steps(exported, x), default_forward(model, x)(model, x))
+
+
 class FixedNumber(Looped):
     """Takes B sequences and no other number of them."""
 

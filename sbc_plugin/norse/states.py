@@ -109,8 +109,10 @@ def flat_step(model: nn.Module, x: Tensor) -> FlatStep:
         names: list[str | None] = []
         initial: dict[str, Tensor] = {}
         for path, leaf in _leaves(template):
-            name, before = seen.get(id(leaf), (".".join(path), torch.zeros_like(leaf)))
-            name = ".".join(path) if name in initial else name
+            place = ".".join(path)
+            place = f"state.{place}" if place.isdigit() else place  # no name of a tensor is a number
+            name, before = seen.get(id(leaf), (place, torch.zeros_like(leaf)))
+            name = place if name in initial else name
             names.append(name)
             initial[name] = before.expand(leaf.shape)
         step = FlatStep(model, one_step, initial, template, names)
