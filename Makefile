@@ -36,6 +36,9 @@ $(OLDER)/.installed: pyproject.toml
 N ?= 200
 fuzz: install
 	$(BIN)/python -m integration_tests.strangers.channels $(N)
+	$(BIN)/python -m integration_tests.strangers.compression $(N)
+	$(BIN)/python -m integration_tests.strangers.nir_files $(N)
+	$(BIN)/python -m integration_tests.strangers.onnx_files $(N)
 	$(BIN)/python -m integration_tests.strangers.mutations $(N)
 	$(BIN)/python -m integration_tests.strangers.kills $(N)
 
