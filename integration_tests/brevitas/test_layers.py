@@ -15,6 +15,7 @@ from sbc_plugin.errors import SettingsError, UnsupportedModelError  # noqa: E402
 
 INT3 = weight_quantizer("int3", scale="absmax")
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CELL_WEIGHTS = ("input_weights", "recurrent_weights")
 QUANTISED = (brevitas.QuantLinear, brevitas.QuantConv1d, brevitas.QuantConv2d, brevitas.QuantConv3d)
 BARE = [name for name, case in CASES.items() if any(isinstance(m, PLAIN) for m in case.model().modules())]
 
@@ -24,6 +25,9 @@ def rounded(model: nn.Module) -> nn.Module:
         if isinstance(module, PLAIN):
             flat = module.weight.data.flatten(1)
             module.weight.data = make_grid(flat, 3, scale="absmax").round(flat).view_as(module.weight)
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in CELL_WEIGHTS:
+                parameter.data = make_grid(parameter.data, 3, scale="absmax").round(parameter.data)
     return model
 
 
@@ -35,8 +39,9 @@ def test_a_converted_model_is_the_model_with_rounded_weights(case: Case) -> None
     assert torch.equal(case.output(new, x), case.output(rounded(case.model()), x))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(isinstance(module, QUANTISED) for module in model.modules())
-    replaced = [name for name, module in model.named_modules() if isinstance(module, PLAIN)]
-    assert [name for name, module in new.named_modules() if isinstance(module, QUANTISED)] == replaced
+    replaced = {name for name, module in model.named_modules() if isinstance(module, PLAIN)}
+    cells = {f"{name}_layer" for name, _ in model.named_parameters() if name.endswith(CELL_WEIGHTS)}
+    assert {name for name, module in new.named_modules() if isinstance(module, QUANTISED)} == replaced | cells
 
 
 def test_layers_get_quantizers_of_their_own() -> None:
@@ -57,10 +62,15 @@ def test_layers_get_quantizers_of_their_own() -> None:
         quantize_layers(model, {})
 
 
-def test_recurrent_weights_of_cells_are_named() -> None:
-    _, skipped = quantize_layers(CASES["LIFRecurrentCell"].model(), INT3)
-    assert set(skipped) == {"0.input_weights", "0.recurrent_weights"}
-    assert "LIFRecurrentCell" in skipped["0.input_weights"]
+def test_weights_of_cells_are_chosen_by_their_names() -> None:
+    model = CASES["LIFRecurrentCell"].model()
+    for chosen in ({"0.input_weights": INT3}, {"0": INT3}):
+        new, skipped = quantize_layers(model, chosen)
+        layers = [name for name, module in new.named_modules() if isinstance(module, QUANTISED)]
+        assert layers == [f"0.{name}_layer" for name in CELL_WEIGHTS[: 1 if "0" not in chosen else 2]] and not skipped
+    some, _ = quantize_layers(model, INT3, names=["0.recurrent_weights"])
+    assert torch.equal(some[0].input_weights, model[0].input_weights)
+    assert some[0].recurrent_weights.unique().numel() <= 7 * len(some[0].recurrent_weights)
 
 
 def test_a_single_layer_is_replaced() -> None:

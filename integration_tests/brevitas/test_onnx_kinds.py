@@ -50,8 +50,7 @@ def test_cells_of_norse_give_what_they_give(kind: str, steps: int | None, tmp_pa
     found = (run_steps if steps is None else run_whole)(exported, x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     assert expected.std() > 0.5
-    held = {f"1.{name}": f"a parameter of {kind}" for name, _ in cell.named_parameters()}
-    assert exported.floats == held and bool(held) == with_weights
+    assert not exported.floats  # weights of a cell too are quantised
 
 
 class Looped(nn.Module):

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from sbc_plugin.brevitas.cells import LAYER, weights_of
 from sbc_plugin.brevitas.grids import set_scale, write
 from sbc_plugin.brevitas.layers import quantize_layers, replace_modules
 from sbc_plugin.brevitas.quantizers import weight_quantizer
@@ -23,7 +24,7 @@ def check_backend(layers: Sequence[SpikingLayer], quantize: Quantize) -> None:
     """
     if not quantize.symmetric:
         raise SettingsError("backend='brevitas' has symmetric grids only; use Quantize(..., symmetric=True)")
-    parts = [part for layer in layers for part in layer.parts if _is_module(part)]
+    parts = [part for layer in layers for part in layer.parts if _has_layer(part)]
     if not parts:
         raise UnsupportedModelError("no weight of the model has a layer in Brevitas; use backend=None")
     for part in parts:
@@ -58,7 +59,7 @@ def into_backend(
     quantizers = {
         part.name: weight_quantizer(f"int{bits}", quantize.granularity, quantize.scale)
         for part, bits in parts
-        if _is_module(part)
+        if _has_layer(part)
     }
     before = dict(model.named_modules())
     model, left = quantize_layers(model, quantizers, inplace=True)
@@ -68,7 +69,7 @@ def into_backend(
             blocks = scale.expand(layer.rows, layer.columns).split([part.form.columns for part in layer.parts], 1)
             for part, block in zip(layer.parts, blocks, strict=True):
                 if part.name in quantizers and part.name not in left:
-                    module: Any = model.get_submodule(part.name)
+                    module: Any = model.get_submodule(part.name if _is_module(part) else part.name + LAYER)
                     with in_layer(part.name):
                         weight = module.weight.detach().flatten(1).clone()  # on the grid already
                         write(module, weight, set_scale(module, block, quantize))
@@ -78,9 +79,14 @@ def into_backend(
             model, {id(after[name]): module for name, module in before.items() if after[name] is not module}
         )
         raise
-    left |= {part.name: "on the grid, but a parameter of a cell" for part, _ in parts if part.name not in quantizers}
+    left |= {part.name: "on the grid, but no parameter of its cell" for part, _ in parts if part.name not in quantizers}
     return model, left
 
 
 def _is_module(part: Part) -> bool:
     return part.attribute == "weight"
+
+
+def _has_layer(part: Part) -> bool:
+    """Whether Brevitas has a layer for a weight; cells may hold theirs as plain tensors, for which it has none."""
+    return _is_module(part) or part.attribute in weights_of(part.module)

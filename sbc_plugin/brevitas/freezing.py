@@ -6,6 +6,7 @@ import brevitas.nn as qnn
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.brevitas.cells import QuantisedCell, plain_cell
 from sbc_plugin.brevitas.layers import Quantised, build_settings, copy_model, is_quantised, replace_modules
 from sbc_plugin.errors import UnsupportedModelError, in_layer
 
@@ -37,6 +38,8 @@ def freeze(model: nn.Module) -> nn.Module:
     check_quantised(model)
     target = copy_model(model)
     plain: dict[int, nn.Module] = {}
+    cells = {id(module): plain_cell(module) for module in target.modules() if isinstance(module, QuantisedCell)}
+    target = replace_modules(target, cells)
     for name, module in target.named_modules():
         if isinstance(module, Quantised):
             with in_layer(name):

@@ -8,6 +8,7 @@ from brevitas.inject import ExtendedInjector
 from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjectorBase
 from torch import Tensor, nn
 
+from sbc_plugin.brevitas.cells import QuantisedCell, quantised_cell, weights_of
 from sbc_plugin.brevitas.inputs import analogue_inputs, calibrate_input
 from sbc_plugin.calibration.plain import library_or_plain
 from sbc_plugin.errors import SettingsError, UnsupportedModelError
@@ -60,21 +61,31 @@ def quantize_layers(
         UnsupportedModelError: no layer can be quantised.
     """
     modules = dict(model.named_modules())
-    quantizers = quantizer if isinstance(quantizer, Mapping) else dict.fromkeys(modules, quantizer)
+    known_names = modules.keys() | {f"{name}.{raw}".lstrip(".") for name, m in modules.items() for raw in weights_of(m)}
+    quantizers = quantizer if isinstance(quantizer, Mapping) else dict.fromkeys(known_names, quantizer)
     for each in quantizers.values():
         _check_quantizer("quantizer", each, "weight_quantizer('int4')")
     if input_quant is not None:
         _check_quantizer("input_quant", input_quant, "brevitas.quant.Int8ActPerTensorFloat")
         if calibration_data is None:
             raise SettingsError("input_quant needs data to set its scales by; give calibration_data")
-    if unknown := sorted({*quantizers, *(names or ())} - modules.keys()):
+    if unknown := sorted({*quantizers, *(names or ())} - known_names):
         known = ", ".join(repr(name) for name, module in modules.items() if isinstance(module, _PLAIN))
         raise SettingsError(f"{type(model).__name__} has no layer {unknown[0]!r}; its layers are {known}")
     target = model if inplace else copy_model(model)
-    reasons = {}
+    reasons: dict[str, str] = {}
     chosen: dict[str, nn.Module] = {}
     owners = _owners_of_weights(target)
+    library = library_or_plain(target)
+    cells: dict[str, nn.Module] = {}
     for name, module in target.named_modules():
+        if library.holds_weights(module) and not isinstance(module, QuantisedCell):
+            wanted = {raw: quantizers.get(full, quantizers.get(name)) for raw, full in _names_in(module, name, names)}
+            rules = {raw: each for raw, each in wanted.items() if each is not None}
+            if (reason := _unfit_cell(module, owners)) is None and rules:
+                cells[name] = quantised_cell(module, rules)
+            reasons |= {f"{name}.{raw}".lstrip("."): reason for raw in rules if reason}
+            continue
         if name not in quantizers or (names is not None and name not in names):
             continue
         reason = _unfit(module, owners)
@@ -84,7 +95,7 @@ def quantize_layers(
             reasons[name or type(module).__name__] = reason
         elif not _inside_layer(target, name):
             reasons |= {f"{name}.{raw}" if name else raw: why for raw, why in _raw_weights(module).items()}
-    if not chosen:
+    if not chosen and not cells:
         skipped = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it holds no weights"
         raise UnsupportedModelError(f"{type(model).__name__} has no layer that can be quantised ({skipped})")
     inputs: dict[str, list[Tensor]] = {}
@@ -97,7 +108,22 @@ def quantize_layers(
     }
     for name, given in inputs.items():
         calibrate_input(layers[name], given)
-    return replace_modules(target, {id(chosen[name]): layer for name, layer in layers.items()}), reasons
+    new = {id(chosen[name]): layer for name, layer in layers.items()}
+    new |= {id(target.get_submodule(name)): cell for name, cell in cells.items()}
+    return replace_modules(target, new), reasons
+
+
+def _names_in(cell: nn.Module, name: str, names: Collection[str] | None) -> list[tuple[str, str]]:
+    """Attribute and full name of each weight of a cell that is to be quantised."""
+    pairs = [(raw, f"{name}.{raw}".lstrip(".")) for raw in weights_of(cell)]
+    return [(raw, full) for raw, full in pairs if names is None or not {name, full}.isdisjoint(names)]
+
+
+def _unfit_cell(cell: nn.Module, owners: dict[int, list[nn.Module]]) -> str | None:
+    """Why a cell's weights are left out; None if they can be quantised."""
+    if any(len(owners[id(cell._parameters[raw])]) > 1 for raw in weights_of(cell)):
+        return "it shares its weight with another module, so neither can change alone"
+    return None
 
 
 def _check_quantizer(name: str, value: object, example: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.brevitas.cells import LAYER
 from sbc_plugin.brevitas.freezing import check_quantised
 from sbc_plugin.brevitas.layers import copy_model, is_quantised
 from sbc_plugin.core.quantization.integers import Integers, in_units
@@ -101,7 +102,7 @@ def _thresholds(model: nn.Module, batch: Any, forward: Forward | None) -> dict[s
             gain = layer.gain.to(threshold.device)
             if threshold.numel() > 1:
                 gain = gain.reshape(-1, *[1] * (threshold.dim() - 1))
-            thresholds |= {part.name: threshold / gain for part in layer.parts}
+            thresholds |= {part.name + end: threshold / gain for part in layer.parts for end in ("", LAYER)}
     return thresholds
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from sbc_plugin.calibration.batches import holds_values, peek, repeatable
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT
+from sbc_plugin.calibration.plain import refuse_computed
 from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
@@ -19,7 +20,7 @@ from sbc_plugin.compression.layer import Recipe, check_granularity
 from sbc_plugin.compression.plan import obstacle, plan
 from sbc_plugin.compression.run import all_or_nothing, run
 from sbc_plugin.compression.stage import Stage
-from sbc_plugin.errors import CalibrationError, SettingsError
+from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.evaluation.operations import weights_left_alone
 from sbc_plugin.evaluation.report import Report, joined
 from sbc_plugin.layers import Forward, SpikingLayer, library_of
@@ -163,5 +164,9 @@ def _check_kind(name: str, value: object, kind: type, example: str) -> None:
 
 def _check_weights(layers: list[SpikingLayer]) -> None:
     for layer in layers:
+        for part in layer.parts:
+            if part.tensor is not part.tensor:
+                with in_layer(part.name):
+                    refuse_computed(part.attribute)
         if not layer.weight().isfinite().all():
             raise CalibrationError(f"layer {layer.name!r}: the weight holds NaN or infinity; repair the model first")

@@ -60,6 +60,7 @@ def weights_left_alone(model: nn.Module, layers: Iterable[SpikingLayer]) -> dict
     parts = [part for layer in layers for part in layer.parts]
     known = {id(part.tensor) for part in parts}
     known |= {id(p) for part in parts if part.attribute == "weight" for p in part.module.parameters()}
+    known |= {id(p) for part in parts for inside in part.module.children() for p in inside.parameters()}
     return {
         name: parameter.detach()
         for name, parameter in model.named_parameters()

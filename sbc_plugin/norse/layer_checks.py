@@ -25,8 +25,15 @@ def check_plain(model: nn.Module) -> None:
             plain = attribute in module._parameters or (cell and attribute in vars(module))
             if plain and f"{attribute}_orig" not in module._parameters:
                 continue
+            if cell and is_made_by_layer(module, attribute):
+                continue
             with in_layer(name):
                 refuse_computed(attribute)
+
+
+def is_made_by_layer(cell: nn.Module, attribute: str) -> bool:
+    """Whether a cell's weight is a property that a layer inside of it makes, and no parametrisation of torch's."""
+    return isinstance(getattr(type(cell), attribute, None), property) and "parametrizations" not in cell._modules
 
 
 def check_own_weights(model: nn.Module) -> None:
