@@ -165,7 +165,7 @@ def _check_kind(name: str, value: object, kind: type, example: str) -> None:
 def _check_weights(layers: list[SpikingLayer]) -> None:
     for layer in layers:
         for part in layer.parts:
-            if part.tensor is not part.tensor:
+            if part.tensor is not part.tensor:  # made anew at each call
                 with in_layer(part.name):
                     refuse_computed(part.attribute)
         if not layer.weight().isfinite().all():
