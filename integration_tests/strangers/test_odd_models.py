@@ -175,14 +175,14 @@ def test_what_has_no_rule_is_skipped_with_a_reason() -> None:
             return torch.einsum("tbchw,cd->tbdhw", self.lif(y)[0], self.mix)
 
     _, report = compress(lively(Zoo()), [spikes(T, B, 2, 4, 4)], prune=HALF)
-    assert [row.name for row in report.layers] == ["conv"]
+    assert [row.name for row in report.layers] == ["up", "conv"]
     assert report.skipped == {
-        "up.weight": "ConvTranspose2d has no rule; left as it is",
-        "mix": "Zoo has no rule; left as it is",
-        "table.weight": "Embedding has no rule; left as it is",
+        "up": "no neuron before 'conv'; its kernel counts",
+        "mix": "Zoo has no rule for it; left as it is",
+        "table.weight": "Embedding has no rule for it; left as it is",
         "spare": "never called",
-        "unused.input_weights": "a neuron that never ran has no rule; left as it is",
-        "unused.recurrent_weights": "a neuron that never ran has no rule; left as it is",
+        "unused.input_weights": "it never ran; left as it is",
+        "unused.recurrent_weights": "it never ran; left as it is",
     }
     assert "note: spare: never called" in str(report)
 

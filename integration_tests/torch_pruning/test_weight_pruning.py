@@ -52,7 +52,9 @@ def test_blocks_on_a_plain_network_that_keeps_some_layers() -> None:
                         ignored_layers=[model.last])  # fmt: skip
     pruner.step()
     assert torch.equal(model.last.weight, before)
-    assert pruner.skipped["last"] == "ignored" and "transposed" in pruner.skipped["up"]
+    assert pruner.skipped["last"] == "ignored" and "up" not in pruner.skipped
+    up = (model.up.weight != 0).unflatten(0, (-1, 2))  # two inputs at one position of the kernel
+    assert (up.all(1) | ~up.any(1)).all() and not up.all()
     blocks = (model.join.weight != 0).unflatten(1, (-1, 2))
     assert (blocks.all(2) | ~blocks.any(2)).all() and not blocks.all()
 
