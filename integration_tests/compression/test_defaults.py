@@ -25,7 +25,7 @@ BITS = Quantize(3)
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "STEPS", 4)
+    monkeypatch.setattr(defaults, "TUNING_STEPS", 4)
     monkeypatch.setattr(defaults, "SCALE_STEPS", 3)
 
 
