@@ -1,5 +1,6 @@
 """The integers behind a quantised network: codes, scales, and thresholds in units of the scale, as chips want them."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def integers(model: nn.Module, *, power_of_two: bool = False, granularity: str =
     for name, module in modules.items():
         inner = getattr(module, "lifted_module", module)
         if isinstance(inner, LIFRecurrentCell | LIFRecurrent | LILinearCell):
-            for attribute in ("input_weights", "recurrent_weights")[: 1 if isinstance(inner, LILinearCell) else 2]:
+            for attribute in filter(partial(hasattr, inner), ("input_weights", "recurrent_weights")):
                 key = f"{name}.{attribute}"
                 layer_integers[key] = _integers(key, getattr(inner, attribute), None, inner, power_of_two, granularity)
         elif isinstance(inner, nn.Linear | nn.Conv1d | nn.Conv2d):

@@ -268,11 +268,11 @@ def _grown(results: Any, other: Call | None) -> int | None:
 
 def _guess(model: nn.Module, batch_first: bool | None) -> Driver:
     """For a model that fails whichever way it is called: its next call says why."""
-    step = holds_undriven_cells(model) and len(inspect.signature(model.forward).parameters) > 1
+    step = _holds_undriven_cells(model) and len(inspect.signature(model.forward).parameters) > 1
     return Driver(1 if step else None, batch_axis=0 if batch_first else 1, swapped=bool(batch_first))
 
 
-def holds_undriven_cells(model: nn.Module) -> bool:
+def _holds_undriven_cells(model: nn.Module) -> bool:
     """Whether neurons of the model take a single step in each call, and no ``Lift`` calls them once a step."""
     driven = {id(part) for module in model.modules() if isinstance(module, Lift) for part in module.modules()}
     neurons = [module for module in model.modules() if isinstance(module, NEURONS) and id(module) not in driven]

@@ -150,17 +150,18 @@ def quantize_membranes(
     for name, neuron in neurons:
         if isinstance(vars(neuron).get(seam_of(neuron)), RoundedStep):
             raise SettingsError(f"neuron {name!r} has rounded states already; call restore_membranes(model) first")
-    _, data = peek(calibration_data)
+    first, data = peek(calibration_data)
+    run = forward or default_forward(model, first)
     data = list(data) if isinstance(data, Iterator) else data
-    ranges, skipped = _ranges(model, data, forward)
+    ranges, skipped = _ranges(model, data, run)
     grids: dict[str, dict[str, FixedPoint]] = {}
     for (name, state), (low, high) in ranges.items():
         grids.setdefault(name, {})[state] = fixed_point(low, high, bits)
     if not grids:
         raise UnsupportedModelError(f"no neuron of {type(model).__name__} that ran has a membrane; nothing to round")
     if scale == "mae":
-        grids = _least_error(model, data, forward, grids)
-    shares = _saturated(model, data, forward, grids)
+        grids = _least_error(model, data, run, grids)
+    shares = _saturated(model, data, run, grids)
     target = model if inplace else copy_model(model)
     for name, neuron in _neurons(target):
         for attribute in _seams(neuron) if name in grids else ():
@@ -192,11 +193,7 @@ def _neurons(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, NEURONS)]
 
 
-def _run(
-    model: nn.Module, data: Iterable[Any], forward: Forward | None, on_step: Callable[[Step], tuple[Tensor, Any]]
-) -> None:
-    first, data = peek(data)
-    run = forward or default_forward(model, first)
+def _run(model: nn.Module, data: Iterable[Any], run: Forward, on_step: Callable[[Step], tuple[Tensor, Any]]) -> None:
     for number, batch in enumerate(data):
         check_batch(batch, number)
         with eval_mode(model), torch.no_grad(), intercept_steps(model, on_step):
@@ -204,7 +201,7 @@ def _run(
 
 
 def _ranges(
-    model: nn.Module, data: Iterable[Any], forward: Forward | None
+    model: nn.Module, data: Iterable[Any], run: Forward
 ) -> tuple[dict[tuple[str, str], tuple[float, float]], dict[str, str]]:
     """Least and greatest value of each neuron's states, and what else its state holds."""
     ranges: dict[tuple[str, str], tuple[float, float]] = {}
@@ -226,7 +223,7 @@ def _ranges(
             skipped[f"{step.name}.{other}"] = "stays in floating point: only v and i are rounded"
         return output, state
 
-    _run(model, data, forward, on_step)
+    _run(model, data, run, on_step)
     return ranges, skipped
 
 
@@ -243,7 +240,7 @@ def _values(state: Any, kind: str) -> Tensor:
 
 
 def _least_error(
-    model: nn.Module, data: Iterable[Any], forward: Forward | None, grids: dict[str, dict[str, FixedPoint]]
+    model: nn.Module, data: Iterable[Any], run: Forward, grids: dict[str, dict[str, FixedPoint]]
 ) -> dict[str, dict[str, FixedPoint]]:
     """The grids with steps halved until the mean absolute error of the exact run's states is least."""
     errors: dict[tuple[str, str], list[float]] = {}
@@ -260,7 +257,7 @@ def _least_error(
                 sums[index] += float((finer.round(values) - values).abs().sum(dtype=torch.float64))
         return output, state
 
-    _run(model, data, forward, on_step)
+    _run(model, data, run, on_step)
     chosen: dict[str, dict[str, FixedPoint]] = {}
     for (name, kind), sums in errors.items():
         chosen.setdefault(name, {})[kind] = candidates(grids[name][kind])[sums.index(min(sums))]
@@ -268,7 +265,7 @@ def _least_error(
 
 
 def _saturated(
-    model: nn.Module, data: Iterable[Any], forward: Forward | None, grids: dict[str, dict[str, FixedPoint]]
+    model: nn.Module, data: Iterable[Any], run: Forward, grids: dict[str, dict[str, FixedPoint]]
 ) -> dict[tuple[str, str], float]:
     """The fraction of each state's values that rounding cuts off, in a run in which all states are rounded."""
     counts: dict[tuple[str, str], list[int]] = {}
@@ -283,5 +280,5 @@ def _saturated(
             count[1] += values.numel()
         return rounded(output, state, mine, is_integrator(step.neuron)) if mine else (output, state)
 
-    _run(model, data, forward, on_step)
+    _run(model, data, run, on_step)
     return {key: beyond / seen for key, (beyond, seen) in counts.items()}
