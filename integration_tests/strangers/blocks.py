@@ -247,6 +247,8 @@ class Recurrent(Block):
 class Feedback(Block):
     """Spikes of the step before come back through a layer; a chain where there are no steps."""
 
+    strength = 0.3
+
     def build(self, draw: Draw, inputs: int, sequence: bool) -> None:
         self.layer, self.back = weighted(draw, inputs, self.channels), weighted(draw, self.channels, self.channels)
         self.neuron = neuron(draw, self.channels, sequence)
@@ -256,7 +258,7 @@ class Feedback(Block):
         if run.sequence:
             return run.spikes(self.neuron, current)
         before = run.memory()
-        current = current if before is None else current + 0.3 * self.back(before)
+        current = current if before is None else current + self.strength * self.back(before)
         place = len(run.after)
         run.after.append(None)
         spikes = run.spikes(self.neuron, current)

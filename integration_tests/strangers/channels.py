@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,23 +175,25 @@ def summary(reason: str) -> str:
     return re.sub(r"'[\w.]+'", "'...'", re.sub(r"\d+", "N", " ".join(reason.split())))[:160]
 
 
-def main(count: int = 200, first: int = 0) -> int:
+def count(
+    attempt: Callable[[int], Outcome], reproduction: Callable[[int, Outcome], str], number: int = 200, first: int = 0
+) -> int:
     """Try so many networks from a seed on, print faults and counts, and return how many faults there were."""
     torch.set_num_threads(1)
-    start, kinds, reasons, faults = time.perf_counter(), Counter[str](), Counter[str](), 0
-    for seed in range(first, first + count):
+    start, kinds, reasons, faulty = time.perf_counter(), Counter[str](), Counter[str](), 0
+    for seed in range(first, first + number):
         outcome = attempt(seed)
         kinds[outcome.kind] += 1
         if outcome.is_fault:
-            faults += 1
-            print(reproduction(seed, outcome) if faults <= 3 else f"{seed} {outcome}"[:300], flush=True)
-        elif outcome.kind == "refused":
-            reasons[summary(outcome.reason)] += 1
-    print(f"{count} networks from seed {first} in {time.perf_counter() - start:.0f} s: {dict(kinds)}")
-    for reason, number in reasons.most_common():
-        print(f"{number:5} {reason}")
-    return faults
+            faulty += 1
+            print(reproduction(seed, outcome) if faulty <= 3 else f"{seed} {outcome}"[:300], flush=True)
+        elif outcome.reason:
+            reasons[f"{outcome.kind}: {summary(outcome.reason)}"] += 1
+    print(f"{number} networks from seed {first} in {time.perf_counter() - start:.0f} s: {dict(kinds)}")
+    for reason, times in reasons.most_common():
+        print(f"{times:5} {reason}")
+    return faulty
 
 
 if __name__ == "__main__":
-    sys.exit(bool(main(*map(int, sys.argv[1:]))))
+    sys.exit(bool(count(attempt, reproduction, *map(int, sys.argv[1:]))))

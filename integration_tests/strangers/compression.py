@@ -8,10 +8,7 @@ import copy
 import random
 import sys
 import tempfile
-import time
 import warnings
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from integration_tests.strangers.channels import Outcome, summary, surroundings
+from integration_tests.strangers.channels import Outcome, count, surroundings
 from integration_tests.strangers.grids_and_patterns import (
     best_for_its_zeros,
     breaks_pattern,
@@ -405,26 +402,6 @@ print(attempt({seed}))"""
 def reproduction(seed: int, outcome: Outcome) -> str:
     """Ten lines that show the fault of a seed."""
     return REPRODUCTION.format(kind=outcome.kind, reason=" ".join(outcome.reason.split())[:300], seed=seed)
-
-
-def count(
-    attempt: Callable[[int], Outcome], reproduction: Callable[[int, Outcome], str], number: int = 200, first: int = 0
-) -> int:
-    """Try so many networks from a seed on, print faults and counts, and return how many faults there were."""
-    torch.set_num_threads(1)
-    start, kinds, reasons, faulty = time.perf_counter(), Counter[str](), Counter[str](), 0
-    for seed in range(first, first + number):
-        outcome = attempt(seed)
-        kinds[outcome.kind] += 1
-        if outcome.is_fault:
-            faulty += 1
-            print(reproduction(seed, outcome) if faulty <= 3 else f"{seed} {outcome}"[:300], flush=True)
-        elif outcome.reason:
-            reasons[f"{outcome.kind}: {summary(outcome.reason)}"] += 1
-    print(f"{number} networks from seed {first} in {time.perf_counter() - start:.0f} s: {dict(kinds)}")
-    for reason, times in reasons.most_common():
-        print(f"{times:5} {reason}")
-    return faulty
 
 
 if __name__ == "__main__":

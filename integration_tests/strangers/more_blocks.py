@@ -4,7 +4,7 @@ import norse.torch as norse
 import torch
 from torch import Tensor, nn
 
-from integration_tests.strangers.blocks import AVERAGES, Chain, Maker
+from integration_tests.strangers.blocks import AVERAGES, Chain, Feedback, Maker
 from integration_tests.strangers.parts import Block, Draw, Run, neuron, weighted
 
 TRANSPOSED = (nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -94,24 +94,10 @@ class Matrix(Block):
         return run.spikes(self.second, (z.movedim(axis, -1) @ self.matrix).movedim(-1, axis))
 
 
-class Recurrence(Block):
-    """A neuron whose spikes come back through a layer of their own, added to what another layer brings."""
+class Recurrence(Feedback):
+    """Spikes come back through a layer in full strength."""
 
-    def build(self, draw: Draw, inputs: int, sequence: bool) -> None:
-        self.layer, self.back = weighted(draw, inputs, self.channels), weighted(draw, self.channels, self.channels)
-        self.neuron = neuron(draw, self.channels, sequence)
-
-    def run(self, x: Tensor, run: Run) -> Tensor:
-        current = run.layer(self.layer, x)
-        if run.sequence:
-            return run.spikes(self.neuron, current)
-        before = run.memory()
-        current = current if before is None else current + self.back(before)
-        place = len(run.after)
-        run.after.append(None)
-        spikes = run.spikes(self.neuron, current)
-        run.after[place] = spikes
-        return spikes
+    strength = 1.0
 
 
 class OddNeuron(Block):

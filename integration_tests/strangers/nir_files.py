@@ -18,8 +18,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from integration_tests.strangers.channels import Outcome, surroundings
-from integration_tests.strangers.compression import count, same, values_of
+from integration_tests.strangers.channels import Outcome, count, surroundings
+from integration_tests.strangers.compression import same, values_of
 from integration_tests.strangers.networks import network
 from integration_tests.strangers.nir_networks import Chain, chain, graph, stepped
 from sbc_plugin import Prune, Quantize, compress

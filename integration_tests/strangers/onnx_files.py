@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from integration_tests.models.onnx_running import run_steps, run_whole
-from integration_tests.strangers.channels import Outcome, surroundings
-from integration_tests.strangers.compression import count, same, values_of
+from integration_tests.strangers.channels import Outcome, count, surroundings
+from integration_tests.strangers.compression import same, values_of
 from integration_tests.strangers.networks import Stranger, TwoOutputs, network
 from sbc_plugin import Calibration, Prune, Quantize, compress
 from sbc_plugin.brevitas import export_onnx
