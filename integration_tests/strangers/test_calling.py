@@ -131,6 +131,25 @@ class StillImage(Network):
         return self.sequence(x.expand(T, *x.shape)).mean(0)
 
 
+class StillImageOfSteps(Network):
+    """(B, N), shown for T steps, to (B, T, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sequence(x.expand(T, *x.shape)).transpose(0, 1)
+
+
+class MixesTime(FixedLengthBatchFirst):
+    """(B, T, N): each step of the neurons sees all steps of the input."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """(T, B, N)."""
+        attended = torch.softmax(x @ x.transpose(1, 2), -1) @ x
+        return attended.transpose(0, 1) + self.position
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sequence(self.mixed(x)).transpose(0, 1)
+
+
 class Windows(Network):
     """Average over windows of three steps: the output is shorter than the input."""
 
@@ -198,6 +217,8 @@ MODELS: dict[type[nn.Module], tuple[str, Run]] = {
     FixedLengthBatchFirst: ("batch first", batch_first),
     BatchFirstSum: ("batch first", lambda model, x: batch_first(model, x).sum(0)),
     StillImage: ("still", lambda model, x: whole(model, x.expand(T, *x.shape)).mean(0)),
+    StillImageOfSteps: ("still", lambda model, x: whole(model, x.expand(T, *x.shape))),
+    MixesTime: ("batch first", lambda model, x: whole(model, model.mixed(x))),
 }
 
 

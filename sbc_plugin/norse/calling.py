@@ -5,7 +5,6 @@ from, do.
 """
 
 import inspect
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,92 +14,10 @@ from torch import Tensor, nn
 from sbc_plugin.calibration.driver import Driver, first_result
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.errors import UnsupportedModelError
-from sbc_plugin.norse.neurons import NEURONS, SEQUENCE, state_tensor
-from sbc_plugin.norse.steps import Step, intercept_steps
+from sbc_plugin.norse.neurons import NEURONS, SEQUENCE
+from sbc_plugin.norse.watched_calls import Call, Caller
 
 FEW = 4  # entries of the first axis that the calls take, if the model accepts so few
-
-
-@dataclass
-class Call:
-    """What one call of the model showed.
-
-    Attributes:
-        steps: name -> how many steps of each neuron.
-        lengths: lengths of the first axis of the neurons' inputs.
-        resumed: neurons whose first step went on from a state of an earlier call.
-        chained: whether a neuron's step went on from another step of this call.
-        firsts: name -> input of the first step of each neuron.
-        results: what the call returned.
-    """
-
-    steps: dict[str, int] = field(default_factory=dict)
-    lengths: set[int] = field(default_factory=set)
-    resumed: set[str] = field(default_factory=set)
-    chained: bool = False
-    firsts: dict[str, Tensor] = field(default_factory=dict)
-    results: Any = None
-
-
-class Caller:
-    """Calls a model and watches its neurons; the caller puts it into eval mode."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self._latest: dict[str, tuple[Call, Tensor]] = {}
-
-    def __call__(self, *inputs: Any) -> Call | None:
-        """One call; None if it fails."""
-        call, fresh = Call(), set[str]()
-
-        def on_step(step: Step) -> tuple[Tensor, Any]:
-            earlier = None if step.name in fresh else self._earlier(step)
-            fresh.discard(step.name)
-            call.chained |= earlier is call
-            if step.name not in call.steps and earlier not in (None, call):
-                call.resumed.add(step.name)
-            call.steps[step.name] = call.steps.get(step.name, 0) + 1
-            call.lengths.add(len(step.x) if step.x.dim() else 1)
-            call.firsts.setdefault(step.name, step.x)
-            output, state = step.run(step.x)
-            v = state_tensor(state, "v")
-            if v is not None:
-                v.sbc_made_in = step.name, call  # type: ignore[attr-defined]
-                self._latest[step.name] = call, v
-            return output, state
-
-        def on_neuron(name: str) -> Any:
-            def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-                if (given[1] if len(given) > 1 else named.get("state")) is None:
-                    fresh.add(name)
-
-            return hook
-
-        handles = [
-            module.register_forward_pre_hook(on_neuron(name), with_kwargs=True)
-            for name, module in self.model.named_modules()
-            if isinstance(module, NEURONS)
-        ]
-        try:
-            with intercept_steps(self.model, on_step):
-                call.results = self.model(*inputs)
-        except Exception:
-            return None
-        finally:
-            for handle in handles:
-                handle.remove()
-        return call
-
-    def _earlier(self, step: Step) -> Call | None:
-        """The call in which the state of a step was made; a copy of a state is known by its values."""
-        v = state_tensor(step.state, "v")
-        if v is None:
-            return None
-        name, call = getattr(v, "sbc_made_in", (None, None))
-        if name is not None:
-            return call if name == step.name else None
-        call_before, latest = self._latest.get(step.name, (None, v))
-        return call_before if latest.shape == v.shape and v.any() and torch.equal(latest, v) else None
 
 
 def driver_of(model: nn.Module, x: Tensor, batch_first: bool | None = None) -> Driver:
@@ -141,7 +58,7 @@ def driver_of(model: nn.Module, x: Tensor, batch_first: bool | None = None) -> D
             still = others[0] is not None and others[0].lengths != call.lengths
             if not still:
                 return Driver()
-            return Driver(batch_axis=0, output_axes=_output_axes(call, None, others[0]), still=True)
+            return Driver(batch_axis=0, output_axes=_axes_of_still(caller, call, others[0], sample), still=True)
     swapped = batch_first is not None and batch_first != (time == 1)
     return Driver(
         batch_axis=time if swapped else 1 - time,
@@ -256,6 +173,19 @@ def _output_axes(call: Call, longer: Call | None, wider: Call | None, steps: int
     if batch is None or (time is None and batch > 0):
         return ()
     return (batch,) if time is None else (time, batch)
+
+
+def _axes_of_still(caller: Caller, call: Call, wider: Call | None, x: Tensor) -> tuple[int, ...]:
+    """As of :func:`_output_axes`; time is the axis along which the neurons' last step moves the last entry alone."""
+    other = caller.with_other_ends(call, x)
+    output, moved = first_result(call.results), None if other is None else first_result(other.results)
+    batch = _grown(call.results, wider)
+    if isinstance(output, Tensor) and isinstance(moved, Tensor) and output.shape == moved.shape and batch is not None:
+        places = (output != moved).nonzero()
+        for axis, length in enumerate(output.shape):
+            if axis != batch and length > 1 and len(places) and (places[:, axis] == length - 1).all():
+                return axis, batch
+    return _output_axes(call, None, wider)
 
 
 def _grown(results: Any, other: Call | None) -> int | None:
