@@ -130,6 +130,17 @@ def test_weights_that_do_not_fit_are_named_with_a_value() -> None:
         integers(by_row, granularity="row")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_holds_codes_on_powers_of_two(dtype: torch.dtype) -> None:
+    """A refusal says what does it, and it does it."""
+    half = read(dense(lif), dt=DT).to(dtype)
+    with pytest.raises(SettingsError, match=rf"'fc1': .*{dtype} may have rounded it; .*scale='power_of_two'"):
+        integers(half)
+    small = quantised(dense(lif), 8, scale="power_of_two").to(dtype)
+    found = integers(small)["fc1"]
+    assert torch.equal(found.codes * found.scale[:, None], small.get_submodule("fc1").weight.double())
+
+
 def test_rows_of_zeros_and_powers_of_two() -> None:
     layers = norse.SequentialState(nn.Linear(3, 3, bias=False), norse.LIFBoxCell())
     layers[0].weight.data = torch.tensor([[0.0, 0.0, 0.0], [0.75, -0.5, 0.0], [127.0, 1.0, 0.0]])

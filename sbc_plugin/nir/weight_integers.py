@@ -63,10 +63,12 @@ def _integers(
     wrong = ((codes * scale[:, None] - matrix).abs() > TOLERANCE * matrix.abs()) | (codes.abs() > LARGEST)
     if wrong.any():
         step = "power of two" if power_of_two else "scale"
+        half = weight.dtype in (torch.float16, torch.bfloat16)  # rounds a code times any other scale
+        way = "the model in float32, or with scales that are powers of two" if half else "it"
         raise SettingsError(
             f"layer {name!r}: {matrix[wrong][0]:g} is not one of {LARGEST} multiples of one {step} a {granularity}; "
-            f"quantise it, e.g. Quantize(bits=8, granularity={granularity!r}"
-            f"{', scale=' + repr('power_of_two') if power_of_two else ''})"
+            f"{f'{weight.dtype} may have rounded it; ' if half else ''}quantise {way}, e.g. Quantize(bits=8, "
+            f"granularity={granularity!r}{', scale=' + repr('power_of_two') if power_of_two or half else ''})"
         )
     scale = scale.expand(rows).clone()
     exponent = scale.log2().round().int() if power_of_two else None
