@@ -1,5 +1,6 @@
 """How the modules of a model are connected: of :func:`sbc_plugin.nir.read`, Norse's import, or a SequentialState."""
 
+from collections.abc import Container
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -47,13 +48,13 @@ def wiring_of(model: nn.Module) -> Wiring:
         modules, edges, ends = _executed(model)
     elif isinstance(model, nn.Sequential):
         modules = dict(_chain(model, ""))
-        ends = (_free("input", modules), _free("output", modules))
+        ends = (free("input", modules), free("output", modules))
         path = [ends[0], *modules, ends[1]]
         edges = list(pairwise(path))
     else:
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not say how its modules are connected; write a model of sbc_plugin.nir.read, "
-            "of norse.from_nir, or a SequentialState"
+            f"{type(model).__name__} does not say how its modules are connected; give what sbc_plugin.nir.trace(model, "
+            "example) finds out about it by a run on data"
         )
     for name in [name for name, module in modules.items() if isinstance(module, TRANSPARENT)]:
         del modules[name]
@@ -68,7 +69,8 @@ def wiring_of(model: nn.Module) -> Wiring:
     return Wiring(modules, edges, ends, shape, 2 if sequence else 1)
 
 
-def _free(name: str, taken: dict[str, nn.Module]) -> str:
+def free(name: str, taken: Container[str]) -> str:
+    """The name, with "_" behind it as often as makes it free."""
     while name in taken:
         name += "_"
     return name

@@ -20,7 +20,7 @@ from sbc_plugin.nir.network import running_order, shape_after
 from sbc_plugin.nir.neuron_nodes import Gain, Reset, node_of, reset_of
 from sbc_plugin.nir.reading import Shape
 from sbc_plugin.nir.weight_integers import integers
-from sbc_plugin.nir.wiring import wiring_of
+from sbc_plugin.nir.wiring import Wiring, wiring_of
 
 WITH_WEIGHTS = (SNNRecurrentCell, SNNRecurrent, norse.LILinearCell)
 CELLS = (SNNCell, SNN, *WITH_WEIGHTS)
@@ -41,7 +41,8 @@ def write(
 
     Args:
         target: path of the file; one that is there is replaced.
-        model: from :func:`read`, ``norse.from_nir``, or a SequentialState, in step or sequence mode.
+        model: from :func:`read`, ``norse.from_nir``, or a SequentialState, in step or sequence mode; of another one
+            give what :func:`trace` makes of it.
         input_shape: of one time step of one sequence, without batch; None where the model or its first Linear says it.
         codes: put each weight's int8 "codes", "scale" (rows,) and "threshold" into its node's metadata, as
             :func:`integers` finds them.
@@ -74,8 +75,25 @@ def graph_of(
         raise SettingsError("power_of_two=True says which integers to store; give codes=True with it")
     check_has_values(model)
     wiring = wiring_of(model)
+    graph = graph_of_wiring(wiring, input_shape or wiring.input_shape)
+    for name, entry in integers(model, power_of_two=power_of_two).items() if codes else ():
+        stored = {key: getattr(entry, key) for key in ("codes", "scale", "exponent", "threshold")}
+        graph.nodes[name].metadata |= {key: _array(value) for key, value in stored.items() if value is not None}
+    return graph
+
+
+def graph_of_wiring(wiring: Wiring, shape: Shape | None) -> Any:
+    """The ``nir.NIRGraph`` of modules and edges, with the shapes of every node.
+
+    Args:
+        wiring: of a model that has values.
+        shape: of one time step of one sequence.
+
+    Raises:
+        UnsupportedModelError: a module without a counterpart in NIR, or a name that no file can hold.
+        SettingsError: no input shape, or one that does not fit.
+    """
     start, end = wiring.ends
-    shape = input_shape or wiring.input_shape
     if shape is None:
         raise SettingsError("the model does not say its input shape; give input_shape, e.g. (2, 34, 34)")
     _check_names([start, end, *wiring.modules])
@@ -104,9 +122,6 @@ def graph_of(
                 nodes[name] = node_of(module, shapes[name])
             else:
                 nodes[name], shapes[name] = _node(module, taken, wiring.leading)
-    for name, entry in integers(model, power_of_two=power_of_two).items() if codes else ():
-        stored = {key: getattr(entry, key) for key in ("codes", "scale", "exponent", "threshold")}
-        nodes[name].metadata |= {key: _array(value) for key, value in stored.items() if value is not None}
     return nir.NIRGraph(nodes, edges, metadata=_noted(wiring.modules))
 
 
