@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-portable fuzz test-matrix test-neurobench test-wheel check bench docs install clean
+.PHONY: demo test test-portable test-hosts fuzz test-matrix test-neurobench test-wheel check bench docs install clean
 
 demo: install
 	$(BIN)/sbc demo
@@ -41,6 +41,11 @@ fuzz: install
 	$(BIN)/python -m integration_tests.strangers.onnx_files $(N)
 	$(BIN)/python -m integration_tests.strangers.mutations $(N)
 	$(BIN)/python -m integration_tests.strangers.kills $(N)
+
+# The hosts' own suites and pipelines, Norse's models, and other simulators that read our NIR files, where pip has them.
+test-hosts: install
+	-$(BIN)/python -m pip install -q --no-deps --target build/readers snntorch sinabs pbr rockpool
+	PYTHONPATH=build/readers $(BIN)/python -m pytest -q -m hosts
 
 test-matrix: install $(OLDER)/.installed
 	set -e; for version in $(MATRIX); do \

@@ -93,11 +93,11 @@ def attempt(seed: int, method: str = "sbc") -> Outcome:
     try:
         expected, found = masked(stranger, dense, history), stranger.model
         with torch.no_grad():
-            difference = _difference(*(stranger.run(_in_float64(m), batch.double()) for m in (expected, found)))
+            error = difference(*(stranger.run(_in_float64(m), batch.double()) for m in (expected, found)))
     except (RuntimeError, ValueError, IndexError) as error:
         return Outcome("wrong", f"the cut network does not run: {error}")
-    if difference > TOLERANCE:
-        return Outcome("wrong", f"outputs differ by {difference:.2g} of the largest")
+    if error > TOLERANCE:
+        return Outcome("wrong", f"outputs differ by {error:.2g} of the largest")
     return Outcome("right") if history else Outcome("nothing cut")
 
 
@@ -134,7 +134,8 @@ def _in_float64(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).double()
 
 
-def _difference(expected: Tensor, found: Tensor) -> float:
+def difference(expected: Tensor, found: Tensor) -> float:
+    """Between two answers, as a part of the largest value."""
     if expected.shape != found.shape:
         return float("inf")
     scale = expected.abs().max().clamp_min(1e-12)

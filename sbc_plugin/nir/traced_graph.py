@@ -107,7 +107,7 @@ class TracedGraph:
         Raises:
             UnsupportedModelError: a BatchNorm that follows no layer of its own.
         """
-        modules, edges = dict(self.modules), list(self.edges)
+        modules, edges = {name: self._of_one_step(name) for name in self.modules}, list(self.edges)
         for name in [name for name, module in modules.items() if isinstance(_lifted(module), NORMS)]:
             before, behind = [a for a, b in edges if b == name], [edge for edge in edges if edge[0] == name]
             alone = len(before) == 1 and [b for a, b in edges if a == before[0]] == [name]
@@ -127,6 +127,16 @@ class TracedGraph:
         order, _ = running_order(edges, self.ends[0])
         edges.sort(key=lambda edge: (order.index(edge[1]), order.index(edge[0])))
         return Wiring(modules, edges, self.ends, None, 1)
+
+    def _of_one_step(self, name: str) -> nn.Module:
+        """The module as it acts on one step (B, ...); a Flatten that took whole sequences counts axes otherwise."""
+        module = self.modules[name]
+        if not isinstance(module, nn.Flatten) or name not in self.records:
+            return module
+        calls = self.records[name].inputs
+        whole = len(calls) == 1 and tuple(calls[0].shape[:2]) == (self.steps, self.sequences)
+        first, last = (axis - 1 if whole and axis > 0 else axis for axis in (module.start_dim, module.end_dim))
+        return nn.Flatten(first, last)
 
     def _added(self) -> set[str]:
         return self.modules.keys() - self.records.keys()

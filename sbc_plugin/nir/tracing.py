@@ -69,22 +69,18 @@ def trace(model: nn.Module, example: Any, *, output: str | None = None, batch_fi
     (('input', 'fc'), ('fc', 'fc_scale'), ('fc_scale', 'lif'), ('lif', 'output'))
     """
     check_batch(example, 0)
-    exact = copy_model(unwrapped(model)).float().double().eval()
-    driver = driver_of(exact, as_input(exact, example), batch_first)
-    x = driver.sample(as_input(exact, example), steps=MOST_STEPS, sequences=SEQUENCES)
-    steps = x if driver.batch_axis else x.transpose(0, 1)  # (T, B, ...)
-    if driver.still or x.dim() < 3 or len(steps) < 2:
-        raise CalibrationError(
-            f"the example gives {type(model).__name__} no time steps of its own, and a NIR graph takes one after the "
-            "other; give an example (T, B, ...), and of a model that shows a still input for many steps the part "
-            "behind that"
-        )
-    records, answer = _run(exact, driver, x)
+    copy = copy_model(unwrapped(model)).float().eval()
+    try:
+        exact = copy_model(copy).double()
+        steps, records, answer = _run(exact, example, batch_first)
+    except RuntimeError:  # a part of it makes float32
+        exact = copy
+        steps, records, answer = _run(exact, example, batch_first)
     traced = TracedGraph({name: exact.get_submodule(name) for name in records if name != INPUT}, records)
     expected = traced.end(output, answer)
     graph = graph_of_wiring(traced.wiring(), tuple(steps.shape[2:]))
     with torch.no_grad():
-        found = Driver(1, (None,))(read(graph).double(), steps)
+        found = Driver(1, (None,))(read(graph).to(steps.dtype), steps)
     if float((found - expected).abs().max()) > NEAR * max(1.0, float(expected.abs().max())):
         raise UnsupportedModelError(
             f"{type(model).__name__} answers otherwise than the graph of its modules, so it computes something outside "
@@ -93,8 +89,22 @@ def trace(model: nn.Module, example: Any, *, output: str | None = None, batch_fi
     return read(graph)
 
 
-def _run(model: nn.Module, driver: Driver, x: Tensor) -> tuple[dict[str, Record], Record]:
-    """What each node does in one run, and what the model returns: (T, B, ...) where it has a time axis."""
+def _run(model: nn.Module, example: Any, batch_first: bool | None) -> tuple[Tensor, dict[str, Record], Record]:
+    """One run: the example's steps (T, B, ...), what each node does, and what the model returns.
+
+    Raises:
+        CalibrationError: the example has no time axis.
+    """
+    whole = as_input(model, example)
+    driver = driver_of(model, whole, batch_first)
+    x = driver.sample(whole, steps=MOST_STEPS, sequences=SEQUENCES)
+    steps = x if driver.batch_axis else x.transpose(0, 1)
+    if driver.still or x.dim() < 3 or len(steps) < 2:
+        raise CalibrationError(
+            f"the example gives {type(model).__name__} no time steps of its own, and a NIR graph takes one after the "
+            "other; give an example (T, B, ...), and of a model that shows a still input for many steps the part "
+            "behind that"
+        )
     records = {INPUT: Record()}
 
     def seen(name: str) -> Callable[..., Any]:
@@ -115,9 +125,8 @@ def _run(model: nn.Module, driver: Driver, x: Tensor) -> tuple[dict[str, Record]
         result = driver(model, tagged(x, Origin("node", INPUT, 0)))
     answer = Record()
     answer.add(first_result(result), first_result(result))
-    steps = x if driver.batch_axis else x.transpose(0, 1)
     records[INPUT].outputs.append(steps)
-    return records, answer
+    return steps, records, answer
 
 
 def _nodes(model: nn.Module) -> dict[str, nn.Module]:

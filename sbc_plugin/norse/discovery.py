@@ -1,5 +1,6 @@
 """Which neuron integrates each weight's output, and what lies between: from one traced pass, never from order."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -40,9 +41,11 @@ def find_layers(
         UnsupportedModelError: no spiking neuron, a neuron without a rule, shared or parametrised weights.
     """
     if not any(is_spiking(module) for module in model.modules()):
+        unknown = sorted({type(module).__name__ for module in model.modules() if _steps_on_its_own(module)})
+        unseen = f" whose step can be seen (that of {', '.join(unknown)} is not in `.activation`)" if unknown else ""
         raise UnsupportedModelError(
-            f"{type(model).__name__} holds no spiking Norse neuron; the objective is its spike train. Neurons have to "
-            "be modules: in the place of steps called by hand (norse.torch.functional) put cells, e.g. LIFCell()"
+            f"{type(model).__name__} holds no spiking Norse neuron{unseen}; the objective is its spike train. Neurons "
+            "have to be modules: put cells, as LIFCell(), in place of steps called by hand (norse.torch.functional)"
         )
     check_own_weights(model)
     traced = trace(model, batch, forward)
@@ -61,6 +64,12 @@ def find_layers(
             "hides the way"
         )
     return layers, _skipped(model, traced)
+
+
+def _steps_on_its_own(module: nn.Module) -> bool:
+    """Whether the module goes on from a state that it is given, and is none of the neurons that can be watched."""
+    takes_state = "state" in inspect.signature(module.forward).parameters
+    return takes_state and not isinstance(module, NEURONS) and not any(module.children())
 
 
 def _weight_layer(members: tuple[str, ...], traced: Trace, names: dict[int, str], temporal: bool) -> SpikingLayer:
