@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from integration_tests.models.channel_networks import CASES, LIF, make
 from integration_tests.torch_pruning.test_dependency_graph import heads_of, traced
 from sbc_plugin.torch_pruning.audit import audit
-from sbc_plugin.torch_pruning.replay import MIXED, UNRELATED, Replay
+from sbc_plugin.torch_pruning.readers import MIXED, UNRELATED, readers_of
+from sbc_plugin.torch_pruning.replay import Replay
 
 
 @pytest.mark.parametrize("length", [1, 8])
@@ -175,11 +176,11 @@ def test_parts_that_follow_the_size_are_exact(cls: Any) -> None:
 
 def test_replay_tells_which_channel_an_input_depends_on() -> None:
     replay = Replay(make("concat"), CASES["concat"].example(2))
-    readers = replay.readers("right.lifted_module")
+    readers = readers_of(replay, ["right.lifted_module"])["right.lifted_module"]
     assert readers["mix.lifted_module"].tolist() == [UNRELATED] * 4 + list(range(6))
     expected = [UNRELATED] * 144 + [c for c in range(6) for _ in range(36)] + [UNRELATED] * 149
     assert readers["fc"].tolist() == expected
-    mixed = Replay(Softmax().eval(), torch.rand(3, 2, 5)).readers("first")
+    mixed = readers_of(Replay(Softmax().eval(), torch.rand(3, 2, 5)), ["first"])["first"]
     assert mixed["last"].tolist() == [MIXED] * 8
 
 
@@ -188,4 +189,5 @@ def test_layer_that_lets_only_decreases_pass_is_seen() -> None:
         def between(self, x: Tensor) -> Tensor:
             return -torch.relu(-x)
 
-    assert Replay(Inverted().eval(), torch.rand(3, 2, 5)).readers("first")["last"].tolist() == list(range(8))
+    found = readers_of(Replay(Inverted().eval(), torch.rand(3, 2, 5)), ["first"])
+    assert found["first"]["last"].tolist() == list(range(8))

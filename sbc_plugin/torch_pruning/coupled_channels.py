@@ -6,7 +6,8 @@ from typing import Any
 
 from sbc_plugin.torch_pruning.consumers import is_depthwise
 from sbc_plugin.torch_pruning.graph.dependency_graph import group_of
-from sbc_plugin.torch_pruning.replay import MIXED, Replay
+from sbc_plugin.torch_pruning.readers import MIXED, readers_of
+from sbc_plugin.torch_pruning.replay import Replay
 
 Channel = tuple[str, str, int]  # layer, "out" or "in", number
 
@@ -26,16 +27,16 @@ class CoupledChannels:
         self.mixed: set[str] = set()
         self._names = {layer: name for name, layer in replay.layers.items()}
         self._parent: dict[Channel, Channel] = {}
-        for name, layer in replay.layers.items():
-            if replay.channels(name) == 1:
-                continue  # it is never cut, and as a mask it reaches channels that do not belong together
-            for reader, numbers in replay.readers(name).items():
+        # A layer with one channel is never cut, and as a mask it reaches channels that do not belong together.
+        names = [name for name in replay.layers if replay.channels(name) > 1]
+        for name, readers in readers_of(replay, names).items():
+            for reader, numbers in readers.items():
                 if (numbers == MIXED).any():
                     self.mixed.add(name)
                 for position, channel in enumerate(numbers.tolist()):
                     if channel >= 0:
                         self._join((name, "out", channel), (reader, "in", position))
-            if is_depthwise(layer):
+            if is_depthwise(replay.layers[name]):
                 for channel in range(replay.channels(name)):
                     self._join((name, "out", channel), (name, "in", channel))
         self._sets: dict[Channel, set[Channel]] = defaultdict(set)

@@ -5,8 +5,8 @@ from their parameters, so that a channel which comes to another neuron is seen.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ Cuts = dict[tuple[Any, Callable[..., Any]], list[int]]  # (node, pruning functio
 
 
 class Rehearsal:
-    """Cuts copies of one model.
+    """Cuts a copy of one model, again and again.
 
     Args:
         replay: of the model.
@@ -35,6 +35,7 @@ class Rehearsal:
 
     def __init__(self, replay: Replay, graph: Any) -> None:
         self.replay, self.graph = replay, graph
+        self._copy = replay.library.copy_model(replay.twin)
         self._names = {module: name for name, module in replay.model.named_modules()}
 
     def wrong(self, groups: Iterable[Any]) -> str:
@@ -46,9 +47,8 @@ class Rehearsal:
         if not all(output.isfinite().all() for output in expected):
             return "the model's outputs are not finite, so that no cut can be compared"
         try:
-            copy = self._cut_copy(cuts)
-            with linear_neurons(copy):
-                found = tensors_in(self.replay.forward(copy, self.replay.inputs))
+            with self._cut(cuts), linear_neurons(self._copy):
+                found = tensors_in(self.replay.forward(self._copy, self.replay.inputs))
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             return f"the model does not run without one of its channels: {reason}{HINT}"
@@ -56,21 +56,25 @@ class Rehearsal:
             return ""
         return f"without one of its channels the model is not the one with it set to 0{HINT}"
 
-    def _cut_copy(self, cuts: Cuts) -> nn.Module:
-        """A copy of the model without these channels."""
-        copy = self.replay.library.copy_model(self.replay.twin)
-        for (node, cut), channels in cuts.items():
-            module, pruner = node.module, cut.__self__  # type: ignore[attr-defined] # a bound method
-            pruner.pruning_dim = node.pruning_dim
-            if isinstance(module, nn.Parameter):
-                owner, attribute = self._owner(copy, module)
-                setattr(owner, attribute, cut(getattr(owner, attribute), channels))
-            elif module in self._names:
-                twin = copy.get_submodule(self._names[module])
-                if isinstance(pruner, NeuronPruner):
-                    pruner.axes[twin] = pruner.axes[module]
-                cut(twin, channels)
-        return copy
+    @contextmanager
+    def _cut(self, cuts: Cuts) -> Iterator[None]:
+        """Inside the block the copy is without these channels."""
+        with ExitStack() as stack:
+            for (node, cut), channels in cuts.items():
+                module, pruner = node.module, cut.__self__  # type: ignore[attr-defined] # a bound method
+                pruner.pruning_dim = node.pruning_dim
+                if isinstance(module, nn.Parameter):
+                    owner, attribute = self._owner(self._copy, module)
+                    stack.enter_context(_put_back(owner))
+                    setattr(owner, attribute, cut(getattr(owner, attribute), channels))
+                elif module in self._names:
+                    twin = self._copy.get_submodule(self._names[module])
+                    if isinstance(pruner, NeuronPruner):
+                        pruner.axes[twin] = pruner.axes[module]
+                    for part in twin.modules():
+                        stack.enter_context(_put_back(part))
+                    cut(twin, channels)
+            yield
 
     def _silenced(self, cuts: Cuts) -> list[Tensor]:
         """The outputs of the model with these channels set to 0."""
@@ -94,6 +98,25 @@ class Rehearsal:
     def _owner(self, copy: nn.Module, parameter: nn.Parameter) -> tuple[nn.Module, str]:
         owner, _, attribute = self.graph._param_to_name[parameter].rpartition(".")
         return copy.get_submodule(owner), attribute
+
+
+@contextmanager
+def _put_back(module: nn.Module) -> Iterator[None]:
+    """Give a module its attributes back, with the values that its tensors and containers had."""
+    held = dict(vars(module))
+    contents = {name: value.copy() for name, value in held.items() if isinstance(value, dict | list | set)}
+    values = [value for each in (held, module._parameters, module._buffers) for value in each.values()]
+    data = [(value, value.detach().clone()) for value in values if isinstance(value, Tensor)]
+    try:
+        yield
+    finally:
+        for name, content in contents.items():
+            held[name].clear()
+            (held[name].extend if isinstance(content, list) else held[name].update)(content)
+        vars(module).clear()
+        vars(module).update(held)
+        for tensor, value in data:
+            tensor.data = value
 
 
 def rehearse(replay: Replay, graph: Any, groups: Mapping[str, Any], dealt: Mapping[Any, int]) -> dict[str, str]:

@@ -6,8 +6,6 @@ never opens, or in a gate that is open as far as it can be.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import combinations, islice
-from math import comb
 from typing import Any
 
 import torch
@@ -24,8 +22,6 @@ from sbc_plugin.torch_pruning.graph.dependency_graph import (
 )
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
-UNRELATED, MIXED = -1, -2
-LARGE = 40.0  # times the layer's largest output: such an increase passes max pooling and rectifiers
 
 
 @contextmanager
@@ -89,49 +85,25 @@ class Replay:
         output = self._outputs[name][0]
         return int(output.shape[channel_axis(self.layers[name], output)])
 
-    def readers(self, name: str) -> dict[str, Tensor]:
-        """For each layer, (inputs,): which channel of layer ``name`` an input depends on, or UNRELATED, or MIXED.
+    def changed(self, tested: Mapping[str, Tensor], change: float) -> dict[str, Tensor]:
+        """For each layer, (inputs,): which of its inputs differ from the record while channels are changed.
 
-        Every channel has a code of n bits, half of which are 1. For each bit the model runs once, with all channels
-        changed that have this bit. The bits in whose runs an input changes are the code of its channel, or more bits
-        than a code has where it depends on several, because no code contains another. 512 channels take 12 runs.
+        Args:
+            tested: layer -> (channels,), bool, the outputs that are changed.
+            change: by how much, times the layer's largest output.
         """
-        found = self._decoded(name, LARGE)
-        seen = {number for numbers in found.values() for number in numbers.tolist()}
-        if MIXED in seen or len(seen - {UNRELATED}) == self.channels(name):
-            return found
-        other = self._decoded(name, -LARGE)  # what blocks an increase, as min pooling does, may let a decrease pass
-        return {reader: torch.where(numbers == UNRELATED, other[reader], numbers) for reader, numbers in found.items()}
-
-    def _decoded(self, name: str, change: float) -> dict[str, Tensor]:
-        count = self.channels(name)
-        bits = next(n for n in range(2, count + 2) if comb(n, n // 2) >= count)
-        codes = list(islice(combinations(range(bits), bits // 2), count))
-        channel_of = {code: channel for channel, code in enumerate(codes)}
-        tested = [torch.tensor([bit in code for code in codes], device="cpu") for bit in range(bits)]
-        passes = [self._changed(name, channels, change) for channels in tested]
-        found = {}
-        for reader in passes[0]:
-            hits = torch.stack([changed[reader] for changed in passes]).T.tolist()
-            seen = [tuple(bit for bit in range(bits) if row[bit]) for row in hits]
-            channels = [channel_of.get(code, MIXED) if code else UNRELATED for code in seen]
-            found[reader] = torch.tensor(channels, device="cpu")
-        return found
-
-    def _changed(self, name: str, channels: Tensor, change: float) -> dict[str, Tensor]:
-        """For each layer, (inputs,): which of its inputs differ from the record while these channels are changed."""
         hits: dict[str, Tensor] = {}
         generator = torch.Generator().manual_seed(1)
 
         def perturb(reader: str, call: int, x: Tensor, output: Tensor) -> Tensor:
             axis = channel_axis(self.layers[reader], x)
             differs = (x != self._inputs[reader][call]).movedim(axis, 0).flatten(1).any(1).cpu()
-            hits[reader] = hits.get(reader, torch.zeros_like(differs)) | differs
+            hits[reader] = hits[reader] | differs if reader in hits else differs
             held = self._outputs[reader][call].clone()
-            if reader == name:
+            if reader in tested:
                 size = change * (1 + held.abs().max())
                 noise = 1 + torch.rand(held.shape, generator=generator, device="cpu").to(held)
-                held += size * noise * _along(channels, channel_axis(self.layers[name], held), held)
+                held += size * noise * _along(tested[reader], channel_axis(self.layers[reader], held), held)
             return held
 
         self._run(perturb)

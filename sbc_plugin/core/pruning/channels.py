@@ -14,6 +14,7 @@ from torch import Tensor
 from sbc_plugin.core.hessian import cholesky, inverse
 
 STEPS = 256  # the most rounds in which a group's channels are ordered
+PENDING = 256  # columns that go before what is left of an inverse is computed
 GAP = 1e-30  # between scores that would be ties at 0; not denormal, which may be flushed to 0
 
 
@@ -130,34 +131,42 @@ def without_columns(weight: Tensor, hessian: Tensor, removed: Tensor, damping: f
 
 
 class _State:
-    """A reader while channels are taken away from it."""
+    """A reader while channels are taken away from it.
+
+    Only columns that channels feed are held. The inverse is held as a matrix less the product of a narrow one with
+    itself, because changing all of it in every round would cost more than everything else.
+    """
 
     def __init__(self, reader: Reader, channels: int) -> None:
-        self.weight = reader.weight.to(reader.hessian).clone()
-        self.inverse = inverse(reader.hessian)
         device = reader.hessian.device
+        fed = (reader.channel >= 0).nonzero()[:, 0]
+        fed = fed[reader.channel[fed].argsort(stable=True)]
+        counts = reader.channel[fed].bincount(minlength=channels)
+        place = torch.arange(int(counts.max()) if channels else 0, device="cpu").expand(channels, -1)
+        self.filled = (place < counts[:, None]).to(device)
+        self.columns = ((counts.cumsum(0) - counts)[:, None] + place).to(device) * self.filled
+        fed = fed.to(device)
+        self.weight = reader.weight.to(reader.hessian)[:, fed]
+        self.inverse = inverse(reader.hessian)[fed][:, fed]
+        self.pending = self.inverse[:, :0]  # the inverse is self.inverse - self.pending @ self.pending.mT
+        self.blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
         self.row_channel = reader.row_channel.to(device)
-        fed = [(reader.channel == channel).nonzero()[:, 0].to(device) for channel in range(channels)]
-        width = max((len(columns) for columns in fed), default=0)
-        self.columns = torch.zeros(channels, width, dtype=torch.long, device=device)
-        self.filled = torch.zeros(channels, width, dtype=torch.bool, device=device)
-        for channel, columns in enumerate(fed):
-            self.columns[channel, : len(columns)] = columns
-            self.filled[channel, : len(columns)] = True
+        self.loses_rows = bool((self.row_channel >= 0).any())
 
     def losses(self, remaining: Tensor) -> Tensor:
         """Equation 4 for each channel of ``remaining``, by one batched Cholesky factorisation."""
         if not self.columns.shape[1]:
             return remaining.new_zeros(len(remaining), dtype=torch.float64)
-        columns, filled = (
-            self.columns[remaining.to(self.columns.device)],
-            self.filled[remaining.to(self.columns.device)],
-        )
-        block = self.inverse[columns[:, :, None], columns[:, None, :]] * (filled[:, :, None] & filled[:, None, :])
+        remaining = remaining.to(self.columns.device)
+        columns, filled = self.columns[remaining], self.filled[remaining]
+        block = self.blocks[remaining] * (filled[:, :, None] & filled[:, None, :])
         block.diagonal(dim1=1, dim2=2).add_((~filled).to(block))  # the identity on padding
         weight = self.weight.mT[columns] * filled[..., None]  # (channels, width, rows)
-        own = remaining.to(self.row_channel.device)[:, None] == self.row_channel
-        weight = weight * ~own[:, None, :]
+        if self.loses_rows:
+            weight = weight * (remaining[:, None] != self.row_channel)[:, None, :]
+        if columns.shape[1] == 1:
+            cholesky(block)  # checks it
+            return (weight.square().sum((1, 2)) / block[:, 0, 0] / 2).cpu().double()
         solved: Tensor = torch.linalg.solve_triangular(cholesky(block), weight, upper=False)
         losses: Tensor = solved.square().sum((1, 2)) / 2
         return losses.cpu().double()
@@ -167,9 +176,25 @@ class _State:
         channels = channels.to(self.columns.device)
         chosen = self.columns[channels][self.filled[channels]]
         if len(chosen):
-            factor = cholesky(self.inverse[chosen][:, chosen])
-            step = torch.cholesky_solve(self.inverse[chosen], factor)
-            self.weight -= self.weight[:, chosen] @ step
-            self.inverse -= self.inverse[:, chosen] @ step
+            columns = self.inverse[:, chosen] - self.pending @ self.pending[chosen].mT
+            factor = cholesky(columns[chosen])
+            step = torch.linalg.solve_triangular(factor, columns.mT, upper=False).mT  # inverse -= step @ step.mT
+            pull = torch.linalg.solve_triangular(factor.mT, self.weight[:, chosen], upper=True, left=False)
+            self.weight -= pull @ step.mT
             self.weight[:, chosen] = 0.0
-        self.weight[torch.isin(self.row_channel, channels)] = 0.0
+            own = step[self.columns]
+            self.blocks -= own @ own.mT
+            self.pending = torch.cat([self.pending, step], dim=1)
+            self.filled[channels] = False
+            if self.pending.shape[1] >= PENDING:
+                self._settle()
+        if self.loses_rows:
+            self.weight[torch.isin(self.row_channel, channels)] = 0.0
+
+    def _settle(self) -> None:
+        """Change the inverse, and keep the columns that are left."""
+        kept = self.columns[self.filled]
+        pending = self.pending[kept]
+        self.inverse = self.inverse[kept][:, kept].addmm_(pending, pending.mT, alpha=-1)
+        self.pending, self.weight = pending[:, :0], self.weight[:, kept]
+        self.columns = (self.filled.flatten().cumsum(0).reshape(self.columns.shape) - 1) * self.filled

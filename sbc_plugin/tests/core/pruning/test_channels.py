@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sbc_plugin.core.pruning import channels
 from sbc_plugin.core.pruning.channels import Reader, channel_losses, elimination_scores, without_columns
 from sbc_plugin.errors import SingularHessianError
 
@@ -59,7 +60,9 @@ def test_a_row_that_goes_with_its_channel_is_not_missed() -> None:
     assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_elimination_is_greedy_over_refits() -> None:
+@pytest.mark.parametrize("pending", [1, 5, 256])  # columns that go before the inverse is computed anew
+def test_elimination_is_greedy_over_refits(pending: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "PENDING", pending)
     channel = torch.arange(6).repeat_interleave(2)
     x, weight = samples(300, 12), torch.randn(4, 12, dtype=torch.float64)
     left, order, costs, spent = list(range(6)), [], [], 0.0
@@ -76,6 +79,27 @@ def test_elimination_is_greedy_over_refits() -> None:
     assert scores.argsort().tolist() == order
     highest = torch.tensor(list(itertools.accumulate(costs, max)), dtype=torch.float64)
     assert_close(scores[order], highest)
+
+
+def test_ragged_channels_and_rows_that_go_are_eliminated_as_refits_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "PENDING", 3)
+    channel = torch.tensor([3, 0, 0, -1, 1, 2, 2, 2, -1, 4, 1, 3])
+    x, weight = samples(300, 12), torch.randn(5, 12, dtype=torch.float64)
+    rows = torch.tensor([0, -1, 2, -1, 4])
+    left, order = list(range(5)), list[int]()
+    new, kept = weight.clone(), torch.ones(12, dtype=torch.bool)
+    while left:
+        losses = {}
+        for c in left:
+            stay = ~torch.isin(rows, torch.tensor([*order, c]))
+            fewer = kept & (channel != c)
+            losses[c] = refit_loss(x[:, kept], new[stay][:, kept], fewer[kept])
+        best = min(losses, key=lambda c: losses[c])
+        kept &= channel != best
+        new = without_columns(weight, 2 * x.mT @ x / len(x), ~kept)
+        order.append(best)
+        left.remove(best)
+    assert elimination_scores([reader(x, weight, channel, rows)], 5).argsort().tolist() == order
 
 
 def test_scores_differ_even_where_nothing_is_lost() -> None:
