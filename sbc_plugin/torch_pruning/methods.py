@@ -1,6 +1,7 @@
 """torch-pruning's own methods by the names of its pipeline (``reproduce/main.py``), on spiking models too."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch_pruning as tp
@@ -11,6 +12,9 @@ from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, trace
 from sbc_plugin.torch_pruning.graph.neuron_pruners import neuron_pruners
 
 HOST_ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM)
+
+
+_HOST_PRUNER: ContextVar[bool] = ContextVar("host_pruner", default=False)
 
 
 class Method(NamedTuple):
@@ -67,13 +71,22 @@ def host_pruner(method: str, model: nn.Module, example_inputs: Any, arguments: d
     importance = arguments.pop("importance", None)
     if importance is None:
         importance = entry.importance(**(for_importance if method == "obdc" else {}))
-    with exact_tracing(model):
-        return entry.pruner(
-            model,
-            trace_inputs(model, example_inputs),
-            importance=importance,
-            **(entry.arguments | graph_arguments(model, arguments)),
-        )
+    token = _HOST_PRUNER.set(True)
+    try:
+        with exact_tracing(model):
+            return entry.pruner(
+                model,
+                trace_inputs(model, example_inputs),
+                importance=importance,
+                **(entry.arguments | graph_arguments(model, arguments)),
+            )
+    finally:
+        _HOST_PRUNER.reset(token)
+
+
+def makes_host_pruner() -> bool:
+    """Whether :func:`host_pruner` is making a pruner, which is torch-pruning's own even if SBC has taken its name."""
+    return _HOST_PRUNER.get()
 
 
 def graph_arguments(model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -93,6 +93,9 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             return self.statistics(group)
         return self.statistics(group, parts, self._wanted(group))
 
+    def regularize(self, *arguments: Any, **named: Any) -> None:
+        """Nothing, whatever a script that trains for another method's sparsity hands over."""
+
     def _wanted(self, group: Any) -> int | None:
         """How many channels this step is about to remove; None where layers compete, so that it is not known yet."""
         if self.global_pruning or self.isomorphic:
@@ -199,9 +202,3 @@ def get_pruner(
     if method not in METHODS:
         raise SettingsError(f"method={method!r} is unknown; use one of {', '.join(map(repr, ('sbc', *METHODS)))}")
     return host_pruner(method, model, example_inputs, torch_pruning_kwargs)
-
-
-def register() -> None:
-    """Put ``SBCPruner`` into ``tp.pruner`` and ``SBCImportance`` into ``tp.importance``, where scripts look."""
-    tp.pruner.SBCPruner = SBCPruner
-    tp.importance.SBCImportance = SBCImportance

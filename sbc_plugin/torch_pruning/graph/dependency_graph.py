@@ -50,13 +50,13 @@ def exact_tracing(model: nn.Module) -> Iterator[None]:
             "verbose": False,  # it warns about parameters of no module, whose dimension is known here
         }
         tracer = _Tracer(graph, model, unwrapped)
-        with _replaced(graph, "_trace", tracer.trace), torch.enable_grad(), eval_mode(model):
+        with replaced(graph, "_trace", tracer.trace), torch.enable_grad(), eval_mode(model):
             original(*call.args, **call.kwargs)
         tracer.nodes.map_indices()
         graph.sbc_tangled = dict(tracer.wiring.tangled)
         return graph
 
-    with _replaced(tp.DependencyGraph, "build_dependency", build):
+    with replaced(tp.DependencyGraph, "build_dependency", build):
         yield
 
 
@@ -70,8 +70,9 @@ def _put_sizes_right(model: nn.Module) -> None:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    own, before = name in vars(owner), getattr(owner, name)
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an object another attribute for the length of the block."""
+    own, before = name in vars(owner), vars(owner).get(name)
     setattr(owner, name, value)
     try:
         yield
