@@ -303,7 +303,7 @@ def test_layers_of_brevitas_that_are_left_to_their_own_rounding_are_told() -> No
     ).eval()
     x = torch.randn(4, 3, 8, 8)
     model(x)
-    with torch.no_grad(), sbc_mode(model) as sbc:
+    with torch.no_grad(), pytest.warns(UserWarning, match="layer '1': QuantConvT"), sbc_mode(model) as sbc:
         for _ in range(sbc.num_layers):
             sbc.model(x)
             sbc.update()

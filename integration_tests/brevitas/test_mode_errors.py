@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 brevitas = pytest.importorskip("brevitas.nn")
-from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat  # noqa: E402
+from brevitas.quant import (  # noqa: E402
+    Int8AccumulatorAwareWeightQuant,
+    Int8WeightNormL2PerChannelFixedPoint,
+    Int8WeightPerChannelFloat,
+)
 
 from integration_tests.models.cases import CASES  # noqa: E402
 from integration_tests.models.networks import LIF  # noqa: E402
@@ -67,19 +71,26 @@ def test_nothing_is_left_behind(name: str, how: str) -> None:
     CASES[name].output(model, x)
 
 
-@pytest.mark.parametrize(
-    ("quantizer", "named"),
-    [
-        (Int8WeightPerChannelFloat, "SBCInt8WeightPerChannelFloat"),
-        (Int8WeightPerTensorFloat, "SBCInt8WeightPerTensorFloat"),
-        (Int8WeightPerTensorFloat.let(bit_width=4), "SBCInt4WeightPerTensorFloat"),
-    ],
-)
-def test_a_scale_that_moves_is_refused_by_the_name_of_one_that_does_not(quantizer: Any, named: str) -> None:
+@pytest.mark.parametrize("quantizer", [Int8WeightNormL2PerChannelFixedPoint, Int8AccumulatorAwareWeightQuant])
+def test_a_quantizer_that_cannot_hold_what_it_rounds_to_is_refused(quantizer: Any) -> None:
+    """One divides by the norm of each row, the other needs to know how the input is quantised."""
     model = model_of(quantizer=quantizer)
-    moved = pytest.raises(GridMovedError, match=rf"layer '0': .*use {named} ")
-    with untouched(model), moved, sbc_mode(model):
+    refused = pytest.raises((GridMovedError, UnsupportedModelError), match=r"layer '0': .*quantizer de(rives|pends)")
+    with untouched(model), refused, sbc_mode(model):
         pass
+
+
+@pytest.mark.parametrize("how", ["nothing done", "error in the loop", "refused later"])
+def test_a_quantizer_whose_layer_got_no_new_weight_follows_its_weight_again(how: str) -> None:
+    model = model_of(quantizer=Int8WeightPerChannelFloat)
+    if how == "refused later":
+        model[2].weight_quant = model_of(quantizer=Int8WeightNormL2PerChannelFixedPoint)[2].weight_quant
+    before = [(m.weight_quant.quant_injector, m.weight_quant.tensor_quant) for m in (model[0], model[2])]
+    expected = nullcontext() if how == "nothing done" else pytest.raises((ZeroDivisionError, GridMovedError))
+    with untouched(model), expected, sbc_mode(model):
+        if how == "error in the loop":
+            raise ZeroDivisionError
+    assert before == [(m.weight_quant.quant_injector, m.weight_quant.tensor_quant) for m in (model[0], model[2])]
 
 
 def test_a_moved_scale_is_seen_after_write_back() -> None:

@@ -6,13 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sbc_plugin.brevitas.held_scales import values_of
 from sbc_plugin.brevitas.layers import Quantised
+from sbc_plugin.brevitas.own_rounding import OwnRounding, SideBySide
 from sbc_plugin.core.hessian import LayerHessian
+from sbc_plugin.core.quantization.custom_rounding import gptq_by_columns
 from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.core.solution import Solution
-from sbc_plugin.errors import GridMovedError, SettingsError, UnsupportedModelError
+from sbc_plugin.errors import GridMovedError, SettingsError
 from sbc_plugin.settings import Quantize
+
+TIE = 1e-4  # of a step: the two may round values so close to the middle to different sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +30,21 @@ class BinaryGrid(Grid):
         return 0, 1
 
 
-def read_grid(layer: Quantised) -> Grid:
+def read_grid(layer: Quantised) -> Grid | OwnRounding:
     """The values that a layer's weight may take, with a scale for each weight, (rows, columns).
 
-    Raises:
-        UnsupportedModelError: the quantizer makes no integers of 1 to 8 bits.
+    A :class:`~sbc_plugin.core.quantization.grids.Grid` where one rounds exactly as the layer's quantizer does, else
+    that quantizer itself. Its scales have to stay, see :func:`~sbc_plugin.brevitas.held_scales.hold`.
     """
     with torch.no_grad():
         quantised: Any = layer.quant_weight()
+        grid = _integer_grid(layer, quantised)
+        return grid if grid is not None and _rounds_alike(grid, layer) else OwnRounding(layer)
+
+
+def _integer_grid(layer: Quantised, quantised: Any) -> Grid | None:
     if not hasattr(quantised, "bit_width") or not hasattr(quantised, "zero_point"):
-        raise UnsupportedModelError("its weight quantizer makes no integers; use weight_quantizer('int4')")
+        return None
     rows, bits = len(layer.weight), int(quantised.bit_width)
     scale, zero_point = (part.detach().expand(layer.weight.shape) for part in (quantised.scale, quantised.zero_point))
     scale, zero_point = scale.reshape(rows, -1), zero_point.reshape(rows, -1).to(torch.int32)
@@ -42,32 +52,22 @@ def read_grid(layer: Quantised) -> Grid:
         return BinaryGrid(2 * scale, zero_point, 1, symmetric=True)
     signed, narrow = bool(layer.weight_quant.is_signed), bool(layer.weight_quant.is_narrow_range)
     if not 2 <= bits <= 8 or (not signed and narrow) or (signed and bool(zero_point.any())):
-        kind = f"{bits} bits, signed={signed}, narrow_range={narrow}"
-        raise UnsupportedModelError(f"its weight quantizer has no grid of ours ({kind}); use weight_quantizer('int4')")
+        return None
     return Grid(scale, zero_point, bits, symmetric=signed, narrow=narrow)
 
 
-def check_fixed(layer: Quantised) -> None:
-    """Refuse a quantizer that derives its scale or zero point from the weight at every call.
-
-    Raises:
-        GridMovedError: another weight gets another grid.
-    """
-    quantizer, weight = layer.weight_quant.tensor_quant, layer.weight.detach()
-    with torch.no_grad():
-        now, then = quantizer(weight), quantizer(weight / 2 + 1)
-    if all(torch.equal(a, b) for a, b in zip(now[1:3], then[1:3], strict=True)):
-        return
-    bits, shape = int(now[3]), now[1].shape
-    granularity = "Tensor" if now[1].numel() == 1 else "Channel" if now[1].numel() == len(weight) else "Group"
-    if layer.weight_quant.is_groupwise:
-        granularity = "Group"
-    named = f"SBCInt{bits}WeightPer{granularity}Float"
-    raise GridMovedError(
-        f"its quantizer derives scales {tuple(shape)} from the weight at every call, so they move while the weight "
-        f"changes; use {named} of sbc_plugin.brevitas, or weight_quantizer('int{bits}', "
-        f"granularity={'group:32' if granularity == 'Group' else granularity.lower()!r})"
-    )
+def _rounds_alike(grid: Grid, layer: Quantised) -> bool:
+    """Whether grid and quantizer agree on the weight, and on values a third of a step beside it."""
+    weight, half = layer.weight.detach(), grid.scale / 2 if isinstance(grid, BinaryGrid) else 0.0
+    for step in (0.0, 0.3, -0.3):
+        probe = weight.flatten(1) + step * grid.scale
+        theirs = values_of(layer, probe.view_as(weight)).flatten(1)
+        position = (probe + half) / grid.scale
+        tied = (position - position.floor() - 0.5).abs() < TIE
+        other = (grid.round(probe + half) - half - theirs).abs() > grid.scale / 2
+        if bool((other & ~tied).any()):
+            return False
+    return True
 
 
 def rule_of(layer: Quantised) -> Quantize | None:
@@ -90,9 +90,6 @@ def set_scale(layer: Quantised, scale: Tensor, rule: Quantize) -> Grid:
 
     Returns:
         The layer's grid, which then stays.
-
-    Raises:
-        UnsupportedModelError: the quantizer makes no integers.
     """
     read_grid(layer)  # the first call derives a scale from the weight, later ones do not
     value: Tensor = layer.weight_quant.tensor_quant.scaling_impl.value
@@ -104,11 +101,28 @@ def set_scale(layer: Quantised, scale: Tensor, rule: Quantize) -> Grid:
         assert bool((mantissa == 0.5).all())
     with torch.no_grad():
         value.copy_(new.reshape(value.shape))
-    return read_grid(layer)
+    grid = read_grid(layer)
+    assert isinstance(grid, Grid)
+    return grid
 
 
-def solve(weight: Tensor, hessian: LayerHessian, grid: Grid, mask: Tensor | None, *, order: str) -> Solution:
-    """:func:`~sbc_plugin.core.quantization.gptq.gptq`, binary grids included. Raises as it does.
+@dataclass(frozen=True)
+class Columns:
+    """How GPTQ goes through the columns; see :func:`~sbc_plugin.core.quantization.gptq.gptq`.
+
+    Attributes:
+        order: "descending" or "given".
+        blocks: how many blocks of columns; None: of 128 columns each. It changes speed only.
+    """
+
+    order: str
+    blocks: int | None = None
+
+
+def solve(
+    weight: Tensor, hessian: LayerHessian, grid: Grid | OwnRounding | SideBySide, mask: Tensor | None, columns: Columns
+) -> Solution:
+    """:func:`~sbc_plugin.core.quantization.gptq.gptq`, for all that :func:`read_grid` returns. Raises as it does.
 
     The loss is only reported, so it is computed in float32: in float64 it would take a third of all the time.
 
@@ -118,31 +132,49 @@ def solve(weight: Tensor, hessian: LayerHessian, grid: Grid, mask: Tensor | None
     binary = isinstance(grid, BinaryGrid)
     if binary and mask is not None and not mask.all():
         raise SettingsError("binary weights are never zero, so a mask cannot hold; use 'ternary' or 'int2'")
-    half = (grid.scale / 2).to(weight) if binary else 0.0
-    moved = gptq(weight + half, hessian, grid, mask, order=order)
-    new = moved - half
+    if isinstance(grid, Grid):
+        half = (grid.scale / 2).to(weight) if binary else 0.0
+        block = 128 if columns.blocks is None else -(-weight.shape[1] // columns.blocks)
+        new = gptq(weight + half, hessian, grid, mask, block=block, order=columns.order) - half
+    else:
+        new = gptq_by_columns(weight, hessian, grid, mask, order=columns.order)
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device, torch.bool)
     loss = replace(hessian, matrix=hessian.matrix.float()).loss(weight, new)
-    return Solution(new, kept, loss, None if binary else grid)
+    return Solution(new, kept, loss, grid if isinstance(grid, Grid) and not binary else None)
 
 
-def write(layer: Quantised, weight: Tensor, grid: Grid) -> None:
+def write(layer: Quantised, weight: Tensor, grid: Grid | OwnRounding) -> None:
     """Put a weight (rows, columns) that lies on ``grid`` into a layer, and look whether Brevitas sees the same.
+
+    A quantizer that rounds otherwise than to nearest may turn its own results into others. Its layer then gets what it
+    turned into them.
 
     Raises:
         GridMovedError: it sees other values; the layer has its old weight again.
     """
     before = layer.weight.detach().clone()
+    candidates = [weight] if isinstance(grid, Grid) else [weight, grid.wanted]
+    off = torch.zeros_like(weight)
     with torch.no_grad():
-        layer.weight.copy_(weight.reshape(before.shape))
-        quantised: Any = layer.quant_weight()
-        scale = 2 * quantised.scale if isinstance(grid, BinaryGrid) else quantised.scale
-        same_scale = torch.equal(scale.expand(before.shape).reshape(weight.shape), grid.scale.to(scale))
-        off = (quantised.value.reshape(weight.shape) - weight).abs() / grid.scale.to(weight)
-        if same_scale and off.max() < 0.5:
-            return
+        for candidate in candidates:
+            layer.weight.copy_(candidate.reshape(before.shape))
+            off = _steps_off(layer, weight, grid)
+            if off.max() < 0.5:
+                return
         layer.weight.copy_(before)
     raise GridMovedError(
         f"after write-back {int((off >= 0.5).sum())} of {off.numel()} weights have other codes; the quantizer derived "
         "another scale: use weight_quantizer('int4') of sbc_plugin.brevitas"
     )
+
+
+def _steps_off(layer: Quantised, weight: Tensor, grid: Grid | OwnRounding) -> Tensor:
+    """How far each weight (rows, columns) is from what the layer's quantizer makes of it, in steps of the grid."""
+    value = values_of(layer).reshape(weight.shape)
+    if not isinstance(grid, Grid):
+        return (value != weight).to(weight)
+    quantised: Any = layer.quant_weight()
+    scale = 2 * quantised.scale if isinstance(grid, BinaryGrid) else quantised.scale
+    moved = scale.expand(layer.weight.shape).reshape(weight.shape) != grid.scale.to(scale)
+    off = (value - weight).abs() / grid.scale.to(weight)
+    return torch.where(moved, off.clamp_min(0.5), off)

@@ -1,6 +1,7 @@
 """``sbc_mode``: used like Brevitas' ``gptq_mode``, but layers see whole sequences, filtered by the membrane."""
 
-from dataclasses import replace
+import warnings
+from collections.abc import Sequence
 from functools import wraps
 from types import TracebackType
 from typing import Any
@@ -8,22 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.brevitas.grids import BinaryGrid, check_fixed, read_grid, rule_of, set_scale, solve, write
-from sbc_plugin.brevitas.layers import is_quantised, is_rounded
+from sbc_plugin.brevitas.gptq_options import GptqOptions, check_accumulators, check_class, device_of
+from sbc_plugin.brevitas.layer_solver import LayerSolver
+from sbc_plugin.brevitas.layers import copy_model, is_quantised, is_rounded
 from sbc_plugin.brevitas.sequences import Recorder
 from sbc_plugin.compression import layer as solving
-from sbc_plugin.core.pruning.refit import refit
-from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError, in_layer
-from sbc_plugin.layers import Forward, Part, SpikingLayer
+from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import Calibration
+
+HELD = "its quantizer followed the weight at every call; scale and zero point are parameters now, as they were before"
 
 
 class sbc_mode:  # noqa: N801, as Brevitas names its modes
     """GPTQ with the spike-train Hessian on the quantised layers of a Brevitas model, one ``update()`` a layer.
 
-    ::
+    It takes the keywords of ``gptq_mode``, in the same order, so that one name can stand in the place of the other. ::
 
         with torch.no_grad(), sbc_mode(model) as sbc:
             for _ in range(sbc.num_layers):
@@ -41,57 +43,95 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
     - with ``forward``: ``model(batch)`` is ``forward(model, batch)``, one whole sequence.
 
     Args:
-        model: with Brevitas layers whose grids stay, see :func:`~sbc_plugin.brevitas.quantizers.weight_quantizer`.
+        model: with Brevitas layers. Quantizers whose scale follows the weight hold the one that they have, see
+            :func:`~sbc_plugin.brevitas.held_scales.hold_scales`. What is no integer of 2 to 8 bits, rounded to nearest,
+            is rounded by the layer's own quantizer in the same way, only slower.
+        group_of_parallel_layers: lists of names of layers that are solved in one update, on what the layers before the
+            first of them send.
+        inplace: False works on a copy, ``self.model``.
+        create_weight_orig: store each dense weight as a buffer ``weight_orig``, on the CPU, with which Brevitas
+            computes where quantisation is switched off; one that a layer has already stays.
+        use_quant_activations: False switches the quantizers of activations and biases off inside the block.
+        num_blocks: how many blocks a layer's columns are divided into; None: of 128 columns. It changes speed only.
+        return_forward_output: False makes calls return None, as those of ``gptq_mode`` do unless asked for more. A loop
+            over time needs the states, so they are returned here.
+        act_order: columns with the largest H_jj first; False takes them from left to right, which is the default of
+            ``gptq_mode``. Layers with a mask are solved as ``compress`` does it, always with the largest first.
+        gptq_class: None, or Brevitas' ``GPTQ``, whose place this solver takes; others are refused.
+        device: where Hessians are kept and solved; None or "same": where the weights are.
+        dtype: that is solved in. torch.float32, as in Brevitas, is faster; a code that is nearly a tie may then differ.
         damping: fraction of mean diag H added to the diagonal.
         order: "sequential" (each layer on what the already quantised ones before it send) or "one-shot" (all Hessians
             from the first pass, on the dense network; later passes are not needed).
-        act_order: columns with the largest H_jj first; False takes them from left to right. Layers with a mask are
-            solved as ``compress`` does it, always with the largest first.
         mask: name -> mask of the weight's shape, True = kept; other weights become exactly 0. The kept ones move to
             their optimum on the mask first, and scales are chosen for what they are then: the integers and scales of
             ``compress``. Quantizers that are not of this package, and groups in convolutions, keep their scales.
         keep_zeros: weights that are zero stay zero, in the same way.
         forward: ``forward(model, batch)`` runs one whole sequence.
         temporal: False is the baseline M = I.
-        device: where Hessians are kept and solved; None = where the weights are.
-        dtype: that is solved in. torch.float32, as in Brevitas, is faster; a code that is nearly a tie may then differ.
+        a2q_layer_filter_fnc: of ``a2gptq_mode``, as the next two; refused, because accumulators are not bounded here.
+        max_accumulator_bit_width: see above.
+        max_accumulator_tile_size: see above.
 
     Attributes:
         model: the model.
-        num_layers: updates needed: the quantised layers. Layers that feed one neuron through a feedback loop are
-            solved together in one update, so the last updates may find nothing left to do.
+        num_layers: updates needed: the quantised layers, those of a group together. Layers that feed one neuron through
+            a feedback loop are solved together in one update, so the last updates may find nothing left to do.
         solutions: name of a solved layer -> its solution.
-        skipped: quantised layers that are only rounded, and approximations: name -> reason; known after the first call.
+        skipped: quantised layers that are only rounded, and approximations: name -> reason; complete after the first
+            call. Layers that are no Linear or convolution are warned about.
+        notes: name -> what was done to a layer's quantizer.
 
     Raises:
-        SettingsError: a setting out of range, or a mask that does not fit.
-        UnsupportedModelError: no quantised layer, or a quantizer that makes no integers.
-        GridMovedError: a quantizer that derives its scale anew at every call.
+        SettingsError: a setting out of range or refused, or a mask that does not fit.
+        UnsupportedModelError: no quantised layer, or a quantizer that rounds at random or needs its input's.
+        GridMovedError: a quantizer that derives what it rounds to anew at every call, and has no form that holds it.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        group_of_parallel_layers: Sequence[Sequence[str]] | None = None,
+        inplace: bool = True,
+        create_weight_orig: bool = True,
+        use_quant_activations: bool = True,
+        num_blocks: int | None = None,
+        return_forward_output: bool = True,
+        act_order: bool = True,
+        gptq_class: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float64,
         *,
         damping: float = 0.01,
         order: str = "sequential",
-        act_order: bool = True,
         mask: dict[str, Tensor] | None = None,
         keep_zeros: bool = False,
         forward: Forward | None = None,
         temporal: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float64,
+        a2q_layer_filter_fnc: Any = None,
+        max_accumulator_bit_width: int | None = None,
+        max_accumulator_tile_size: int | None = None,
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise SettingsError(f"dtype={dtype} cannot hold a Hessian; use torch.float64 or torch.float32")
-        self.calibration = Calibration(order=order, temporal=temporal, damping=damping, device=device)
-        self.model, self.forward, self.act_order, self.dtype = model, forward, act_order, dtype
+        check_class(gptq_class)
+        check_accumulators(
+            max_accumulator_bit_width=max_accumulator_bit_width,
+            max_accumulator_tile_size=max_accumulator_tile_size,
+            a2q_layer_filter_fnc=a2q_layer_filter_fnc,
+        )
+        self.options = GptqOptions(
+            group_of_parallel_layers or (), create_weight_orig, use_quant_activations, num_blocks, return_forward_output
+        )
+        self.calibration = Calibration(order=order, temporal=temporal, damping=damping, device=device_of(device))
+        self.model = model if inplace else copy_model(model)
+        self.forward, self.act_order, self.dtype = forward, act_order, dtype
         self.mask, self.keep_zeros = dict(mask or {}), keep_zeros
         self.num_layers = 0
         self.solutions: dict[str, Solution] = {}
         self.skipped: dict[str, str] = {}
-        self._waiting: list[SpikingLayer] | None = None
+        self.notes: dict[str, str] = {}
+        self._waiting: list[list[SpikingLayer]] | None = None
         self._entered = self._running = False
 
     def __enter__(self) -> "sbc_mode":
@@ -106,10 +146,15 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} has no Brevitas layer with a quantised weight; call quantize_layers first"
             )
-        self._grids = {name: self._checked_grid(name) for name in self._modules}
-        self._check_masks()
+        self.num_layers = self.options.updates(self._modules)
+        columns = "descending" if self.act_order else "given"
+        self._solver = LayerSolver(
+            self._modules, self.options, self.calibration.damping, columns, self.mask, self.keep_zeros
+        )
+        self.skipped = self._left_out()
         self._recorder = Recorder(self.model, self.calibration, self.forward)
-        self.num_layers = len(self._modules)
+        self._solver.read()
+        self.notes = dict.fromkeys(self._solver.held, HELD)
         self._entered, self._original = True, self.model.forward
         self._own_forward = "forward" in vars(self.model)
 
@@ -118,23 +163,24 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
             return self._call(args, kwargs)
 
         self.model.forward = recorded
-        # A quantised bias takes its scale from the weight's, which a weight that is not quantised lacks.
-        quantizers = [q for m in self._modules.values() for q in (m.weight_quant, m.bias_quant) if q.is_quant_enabled]
-        self._disabled = [(quantizer, quantizer.disable_quant) for quantizer in quantizers]
-        for quantizer in quantizers:
-            quantizer.disable_quant = True
+        self._activations = self.options.activations(self.model)
+        self._activations.__enter__()
+        self._solver.disable()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for quantizer, disabled in self._disabled:
-            quantizer.disable_quant = disabled
+        self._solver.close()
+        self._activations.__exit__(kind, error, trace)
         if self._own_forward:
             self.model.forward = self._original
         else:
             del self.model.forward
         self._recorder.listen([])
+        if kind is None:
+            for module in self._modules.values():
+                self.options.keep_original(module, module.weight)
 
     def update(self) -> None:
         """Quantise the next layer with what the calls since the last update have shown.
@@ -149,43 +195,30 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         self._recorder.finish()
         if not self._waiting:
             return
-        layer = self._waiting[0]
-        statistics = self._recorder.statistics[layer.name]
-        with in_layer(layer.name):
-            if statistics.accumulator.count == 0:
-                raise CalibrationError("no data since the last update(); call sbc.model(x) on each batch before it")
-            hessian = statistics.accumulator.hessian().to(self.dtype)
-            solving.check_active(hessian)
-            self.solutions[layer.name] = self._quantise(layer, hessian)
-        del self._waiting[0], self._recorder.statistics[layer.name]
-        self._recorder.listen(self._waiting[:1] if self.calibration.order == "sequential" else [])
+        statistics = self._recorder.statistics
+        for layer in self._waiting[0]:
+            with in_layer(layer.name):
+                accumulator = statistics[layer.name].accumulator
+                if accumulator.count == 0:
+                    raise CalibrationError("no data since the last update(); call sbc.model(x) on each batch before it")
+                hessian = accumulator.hessian().to(self.dtype)
+                solving.check_active(hessian)
+                self.solutions[layer.name] = self._solver.solve(layer, hessian)
+        for layer in self._waiting.pop(0):
+            del statistics[layer.name]
+        self._recorder.listen(self._waiting[0] if self._waiting and self.calibration.order == "sequential" else [])
 
-    def _checked_grid(self, name: str) -> Grid:
-        module = self._modules[name]
-        with in_layer(name):
-            if "weight" not in module._parameters:
-                raise UnsupportedModelError(
-                    "its weight is computed by a parametrisation or a pruning hook; make it permanent first, and use "
-                    "keep_zeros=True to keep what was pruned"
-                )
-            grid = read_grid(module)
-            check_fixed(module)
-            return grid
-
-    def _check_masks(self) -> None:
-        for name, mask in self.mask.items():
-            if name not in self._modules:
-                known = ", ".join(map(repr, self._modules))
-                raise SettingsError(f"mask for {name!r}, which is no quantised layer; they are {known}")
-            if mask.shape != self._modules[name].weight.shape:
-                shapes = tuple(mask.shape), tuple(self._modules[name].weight.shape)
-                raise SettingsError(f"layer {name!r}: mask of shape {shapes[0]}, weight of shape {shapes[1]}")
-        if self.mask or self.keep_zeros:
-            for name, grid in self._grids.items():
-                if isinstance(grid, BinaryGrid) and (self.keep_zeros or name in self.mask):
-                    raise SettingsError(
-                        f"layer {name!r}: binary weights are never zero; use 'ternary', or neither mask nor keep_zeros"
-                    )
+    def _left_out(self) -> dict[str, str]:
+        """Layers that are no Linear or convolution: name -> reason; warned about, as ``gptq_mode`` does."""
+        left = {
+            name: f"{type(module).__name__} has no matrix form here; its weight is rounded by its own quantizer"
+            for name, module in self.model.named_modules()
+            if name not in self._modules and is_rounded(module)
+        }
+        if left:
+            message = "; ".join(f"layer {name!r}: {reason}" for name, reason in left.items())
+            warnings.warn(f"sbc_mode leaves out {message}", stacklevel=3)
+        return left
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._running:
@@ -196,101 +229,19 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
                 self._find(args, kwargs)
             # A model that is one single layer is called as a whole, so that its own hooks see the call.
             run = self.model if self.model in self._modules.values() else self._original
-            return self._recorder.call(args, kwargs, run)
+            output = self._recorder.call(args, kwargs, run)
+            return output if self.options.return_forward_output else None
         finally:
             self._running = False
 
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layers, reasons = self._recorder.find(args, kwargs)
-        chosen = [layer for layer in layers if self._parts(layer)]
+        chosen = [layer for layer in layers if self._solver.parts(layer)]
         reached = {part.name for layer in chosen for part in layer.parts}
-        self.skipped = {name: reasons.get(name, "never called") for name in self._modules if name not in reached}
-        self.skipped |= {
-            name: f"{type(module).__name__} has no matrix form here; its weight is rounded by its own quantizer"
-            for name, module in self.model.named_modules()
-            if name not in self._modules and is_rounded(module)
-        }
+        self.skipped |= {name: reasons.get(name, "never called") for name in self._modules if name not in reached}
         self.skipped |= {layer.name: layer.note for layer in chosen if layer.note}
         if not chosen:
             raise UnsupportedModelError(f"no quantised layer was reached: {self.skipped}")
-        self._recorder.listen(chosen[:1] if self.calibration.order == "sequential" else chosen)
-        self._waiting = chosen
-
-    def _parts(self, layer: SpikingLayer) -> list[Part]:
-        return [part for part in layer.parts if part.name in self._modules]
-
-    def _quantise(self, layer: SpikingLayer, hessian: Tensor) -> Solution:
-        """Solve the quantised parts of a layer, and write their codes."""
-        # 1. The quantised parts alone, with their columns of the Hessian.
-        parts = self._parts(layer)
-        if len(parts) < len(layer.parts):
-            columns = _columns_of(parts, layer).to(hessian.device)
-            hessian, layer = hessian[..., columns, :][..., columns], replace(layer, parts=tuple(parts))
-        # 2. Their solution, on the grids that their quantizers have or with scales chosen anew for the masked weight.
-        if self.keep_zeros or any(part.name in self.mask for part in parts):
-            solution = self._jointly(layer, hessian)
-        else:
-            known = solving.layer_hessian(layer, hessian, self.calibration.damping)
-            solution = solve(layer.weight(), known, self._grid_of(layer), None, order=self._order)
-        # 3. Each quantizer takes its block.
-        blocks = solution.weight.split([part.form.columns for part in parts], 1)
-        for part, block in zip(parts, blocks, strict=True):
-            module = self._modules[part.name]
-            module.weight_quant.disable_quant = False
-            with in_layer(part.name):
-                write(module, block, self._grids[part.name])
-        return solution
-
-    def _jointly(self, layer: SpikingLayer, hessian: Tensor) -> Solution:
-        """Kept weights move to their optimum on the mask, and scales follow them, as in ``compress``."""
-        # 1. The kept weights move.
-        mask = torch.cat([self._mask_of(part) for part in layer.parts], 1)
-        known = solving.layer_hessian(layer, hessian, self.calibration.damping)
-        weight = refit(layer.weight(), mask, known)
-        # 2. Quantizers that have no rule in common for their scales keep them.
-        rules = {rule_of(self._modules[part.name]) for part in layer.parts}
-        rule = rules.pop()
-        if rules or rule is None:
-            return solve(weight, known, self._grid_of(layer), mask, order=self._order)
-        # 3. The others get the scales that `compress` would choose.
-        recipe = solving.Recipe("sbc", None, rule, self.calibration.damping)
-        solution = solving.solve(layer, weight, hessian, None, recipe)
-        assert solution.grid is not None
-        scale = solution.grid.of_columns(layer.columns)[0].expand(weight.shape)
-        for part, block in zip(layer.parts, scale.split([p.form.columns for p in layer.parts], 1), strict=True):
-            module = self._modules[part.name]
-            module.weight_quant.disable_quant = False
-            self._grids[part.name] = set_scale(module, block, rule)
-        return solution
-
-    @property
-    def _order(self) -> str:
-        return "descending" if self.act_order else "given"
-
-    def _grid_of(self, layer: SpikingLayer) -> Grid:
-        return _side_by_side(layer, [self._grids[part.name] for part in layer.parts])
-
-    def _mask_of(self, part: Part) -> Tensor:
-        weight = part.tensor.detach()
-        kept = self.mask.get(part.name, torch.ones_like(weight, dtype=torch.bool)).to(weight.device, torch.bool)
-        return part.form.as_matrix(kept & (weight != 0) if self.keep_zeros else kept)
-
-
-def _columns_of(parts: list[Part], layer: SpikingLayer) -> Tensor:
-    """The columns of some parts among those of the whole layer."""
-    widths = torch.tensor([part.form.columns for part in layer.parts], device="cpu")
-    chosen = torch.tensor([part in parts for part in layer.parts], device="cpu")
-    return chosen.repeat_interleave(widths).nonzero()[:, 0]
-
-
-def _side_by_side(layer: SpikingLayer, grids: list[Grid]) -> Grid:
-    first = grids[0]
-    if len(grids) == 1:
-        return first
-    if any((type(g), g.code_range, g.symmetric) != (type(first), first.code_range, first.symmetric) for g in grids):
-        names = ", ".join(repr(part.name) for part in layer.parts)
-        raise SettingsError(f"{names} feed one neuron and are solved together; give them quantizers of the same bits")
-    scale = torch.cat([grid.scale for grid in grids], 1)
-    return type(first)(
-        scale, torch.cat([g.zero_point for g in grids], 1), first.bits, first.symmetric, narrow=first.narrow
-    )
+        turns = self.options.turns(chosen)
+        self._recorder.listen(turns[0] if self.calibration.order == "sequential" else chosen)
+        self._waiting = turns

@@ -43,6 +43,8 @@ class Recorder:
     def listen(self, layers: list[SpikingLayer]) -> None:
         """Gather for these layers from now on."""
         self.collectors = [HessianCollector(layer, self.calibration) for layer in layers]
+        for collector in self.collectors:
+            collector.inputs = QuantisedInputs(collector.layer, collector.inputs.emit)
         self.statistics |= {collector.layer.name: collector.statistics for collector in self.collectors}
 
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[SpikingLayer], dict[str, str]]:
@@ -119,6 +121,19 @@ class Recorder:
             raise CalibrationError(
                 "a state was given to a model that takes whole sequences (T, B, ...); give each sequence in one call"
             )
+
+
+class QuantisedInputs(Collector):
+    """Takes a layer's input as its input quantizer hands it to the weight."""
+
+    def _hook(self, index: int) -> Callable[..., None]:
+        record = super()._hook(index)
+        quantise = getattr(self.layer.parts[index].module, "input_quant", None)
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            record(module, inputs if quantise is None else (quantise(inputs[0]),))
+
+        return hook
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Forward]:

@@ -6,6 +6,7 @@ With a mask, masked weights become exactly zero in the same pass (joint pruning 
 Source: docs/theory.md, equations 3 to 5; Frantar et al. 2022, "GPTQ", arXiv 2210.17323.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -53,11 +54,7 @@ def gptq(
     [[1.0, 0.0]]
     """
     rows, columns = weight.shape
-    if hessian.columns != columns:
-        found = f"Hessian has {hessian.columns} columns, weight has {columns}"
-        raise CalibrationError(f"{found}; calibrate again after changing the model")
-    if order not in ("descending", "given"):
-        raise SettingsError(f'order {order!r} is unknown; use "descending" or "given"')
+    check_problem(columns, hessian, order)
     if block < 1:
         raise SettingsError(f"block={block}: at least one column is needed")
     start = weight.detach().to(hessian.matrix)
@@ -69,18 +66,60 @@ def gptq(
         None if mask is None or bool(mask.all()) else mask.to(start.device, torch.bool),
     )
     codes = torch.empty_like(start)
+    for mine, solved, dead, factor in row_groups(rows, hessian, order):
+        codes[mine, solved] = _round_columns(whole.of(mine, solved), grid.code_range, factor, block).T
+        codes[mine, dead] = _round_columns(whole.of(mine, dead), grid.code_range, None, block).T
+    return grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
+
+
+def check_problem(columns: int, hessian: LayerHessian, order: str) -> None:
+    """Refuse a Hessian that does not fit a weight of so many columns, and an order that is unknown.
+
+    Raises:
+        CalibrationError: the Hessian is of another width.
+        SettingsError: the order is neither "descending" nor "given".
+    """
+    if hessian.columns != columns:
+        found = f"Hessian has {hessian.columns} columns, weight has {columns}"
+        raise CalibrationError(f"{found}; calibrate again after changing the model")
+    if order not in ("descending", "given"):
+        raise SettingsError(f'order {order!r} is unknown; use "descending" or "given"')
+
+
+class RowGroup(NamedTuple):
+    """Rows that share a Hessian, and the order of their columns.
+
+    Attributes:
+        rows: (n, 1).
+        solved: (m,), the columns that are active, the one to be rounded first at the end.
+        dead: the other columns, whose input was 0 in every sample.
+        factor: (m, m), lower triangular V with ``V D V^T = H``, damped, of ``solved``, with a diagonal of ones. What is
+            best for column j, given the errors of the columns k > j, is ``w_j + sum_k V_kj (w_k - q_k)``: GPTQ's push
+            of errors by ``H^-1``, without an inverse.
+    """
+
+    rows: Tensor
+    solved: Tensor
+    dead: Tensor
+    factor: Tensor
+
+
+def row_groups(rows: int, hessian: LayerHessian, order: str) -> Iterator[RowGroup]:
+    """One group of a weight's rows after the other, with all that rounding needs of its Hessian.
+
+    Raises:
+        SingularHessianError: the damped Hessian is not positive definite.
+        SettingsError: the rows cannot be dealt to the Hessians.
+    """
     owner = hessian.owner(rows)
     for group, (undamped, dead) in enumerate(zip(hessian.groups, hessian.dead, strict=True)):
-        mine = (owner == group).nonzero()
-        sequence = torch.arange(columns, device=start.device)
+        sequence = torch.arange(hessian.columns, device=undamped.device)
         if order == "descending":
             sequence = undamped.diagonal().argsort(descending=True, stable=True)
         # The last column comes first, because the Cholesky factor then is the one that the solver needs.
-        solved, rounded = sequence[~dead[sequence]].flip(0), sequence[dead[sequence]]
+        solved = sequence[~dead[sequence]].flip(0)
         factor = _push_factor(undamped, solved, hessian.damping)
-        codes[mine, solved] = _round_columns(whole.of(mine, solved), grid.code_range, factor, block).T
-        codes[mine, rounded] = _round_columns(whole.of(mine, rounded), grid.code_range, None, block).T
-    return grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
+        yield RowGroup((owner == group).nonzero(), solved, sequence[dead[sequence]], factor)
 
 
 class _Part(NamedTuple):
@@ -110,11 +149,7 @@ def _push_factor(undamped: Tensor, columns: Tensor, damping: float) -> Tensor:
 
 
 def _round_columns(part: _Part, code_range: tuple[int, int], factor: Tensor | None, block: int) -> Tensor:
-    """Codes (columns, rows) of a part (columns, rows), the last column first.
-
-    What is best for column j, given the errors of the columns k > j behind it, is ``w_j + sum_k V_kj (w_k - q_k)`` with
-    V the ``factor``: GPTQ's push of errors by ``H^-1``, without an inverse. Without a factor nothing is pushed.
-    """
+    """Codes (columns, rows) of a part (columns, rows), the last column first; without a factor nothing is pushed."""
     weight, scale, zero_point, kept = part
     wanted, codes, errors = weight.clone(), torch.empty_like(weight), torch.empty_like(weight[:block])
     for last in range(len(weight), 0, -block):
