@@ -13,6 +13,7 @@ with extra("brevitas"):
     from sbc_plugin.brevitas.backend import check_backend, into_backend
     from sbc_plugin.brevitas.export import Exported, export_onnx
     from sbc_plugin.brevitas.freezing import freeze
+    from sbc_plugin.brevitas.held_scales import match_state
     from sbc_plugin.brevitas.layers import quantize_layers
     from sbc_plugin.brevitas.mode import sbc_mode
     from sbc_plugin.brevitas.quantizer_integers import integers
@@ -28,6 +29,7 @@ __all__ = [
     "freeze",
     "integers",
     "into_backend",
+    "match_state",
     "quantize_layers",
     "sbc_mode",
     "weight_quantizer",

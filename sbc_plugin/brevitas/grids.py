@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbc_plugin.brevitas.held_scales import values_of
+from sbc_plugin.brevitas.held_scales import Held, hold, values_of
 from sbc_plugin.brevitas.layers import Quantised
 from sbc_plugin.brevitas.own_rounding import OwnRounding, SideBySide
 from sbc_plugin.core.hessian import LayerHessian
@@ -124,8 +124,6 @@ def solve(
 ) -> Solution:
     """:func:`~sbc_plugin.core.quantization.gptq.gptq`, for all that :func:`read_grid` returns. Raises as it does.
 
-    The loss is only reported, so it is computed in float32: in float64 it would take a third of all the time.
-
     Raises:
         SettingsError: a mask for a binary grid, which has no zero.
     """
@@ -138,9 +136,57 @@ def solve(
         new = gptq(weight + half, hessian, grid, mask, block=block, order=columns.order) - half
     else:
         new = gptq_by_columns(weight, hessian, grid, mask, order=columns.order)
+    return _solution(weight, new, mask, hessian, grid)
+
+
+def _solution(weight: Tensor, new: Tensor, mask: Tensor | None, hessian: LayerHessian, grid: Any) -> Solution:
+    """With the loss, which is only reported, computed in float32: in float64 it would take a third of all the time."""
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device, torch.bool)
     loss = replace(hessian, matrix=hessian.matrix.float()).loss(weight, new)
-    return Solution(new, kept, loss, grid if isinstance(grid, Grid) and not binary else None)
+    return Solution(new, kept, loss, grid if isinstance(grid, Grid) and not isinstance(grid, BinaryGrid) else None)
+
+
+def rounded_to_nearest(layer: Quantised, weight: Tensor, hessian: LayerHessian, grid: Grid | OwnRounding) -> Solution:
+    """What the layer's quantizer makes of the weight (rows, columns) that the layer has."""
+    with torch.no_grad():
+        return _solution(weight, values_of(layer).flatten(1).to(weight), None, hessian, grid)
+
+
+def solve_moving(
+    layer: Quantised, held: Held, weight: Tensor, hessian: LayerHessian, columns: Columns
+) -> tuple[Solution, Grid | OwnRounding]:
+    """A solution on scales that follow the weight while it is being solved, as ``gptq_mode`` does it, and then stay.
+
+    Errors that are pushed to weights let some grow and others shrink, and these scales follow.
+
+    Args:
+        layer: whose quantizer holds its scale; it holds the new one afterwards. The weight is as it was.
+        held: what the quantizer was.
+        weight: (rows, columns), the target.
+        hessian: of the layer.
+        columns: how to go through them.
+
+    Returns:
+        The solution, and the grid that it lies on.
+
+    Raises:
+        SingularHessianError: the damped Hessian is not positive definite.
+        GridMovedError: the quantizer does not hold the scales of the new weight.
+    """
+    before, constant = layer.weight.detach().clone(), held.undo()
+    try:
+        rounded = gptq_by_columns(weight, hessian, OwnRounding(layer), order=columns.order)
+        with torch.no_grad():
+            layer.weight.copy_(rounded.reshape(before.shape))
+            hold(layer)
+            grid, new = read_grid(layer), values_of(layer).flatten(1).to(weight)
+    except BaseException:
+        constant.undo()
+        raise
+    finally:
+        with torch.no_grad():
+            layer.weight.copy_(before)
+    return _solution(weight, new, None, hessian, grid), grid
 
 
 def write(layer: Quantised, weight: Tensor, grid: Grid | OwnRounding) -> None:

@@ -6,7 +6,7 @@ weight column by column would thereby move the grid that it works on. Brevitas h
 in ``state_dict``, and exporters write them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from brevitas.core.scaling import ParameterFromStatsFromParameterScaling
 from brevitas.core.zero_point import ParameterFromStatsFromParameterZeroPoint
 from torch import Tensor, nn
 
+from sbc_plugin.brevitas.layers import is_quantised
 from sbc_plugin.errors import GridMovedError, UnsupportedModelError, in_layer
 
 _SCALE = {"scaling_impl": ParameterFromStatsFromParameterScaling}
@@ -39,19 +40,25 @@ class Held:
     injector: Any
     tensor_quant: nn.Module
 
-    def undo(self) -> None:
-        """Make the quantizer what it was."""
+    def undo(self) -> "Held":
+        """Make the quantizer what it was; returns what it is until then, in the same form."""
+        now = Held(self.quantizer, self.quantizer.quant_injector, self.quantizer.tensor_quant)
         self.quantizer.quant_injector, self.quantizer.tensor_quant = self.injector, self.tensor_quant
+        return now
 
 
-def hold_scales(model: nn.Module) -> list[str]:
-    """Make each weight quantizer hold the scale and zero point that its weight gives it now; in place.
+def match_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Give a model that was built anew what :class:`~sbc_plugin.brevitas.mode.sbc_mode` adds to layers; in place.
 
-    :class:`~sbc_plugin.brevitas.mode.sbc_mode` does so itself. A model that was built anew needs this call before it
-    loads the ``state_dict`` of one that ``sbc_mode`` has changed.
+    That are quantizers that hold their scale, and buffers ``weight_orig``. The model can then load the state: by
+    ``model.load_state_dict(tensors)``, or by ``sbc_plugin.load(path, model)`` with ``tensors = load(path).tensors``.
+
+    Args:
+        model: built by the code that built the one whose state it is.
+        tensors: the ``state_dict``, of which the names count.
 
     Returns:
-        The names of the layers whose quantizers were changed; the others hold theirs already.
+        The model.
 
     Raises:
         GridMovedError: a quantizer has no form that holds its scale; the model is as it was.
@@ -60,22 +67,35 @@ def hold_scales(model: nn.Module) -> list[str]:
     >>> import brevitas.nn as qnn
     >>> from brevitas.quant import Int8WeightPerTensorFloat
     >>> layer = qnn.QuantLinear(2, 1, bias=False, weight_quant=Int8WeightPerTensorFloat)
-    >>> hold_scales(nn.Sequential(layer)), hold_scales(nn.Sequential(layer))
-    (['0'], [])
+    >>> match_state(layer, {"weight_quant.tensor_quant.scaling_impl.value": torch.ones(())}).quant_weight().scale.shape
+    torch.Size([])
     """
-    changed: dict[str, Held] = {}
+    known = model.state_dict().keys()
+    wanted = {name for name in tensors if name not in known}
+    changed: list[Held] = []
     try:
-        for name, module in model.named_modules():
-            quantizer = getattr(module, "weight_quant", None)
-            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and quantizer is not None:
+        for name, module in layers_of(model).items():
+            prefix = f"{name}." if name else ""
+            added = {key.removeprefix(prefix) for key in wanted if key.startswith(prefix)}
+            if any(key.startswith("weight_quant.") for key in added):
                 with in_layer(name):
-                    if quantizer.is_quant_enabled and (held := hold(module)) is not None:
-                        changed[name] = held
+                    changed += [held for held in [hold(module)] if held is not None]
+            if "weight_orig" in added:
+                module.register_buffer("weight_orig", module.weight.detach().clone().cpu())
     except BaseException:
-        for held in changed.values():
+        for held in changed:
             held.undo()
         raise
-    return list(changed)
+    return model
+
+
+def layers_of(model: nn.Module) -> dict[str, Any]:
+    """Brevitas' Linear and (not transposed) convolutions with a weight quantizer that is on, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if is_quantised(module) and module.weight_quant.is_quant_enabled
+    }
 
 
 def hold(layer: Any) -> Held | None:
@@ -126,14 +146,18 @@ def scale_of(layer: Any) -> Tensor:
 def _moves(layer: Any) -> bool:
     """Whether scale, zero point or value of one weight depend on what other weights are now."""
     quantizer, weight = layer.weight_quant, layer.weight.detach()
-    other = weight.flatten().clone()
-    other[::2] = 4 * other.abs().max() + 1 - other[::2]
-    other = other.view_as(weight)
-    now, then = quantizer.tensor_quant(weight), quantizer.tensor_quant(other)
-    if not all(torch.equal(a, b) for a, b in zip(now[1:3], then[1:3], strict=True)):
-        return True
-    untouched = values_of(layer, weight).flatten()[1::2], values_of(layer, other).flatten()[1::2]
-    return not torch.equal(*untouched)
+    now, values = quantizer.tensor_quant(weight)[1:3], values_of(layer).flatten()[1::2]
+    far = 4 * weight.abs().max() + 1
+    sign = torch.ones_like(weight).flatten()[::2]
+    sign[1::2] = -1
+    for moved in (sign * far, 0 * sign, sign.abs() * far, -sign.abs() * far):
+        other = weight.flatten().clone()
+        other[::2] = moved
+        other = other.view_as(weight)
+        then = quantizer.tensor_quant(other)[1:3]
+        if not all(map(torch.equal, now, then)) or not torch.equal(values_of(layer, other).flatten()[1::2], values):
+            return True
+    return False
 
 
 def _rebuild(layer: Any, before: Held, settings: dict[str, Any]) -> None:

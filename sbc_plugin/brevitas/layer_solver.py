@@ -8,15 +8,28 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.brevitas.gptq_options import GptqOptions
-from sbc_plugin.brevitas.grids import BinaryGrid, Columns, read_grid, rule_of, set_scale, solve, write
+from sbc_plugin.brevitas.grids import (
+    BinaryGrid,
+    Columns,
+    read_grid,
+    rounded_to_nearest,
+    rule_of,
+    set_scale,
+    solve,
+    solve_moving,
+    write,
+)
 from sbc_plugin.brevitas.held_scales import Held, hold
-from sbc_plugin.brevitas.own_rounding import OwnRounding, SideBySide
+from sbc_plugin.brevitas.own_rounding import OwnRounding, SideBySide, is_slow
 from sbc_plugin.compression import layer as solving
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.pruning.refit import refit
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import SettingsError, UnsupportedModelError, in_layer
 from sbc_plugin.layers import Part, SpikingLayer
+
+MOST_VALUES = 2**27  # that a quantizer may round to find scales that suit a layer: seconds
 
 
 @dataclass
@@ -110,7 +123,7 @@ class LayerSolver:
             solution = self._jointly(layer, hessian)
         else:
             known = solving.layer_hessian(layer, hessian, self.damping)
-            solution = solve(layer.weight(), known, self._grid_of(layer), None, self._columns)
+            solution = self._best_of_held(layer, known, self._on_grids(layer, known, layer.weight(), None))
         # 3. Each quantizer takes its block.
         blocks = solution.weight.split([part.form.columns for part in parts], 1)
         for part, block in zip(parts, blocks, strict=True):
@@ -139,7 +152,7 @@ class LayerSolver:
         rules = {rule_of(self.modules[part.name]) for part in layer.parts}
         rule = rules.pop()
         if rules or rule is None:
-            return solve(weight, known, self._grid_of(layer), mask, self._columns)
+            return self._on_grids(layer, known, weight, mask)
         # 3. The others get the scales that `compress` would choose.
         recipe = solving.Recipe("sbc", None, rule, self.damping)
         solution = solving.solve(layer, weight, hessian, None, recipe)
@@ -155,8 +168,34 @@ class LayerSolver:
     def _columns(self) -> Columns:
         return Columns(self.order, self.options.num_blocks)
 
-    def _grid_of(self, layer: SpikingLayer) -> Grid | OwnRounding | SideBySide:
-        return _side_by_side(layer, [self.grids[part.name] for part in layer.parts])
+    def _on_grids(self, layer: SpikingLayer, hessian: LayerHessian, weight: Tensor, mask: Tensor | None) -> Solution:
+        grid = _side_by_side(layer, [self.grids[part.name] for part in layer.parts])
+        return solve(weight, hessian, grid, mask, self._columns)
+
+    def _best_of_held(self, layer: SpikingLayer, hessian: LayerHessian, solution: Solution) -> Solution:
+        """The solution, or what ``gptq_mode`` comes to with a quantizer that follows the weight, if that has less loss.
+
+        That is the weight rounded to nearest, or a solution whose scales moved in the course. The latter rounds the
+        whole weight for each column, so it is not tried for large weights, unless the first solution took as long.
+        """
+        name = layer.parts[0].name
+        held, module = self.held.get(name), self.modules[name]
+        if held is None or len(layer.parts) > 1:
+            return solution
+        own, nearest = self.grids[name], rounded_to_nearest(module, layer.weight(), hessian, self.grids[name])
+        if nearest.loss < solution.loss:
+            solution = nearest
+            if isinstance(own, OwnRounding):
+                own.wanted.copy_(layer.weight())
+        if module.weight.numel() * layer.columns > MOST_VALUES and not is_slow(self.grids[name]):
+            return solution
+        constant = Held(held.quantizer, held.quantizer.quant_injector, held.quantizer.tensor_quant)
+        other, grid = solve_moving(module, held, layer.weight(), hessian, self._columns)
+        if other.loss >= solution.loss:
+            constant.undo()
+            return solution
+        self.grids[name] = grid
+        return other
 
     def _mask_of(self, part: Part) -> Tensor:
         weight = part.tensor.detach()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.brevitas.gptq_options import GptqOptions, check_accumulators, check_class, device_of
+from sbc_plugin.brevitas.held_scales import layers_of
 from sbc_plugin.brevitas.layer_solver import LayerSolver
-from sbc_plugin.brevitas.layers import copy_model, is_quantised, is_rounded
+from sbc_plugin.brevitas.layers import copy_model, is_rounded
 from sbc_plugin.brevitas.sequences import Recorder
 from sbc_plugin.compression import layer as solving
 from sbc_plugin.core.solution import Solution
@@ -19,7 +20,7 @@ from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelE
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import Calibration
 
-HELD = "its quantizer followed the weight at every call; scale and zero point are parameters now, as they were before"
+HELD = "its quantizer followed the weight at every call; scale and zero point are parameters now"
 
 
 class sbc_mode:  # noqa: N801, as Brevitas names its modes
@@ -43,14 +44,15 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
     - with ``forward``: ``model(batch)`` is ``forward(model, batch)``, one whole sequence.
 
     Args:
-        model: with Brevitas layers. Quantizers whose scale follows the weight hold the one that they have, see
-            :func:`~sbc_plugin.brevitas.held_scales.hold_scales`. What is no integer of 2 to 8 bits, rounded to nearest,
-            is rounded by the layer's own quantizer in the same way, only slower.
+        model: with Brevitas layers. Quantizers whose scale follows the weight hold a scale from then on, see ``notes``:
+            the one that they have, or one that moved while the weight was solved, if that has less loss. What is no
+            integer of 2 to 8 bits rounded to nearest is rounded by the layer's own quantizer, in the same way, slower.
         group_of_parallel_layers: lists of names of layers that are solved in one update, on what the layers before the
             first of them send.
         inplace: False works on a copy, ``self.model``.
         create_weight_orig: store each dense weight as a buffer ``weight_orig``, on the CPU, with which Brevitas
-            computes where quantisation is switched off; one that a layer has already stays.
+            computes where quantisation is switched off; one that a layer has already stays. ``state_dict`` has it, see
+            :func:`~sbc_plugin.brevitas.held_scales.match_state`.
         use_quant_activations: False switches the quantizers of activations and biases off inside the block.
         num_blocks: how many blocks a layer's columns are divided into; None: of 128 columns. It changes speed only.
         return_forward_output: False makes calls return None, as those of ``gptq_mode`` do unless asked for more. A loop
@@ -137,11 +139,7 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
     def __enter__(self) -> "sbc_mode":
         if self._entered:
             raise SettingsError("this sbc_mode was entered before; make a new one")
-        self._modules: dict[str, Any] = {
-            name: module
-            for name, module in self.model.named_modules()
-            if is_quantised(module) and module.weight_quant.is_quant_enabled
-        }
+        self._modules = layers_of(self.model)
         if not self._modules:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} has no Brevitas layer with a quantised weight; call quantize_layers first"

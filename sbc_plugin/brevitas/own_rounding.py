@@ -22,6 +22,7 @@ class OwnRounding:
 
     Attributes:
         wanted: (rows, columns), the weight with each rounded column as it was before it was rounded.
+        column_by_column: whether the quantizer rounds a column alone as it does in the whole weight.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -29,16 +30,16 @@ class OwnRounding:
         self.wanted = layer.weight.detach().flatten(1).clone()
         self._column_shape = (-1, *[1] * (layer.weight.dim() - 1))
         with torch.no_grad():
-            self._column_by_column = self._takes_single_columns()
+            self.column_by_column = self._takes_single_columns()
 
-    def __call__(self, values: Tensor, rows: Tensor, column: int) -> Tensor:
-        """The values (n,) that the wanted ones (n,) of these rows turn into in this column."""
-        self.wanted[rows, column] = values.to(self.wanted)
+    def __call__(self, current: Tensor, rows: Tensor, column: int) -> Tensor:
+        """The values (n,) that the weights of these rows (n,) of the current weight turn into in this column."""
+        self.wanted[rows, column] = current[rows, column].to(self.wanted)
         with torch.no_grad():
-            if self._column_by_column:
-                return self._single(self.wanted[:, column])[rows].to(values)
-            rounded = values_of(self.layer, self.wanted.view_as(self.layer.weight))
-        return rounded.flatten(1)[rows, column].to(values)
+            if self.column_by_column:
+                return self._single(self.wanted[:, column])[rows]
+            rounded = values_of(self.layer, current.to(self.wanted).reshape(self.layer.weight.shape))
+        return rounded.flatten(1)[rows, column]
 
     def _single(self, column: Tensor) -> Tensor:
         value: Tensor = self.layer.weight_quant.tensor_quant(column.reshape(self._column_shape))[0]
@@ -57,6 +58,11 @@ class OwnRounding:
             return False
 
 
+def is_slow(grid: Any) -> bool:
+    """Whether rounding one column takes rounding the whole weight."""
+    return isinstance(grid, OwnRounding) and not grid.column_by_column
+
+
 class SideBySide:
     """The rounding of weights whose columns stand side by side.
 
@@ -67,8 +73,9 @@ class SideBySide:
     def __init__(self, parts: Sequence[OwnRounding]) -> None:
         self.parts = parts
 
-    def __call__(self, values: Tensor, rows: Tensor, column: int) -> Tensor:
-        """The values (n,) that the wanted ones (n,) of these rows turn into in this column."""
+    def __call__(self, current: Tensor, rows: Tensor, column: int) -> Tensor:
+        """The values (n,) that the weights of these rows (n,) of the current weight turn into in this column."""
         ends = list(accumulate(part.wanted.shape[1] for part in self.parts))
         number = bisect_right(ends, column)
-        return self.parts[number](values, rows, column - ([0, *ends])[number])
+        begin = ([0, *ends])[number]
+        return self.parts[number](current[:, begin : ends[number]], rows, column - begin)

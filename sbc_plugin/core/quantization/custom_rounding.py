@@ -29,8 +29,9 @@ def gptq_by_columns(
     Args:
         weight: (rows, columns).
         hessian: of the layer.
-        round_column: ``round_column(values, rows, column)`` gives the allowed values (n,) that the wanted ones (n,) of
-            these rows (n,) turn into in this column. It may depend on row and column, not on other columns.
+        round_column: ``round_column(current, rows, column)`` gives the allowed values (n,) that the weights of these
+            rows (n,) in this column turn into. ``current`` (rows, columns) is the weight as it is now: columns that
+            were rounded, and others with the errors that were pushed to them.
         mask: (rows, columns), True = kept; the others become 0 and their error is pushed as well. None keeps all.
         order: "descending" takes the columns with the largest H_jj first, "given" from left to right.
 
@@ -43,24 +44,28 @@ def gptq_by_columns(
         SingularHessianError: the damped Hessian is not positive definite.
 
     >>> weight, hessian = torch.tensor([[0.6, 0.6]]), LayerHessian(torch.tensor([[2.0, 1.9], [1.9, 2.0]]))
-    >>> gptq_by_columns(weight, hessian, lambda values, rows, column: values.round()).tolist()
+    >>> gptq_by_columns(weight, hessian, lambda current, rows, column: current[rows, column].round()).tolist()
     [[1.0, 0.0]]
     """
     rows, columns = weight.shape
     check_problem(columns, hessian, order)
-    start = weight.detach().to(hessian.matrix)
-    kept = torch.ones_like(start, dtype=torch.bool) if mask is None else mask.to(start.device, torch.bool)
-    result = start.clone()
+    result = weight.detach().to(hessian.matrix, copy=True)
+    kept = torch.ones_like(result, dtype=torch.bool) if mask is None else mask.to(result.device, torch.bool)
+
+    def rounded(own: Tensor, column: int) -> Tensor:
+        return round_column(result, own, column).to(result).where(kept[own, column], 0.0)
+
     for mine, solved, dead, factor in row_groups(rows, hessian, order):
         own = mine[:, 0]
-        errors = start.new_zeros(len(solved), len(own))
+        # Row p of V^-1 holds what one unit of error in column p takes from the columns that are still to come.
+        unit = torch.eye(len(solved), dtype=factor.dtype, device=factor.device)
+        push = torch.linalg.solve_triangular(factor, unit, upper=False, unitriangular=True)
         for position in range(len(solved) - 1, -1, -1):
-            column, behind = int(solved[position]), position + 1
-            wanted = start[own, column] + errors[behind:].T @ factor[behind:, position]
-            rounded = round_column(wanted, own, column).to(start)
-            result[own, column] = rounded.where(kept[own, column], 0.0)
-            errors[position] = start[own, column] - result[own, column]
+            column = int(solved[position])
+            new = rounded(own, column)
+            error = result[own, column] - new
+            result[own, column] = new
+            result[mine, solved[:position]] -= error[:, None] * push[position, :position]
         for column in dead.tolist():
-            rounded = round_column(start[own, column], own, column).to(start)
-            result[own, column] = rounded.where(kept[own, column], 0.0)
+            result[own, column] = rounded(own, column)
     return result.to(weight)
