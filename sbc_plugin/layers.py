@@ -155,11 +155,8 @@ class SNNLibrary(Protocol):
     def holds_weights(self, module: nn.Module) -> bool:
         """Whether the module is a neuron with weights of its own: ``input_weights``, perhaps ``recurrent_weights``."""
 
-    def linear_neurons(self, model: nn.Module, draw: int = 0) -> AbstractContextManager[None]:
-        """Inside the block each neuron only multiplies its input by a gain that follows from its parameters.
-
-        Neurons that differ may have gains that nearly agree; another ``draw`` gives them others.
-        """
+    def linear_neurons(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside the block each neuron only multiplies its input by a gain that follows from its parameters."""
 
     def linear_state(self, state: Any, output: Tensor) -> Any:
         """The state that a neuron of :meth:`linear_neurons` returns beside ``output``: its membrane is ``output``."""

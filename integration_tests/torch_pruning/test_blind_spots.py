@@ -109,6 +109,17 @@ def test_channels_that_would_come_to_another_neuron_are_not_cut(way: str, pair: 
     assert same(model, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_channel_that_comes_to_nearly_the_same_neuron_is_seen(dtype: torch.dtype) -> None:
+    """What it changes is below what single precision shows."""
+    model = driven(Dealt("split", "tau")).to(dtype)
+    model.second = box(float(model.first.p.tau_mem_inv) * 1.0001)  # type: ignore[union-attr, arg-type, operator]
+    x = spikes(20, 8, 10).to(dtype)
+    pruner = get_pruner("sbc", model, (x[0],), calibration_data=[x], pruning_ratio=1 / 3, ignored_layers=[model.b])
+    with pytest.raises(UnsupportedModelError, match=r"'a': .*nothing was cut"):
+        pruner.step()
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("way", ["chunk", "unbind", "twice"])

@@ -106,7 +106,7 @@ class PlainNetworks:
         """Never, because there are no neurons."""
         return False
 
-    def linear_neurons(self, model: nn.Module, draw: int = 0) -> AbstractContextManager[None]:
+    def linear_neurons(self, model: nn.Module) -> AbstractContextManager[None]:
         """Changes nothing, because there are no neurons."""
         return nullcontext()
 

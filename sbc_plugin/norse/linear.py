@@ -15,19 +15,18 @@ from sbc_plugin.norse.steps import Step, intercept_steps
 
 
 @contextmanager
-def linear_neurons(model: nn.Module, draw: int = 0) -> Iterator[None]:
+def linear_neurons(model: nn.Module) -> Iterator[None]:
     """Inside the block each neuron multiplies its input by a gain, and by its input weights if it has some.
 
     It never fires. The gain lies between 0.7 and 1.3 and follows from the neuron's class and parameters, so that a
-    channel which reaches another neuron than it should, or another place of its parameters, changes the output. Two
-    neurons that differ may have nearly the same gain; with another ``draw`` they have others.
+    channel which reaches another neuron than it should, or another place of its parameters, changes the output.
     """
     gains: dict[str, Tensor] = {}
 
     def passed(step: Step) -> tuple[Tensor, Any]:
         output = functional.linear(step.x, step.weights[0]) if step.weights else step.x
         if step.name not in gains:
-            gains[step.name] = _gain(step.neuron, output, draw)
+            gains[step.name] = _gain(step.neuron, output)
         output = output * gains[step.name]
         return output, linear_state(step.state, output)
 
@@ -35,15 +34,14 @@ def linear_neurons(model: nn.Module, draw: int = 0) -> Iterator[None]:
         yield
 
 
-def _gain(neuron: nn.Module, output: Tensor, draw: int) -> Tensor:
+def _gain(neuron: nn.Module, output: Tensor) -> Tensor:
     """A factor for each channel, of a shape that goes with the output; the same for equal classes and parameters."""
     kind = f"{type(neuron).__module__}.{type(neuron).__qualname__}, {float(neuron.dt):g}"  # type: ignore[arg-type]
-    kind += f", {draw}" * bool(draw)
     phase = output.new_tensor(tau * crc32(kind.encode()) / 2**32)
     for number, value in enumerate(_values(neuron.p)):
         size = torch.nan_to_num(value.detach().to(output), posinf=1e9, neginf=-1e9)
         # Logarithms, because time constants are hundreds and thresholds are tenths.
-        phase = phase + (3.0 + draw + 2**0.5 * number) * size.sign() * size.abs().log1p()
+        phase = phase + (3.0 + 2**0.5 * number) * size.sign() * size.abs().log1p()
     return 1.0 + 0.3 * phase.sin()
 
 

@@ -7,6 +7,7 @@ from their parameters, so that a channel which comes to another neuron is seen.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from math import inf
 from typing import Any
 
 import torch
@@ -20,9 +21,14 @@ from sbc_plugin.torch_pruning.graph.nodes import Junction, Parts
 from sbc_plugin.torch_pruning.replay import Replay, linear_neurons, outputs_without
 
 HINT = " (queries, keys and values need num_heads)"
-TOLERANCE = 1e-4  # of the largest output: single precision, summed in another order
+TOLERANCE = 1e-4  # of the largest output: more than single precision, summed in another order, ever does
+ROUNDED = 1e-6  # of the largest output: less than that shows nothing, and more only in double precision
 
 Cuts = dict[tuple[Any, Callable[..., Any]], list[int]]  # (node, pruning function) -> channels that go
+
+
+class _RehearsalError(Exception):
+    """A rehearsal that came to no comparison; says why."""
 
 
 class Rehearsal:
@@ -43,18 +49,57 @@ class Rehearsal:
         cuts = _merged(groups)
         if uneven := _uneven(self.graph, cuts):
             return uneven
+        try:
+            difference, bound = self._difference(cuts), TOLERANCE
+            if ROUNDED < difference <= TOLERANCE:  # rounding, or a channel of little weight that went astray
+                with self._in_float64() as exact:
+                    difference, bound = (self._difference(cuts), ROUNDED) if exact else (difference, TOLERANCE)
+        except _RehearsalError as failure:
+            return str(failure)
+        if difference <= bound:
+            return ""
+        return f"without one of its channels the model is not the one with it set to 0{HINT}"
+
+    def _difference(self, cuts: Cuts) -> float:
+        """How far the cut copy is from the model with these channels set to 0, as a part of the largest output.
+
+        Raises:
+            _RehearsalError: one of them cannot be run.
+        """
         expected = self._silenced(cuts)
         if not all(output.isfinite().all() for output in expected):
-            return "the model's outputs are not finite, so that no cut can be compared"
+            raise _RehearsalError("the model's outputs are not finite, so that no cut can be compared")
         try:
             with self._cut(cuts), linear_neurons(self._copy):
                 found = tensors_in(self.replay.forward(self._copy, self.replay.inputs))
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            return f"the model does not run without one of its channels: {reason}{HINT}"
-        if _equal(expected, found):
-            return ""
-        return f"without one of its channels the model is not the one with it set to 0{HINT}"
+            raise _RehearsalError(f"the model does not run without one of its channels: {reason}{HINT}") from error
+        return _difference(expected, found)
+
+    @contextmanager
+    def _in_float64(self) -> Iterator[bool]:
+        """Inside the block both models and their inputs are float64; false where a part of the model makes float32."""
+        models, inputs = (self.replay.twin, self._copy), self.replay.inputs
+        kinds = {parameter.dtype for parameter in self._copy.parameters() if parameter.is_floating_point()}
+        if kinds != {torch.float32}:
+            yield kinds == {torch.float64}
+            return
+        try:
+            self.replay.inputs = _doubled(inputs)
+            for model in models:
+                model.double()
+            try:
+                with linear_neurons(self.replay.twin):
+                    self.replay.forward(self.replay.twin, self.replay.inputs)
+                exact = True
+            except RuntimeError:
+                exact = False
+            yield exact
+        finally:
+            self.replay.inputs = inputs
+            for model in models:
+                model.float()
 
     @contextmanager
     def _cut(self, cuts: Cuts) -> Iterator[None]:
@@ -210,8 +255,21 @@ def _name(node: Any) -> str:
     return str(node.name).split(" (")[0]
 
 
-def _equal(expected: list[Tensor], found: list[Tensor]) -> bool:
-    return len(expected) == len(found) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=TOLERANCE * float(a.abs().max()))
-        for a, b in zip(expected, found, strict=True)
-    )
+def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
+    """The largest difference, as a part of the largest value of the same output; infinite if shapes differ."""
+    if [a.shape for a in expected] != [b.shape for b in found] or not all(b.isfinite().all() for b in found):
+        return inf
+    worst = 0.0
+    for one, other in zip(expected, found, strict=True):
+        if one.numel():
+            size, difference = float(one.double().abs().max()), float((one.double() - other.double()).abs().max())
+            worst = max(worst, difference / size if size else inf if difference else 0.0)
+    return worst
+
+
+def _doubled(inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return {name: _doubled(value) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(map(_doubled, inputs))
+    return inputs.double() if isinstance(inputs, Tensor) and inputs.dtype == torch.float32 else inputs
