@@ -77,7 +77,8 @@ def _models() -> Iterator[NorsesModel]:
 
     yield NorsesModel("`ConvNet`", norse.ConvNet(), draw(6, 3, 1, 28, 28), whole=("conv2",))
     yield NorsesModel("`ConvNet4`, 20 x 20", norse.ConvNet4(feature_size=20), draw(6, 3, 1, 20, 20), whole=("conv2",))
-    yield NorsesModel("`MobileNetV2`", norse.MobileNetV2(num_classes=10), draw(4, 3, 3, 32, 32))
+    few = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]
+    yield NorsesModel("`MobileNetV2`, five blocks", norse.MobileNetV2(10, 1.0, few), draw(4, 3, 3, 32, 32))
     memory: Any = import_module("norse.task.memory")
     for kind in ("lif", "lsnn", "lsnnlif"):
         settings = {"optimizer": "adam", "learning_rate": 0.1, "regularization_factor": 1, "regularization_target": 1}
@@ -90,7 +91,7 @@ def _models() -> Iterator[NorsesModel]:
     mnist: Any = import_module("norse.task.mnist")
     yield NorsesModel(
         "task `mnist`",
-        mnist.LIFConvNet(784, 6, 1.0),
+        mnist.LIFConvNet(784, 12, 20.0),
         2 * draw(3, 1, 28, 28),
         whole=("rsnn.conv2",),
         dtype=torch.float32,

@@ -53,8 +53,8 @@ def test_importing_the_plugin_patches_nothing() -> None:
 def test_register_adds_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tp.pruner, "SBCPruner", None, raising=False)
     monkeypatch.setattr(tp.importance, "SBCImportance", None, raising=False)
-    register()
-    assert tp.pruner.SBCPruner is SBCPruner and tp.importance.SBCImportance is SBCImportance
+    with register():
+        assert tp.pruner.SBCPruner is SBCPruner and tp.importance.SBCImportance is SBCImportance
 
 
 WITHOUT_GRADIENTS = sorted(set(METHODS) - {"obdc", "taylor", "hessian"})

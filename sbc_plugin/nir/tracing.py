@@ -7,7 +7,6 @@ has to be a weighted sum of those outputs, each of this time step or of the one 
 from collections.abc import Callable
 from typing import Any
 
-import norse.torch as norse
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from sbc_plugin.norse.copying import copy_model
 from sbc_plugin.norse.neurons import NEURONS
 
 WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
-NODES = (*WEIGHTS, *NORMS, nn.AvgPool2d, nn.LPPool2d, nn.Flatten, norse.Lift, Gain, *NEURON_CLASSES, *NEURONS)
+NODES = (*WEIGHTS, *NORMS, nn.AvgPool2d, nn.LPPool2d, nn.Flatten, Gain, *NEURON_CLASSES, *NEURONS)
 SEQUENCES, MOST_STEPS = 2, 10**6  # of the example that run
 NEAR = 2e-5  # of the largest value of an answer: the network holds its numbers in float32
 
@@ -54,10 +53,11 @@ def trace(model: nn.Module, example: Any, *, output: str | None = None, batch_fi
         SettingsError: no such output, or a module whose output stays 0.
         CalibrationError: the example is empty, not finite, or has no time axis.
 
+    >>> from norse.torch import LIFBoxCell
     >>> class Own(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
-    ...         self.fc, self.lif = nn.Linear(3, 2, bias=False), norse.LIFBoxCell(dt=0.01)
+    ...         self.fc, self.lif = nn.Linear(3, 2, bias=False), LIFBoxCell(dt=0.01)
     ...     def forward(self, x, state=None):
     ...         return self.lif(2 * self.fc(x), state)
     >>> model = Own()
@@ -134,6 +134,7 @@ def _nodes(model: nn.Module) -> dict[str, nn.Module]:
     nodes: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in nodes)
-        if name != INPUT and not inside and isinstance(module, NODES):
+        acting = getattr(module, "lifted_module", module)
+        if name != INPUT and not inside and isinstance(acting, NODES):
             nodes[name] = module
     return nodes
