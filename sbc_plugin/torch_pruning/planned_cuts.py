@@ -88,10 +88,10 @@ def left_whole(pruner: Any, plans: Iterable[Any], problems: Mapping[str, str]) -
         count = graph.get_out_channels(layer)
         group = group_of(graph, layer, range(count))
         kept = [names[module] for module in _senders(graph, group) if module in pruner.ignored_layers]
+        if count < pruner.layer_init_out_ch[layer]:
+            continue  # an earlier step has cut it
         if count == 1:
             reason = "it has one channel"
-        elif count < pruner.layer_init_out_ch[layer]:
-            continue  # an earlier step has cut it
         elif kept:
             reason = f"its channels go with those of {kept[0]!r}, which is ignored"
         elif names[layer] in problems:

@@ -6,6 +6,7 @@ from typing import Any
 import torch_pruning as tp
 from torch import nn
 
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.errors import SettingsError, UnsupportedModelError
@@ -23,7 +24,8 @@ from sbc_plugin.torch_pruning.weights import WeightPruner
 class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     """Prunes channels by what the layers that read them lose, and adapts those layers' weights before each cut.
 
-    It takes all arguments of ``tp.pruner.BasePruner``, with their meaning there. Layers in ``ignored_layers`` keep
+    It takes all arguments of ``tp.pruner.BasePruner``, with their meaning there, and leaves the model in eval mode as
+    that does. Layers in ``ignored_layers`` keep
     their outputs; where they lose inputs they are compensated as well. Groups come in the order in which their roots
     run. With ``step(interactive=True)``, a group that is not pruned changes nothing.
 
@@ -72,6 +74,7 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 model, self.example_inputs, importance or self.statistics, **graph_arguments(model, arguments)
             )
         self.statistics.attach(self.DG)
+        model.eval()  # as torch-pruning's pruners leave it, on which scripts rely that run single examples next
 
     def estimate_importance(self, group: Any) -> Any:
         """A score for each channel; those that have to go together share one, unless heads are ranked.
@@ -174,7 +177,7 @@ def get_pruner(
     Args:
         method: "sbc" or one of torch-pruning's: "random", "l1", "l2", "fpgm", "obdc", "lamp", "slim", "group_slim",
             "group_norm", "group_sl", "group_greg", "growing_reg", "taylor", "hessian".
-        model: to be pruned in place.
+        model: to be pruned in place; it keeps its mode.
         example_inputs: one time step for a step model, a sequence for a sequence model; a tensor or a tuple. A result
             ``(output, state)`` needs no ``output_transform``.
         calibration_data: for "sbc": iterable of batches, whole sequences (T, B, ...) for a spiking network.
@@ -196,9 +199,10 @@ def get_pruner(
             model, calibration_data, method=method, pattern=pattern, forward=forward, **torch_pruning_kwargs
         )
     if method == "sbc":
-        return SBCPruner(
-            model, example_inputs, calibration_data=calibration_data, forward=forward, **torch_pruning_kwargs
-        )
+        with eval_mode(model):
+            return SBCPruner(
+                model, example_inputs, calibration_data=calibration_data, forward=forward, **torch_pruning_kwargs
+            )
     if method not in METHODS:
         raise SettingsError(f"method={method!r} is unknown; use one of {', '.join(map(repr, ('sbc', *METHODS)))}")
     return host_pruner(method, model, example_inputs, torch_pruning_kwargs)

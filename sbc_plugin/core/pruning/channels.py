@@ -155,7 +155,7 @@ class _State:
 
     def losses(self, remaining: Tensor) -> Tensor:
         """Equation 4 for each channel of ``remaining``, by one batched Cholesky factorisation."""
-        if not self.columns.shape[1]:
+        if not self.weight.shape[1]:  # no channel feeds it, or none that is left
             return remaining.new_zeros(len(remaining), dtype=torch.float64)
         remaining = remaining.to(self.columns.device)
         columns, filled = self.columns[remaining], self.filled[remaining]

@@ -61,6 +61,10 @@ class StrideMapping:
     def __call__(self, idxs: Sequence[Any]) -> list[Any]:
         """Map torch-pruning's indices, each with the root channel it belongs to."""
         found: dict[int, Any] = {}
+        if self.take == self.give == 1:
+            for index in idxs:
+                found.setdefault(index.idx, index)
+            return list(found.values())
         for index in idxs:
             start = index.idx // self.take * self.give
             for position in range(start, start + self.give):

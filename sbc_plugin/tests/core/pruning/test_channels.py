@@ -102,6 +102,19 @@ def test_ragged_channels_and_rows_that_go_are_eliminated_as_refits_say(monkeypat
     assert elimination_scores([reader(x, weight, channel, rows)], 5).argsort().tolist() == order
 
 
+@pytest.mark.parametrize("pending", [1, 256])
+def test_a_reader_whose_channels_have_all_gone_costs_nothing_more(
+    pending: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "PENDING", pending)
+    x, weight = samples(200, 4), torch.randn(3, 4, dtype=torch.float64)
+    first = Reader(1e-6 * torch.ones(1, 2), torch.eye(2, dtype=torch.float64), torch.arange(2), torch.tensor([-1]))
+    both = elimination_scores([first, reader(x, weight, torch.arange(2, 6))], 6)
+    alone = elimination_scores([reader(x, weight, torch.arange(4))], 4)
+    assert both.argsort()[:2].tolist() == [0, 1]
+    assert_close(both[2:], alone)
+
+
 def test_scores_differ_even_where_nothing_is_lost() -> None:
     silent = Reader(torch.zeros(2, 5), torch.eye(5, dtype=torch.float64), torch.arange(5), torch.tensor([-1, -1]))
     scores = elimination_scores([silent], 5)

@@ -1,0 +1,172 @@
+"""torch-pruning's own tests, from its source distribution, with SBC in the place of what they test.
+
+They are fetched by pip into ``build/`` when they are needed, and never committed. Each file runs as it is: it is
+executed, and then each ``test_`` function in it is called. ``python -m integration_tests.torch_pruning.host_suite
+VARIANT FILE`` runs one and prints what happened.
+"""
+
+import functools
+import importlib.metadata
+import random
+import runpy
+import subprocess
+import sys
+import tarfile
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torchvision.models import _api
+
+from sbc_plugin.torch_pruning import SBCImportance, SBCPruner, register
+
+CACHE = Path(__file__).parents[2] / "build" / "torch-pruning-tests"
+VARIANTS = ("stock", "pruner", "importance", "registered")
+PRUNERS = ("BasePruner", "MetaPruner", "MagnitudePruner", "BNScalePruner", "GroupNormPruner", "GrowingRegPruner")
+
+
+@functools.cache
+def fetched_tests() -> Path | None:
+    """The folder of the tests of the version that is installed; None where pip cannot fetch them."""
+    version = importlib.metadata.version("torch-pruning")
+    folder = CACHE / f"torch_pruning-{version}"
+    if not folder.is_dir():
+        options = ["--quiet", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--dest", str(CACHE)]
+        command = [sys.executable, "-m", "pip", "download", *options, f"torch-pruning=={version}"]
+        if subprocess.run(command, capture_output=True, check=False, timeout=120).returncode:
+            return None
+        with tarfile.open(CACHE / f"torch_pruning-{version}.tar.gz") as archive:
+            archive.extractall(CACHE, filter="data")
+    return folder / "tests"
+
+
+class Examples:
+    """The example inputs of the last graph that was built, and others like them: something to calibrate on."""
+
+    def __init__(self) -> None:
+        self.last: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(0)
+
+        def like(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return torch.randn(value.shape, generator=generator)
+            return {k: like(v) for k, v in value.items()} if isinstance(value, dict) else [like(v) for v in value]
+
+        yield from (like(self.last) for _ in range(4))
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        if isinstance(batch, dict):
+            return model(**batch)
+        return model(batch) if isinstance(batch, Tensor) else model(*batch)
+
+    @contextmanager
+    def seen(self) -> Iterator[None]:
+        build = tp.DependencyGraph.build_dependency
+
+        @functools.wraps(build)
+        def watched(graph: Any, model: Any, example_inputs: Any, *args: Any, **named: Any) -> Any:
+            self.last = example_inputs
+            return build(graph, model, example_inputs, *args, **named)
+
+        with mock.patch.object(tp.DependencyGraph, "build_dependency", watched):
+            yield
+
+
+@contextmanager
+def in_place(variant: str) -> Iterator[None]:
+    """Inside the block torch-pruning's names hold what the variant says."""
+    examples = Examples()
+    given: dict[str, Any] = {"calibration_data": examples, "forward": examples.forward}
+
+    def pruner(cls: type) -> type:
+        def init(self: Any, model: Any, example_inputs: Any, importance: Any = None, **named: Any) -> None:
+            for name in ("reg", "delta_reg", "alpha", "group_lasso"):
+                named.pop(name, None)
+            SBCPruner.__init__(self, model, example_inputs, **named, **given)
+
+        return type(cls.__name__, (SBCPruner,), {"__init__": init})
+
+    def importance(cls: type) -> type:
+        def init(self: Any, *args: Any, **named: Any) -> None:
+            SBCImportance.__init__(self, **given)
+
+        return type(cls.__name__, (SBCImportance,), {"__init__": init})
+
+    with ExitStack() as stack:
+        stack.enter_context(examples.seen())
+        if variant == "pruner":
+            for name in PRUNERS:
+                stack.enter_context(mock.patch.object(tp.pruner, name, pruner(getattr(tp.pruner, name))))
+        if variant == "importance":
+            classes = {name: value for name, value in vars(tp.importance).items() if isinstance(value, type)}
+            for name, cls in classes.items():
+                if issubclass(cls, tp.importance.Importance) and cls is not tp.importance.Importance:
+                    stack.enter_context(mock.patch.object(tp.importance, name, importance(cls)))
+        if variant == "registered":
+            stack.enter_context(register(**given, in_place_of="l2"))
+        yield
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """``pretrained=True`` gives torchvision's models with weights that are drawn, the same for each call."""
+    load = nn.Module.load_state_dict
+    untrained: dict[str, Any] = {}
+
+    def loads(module: nn.Module, state: Any, *args: Any, **named: Any) -> Any:
+        if state is not untrained:
+            return load(module, state, *args, **named)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for part in module.modules():
+                if hasattr(part, "reset_parameters"):
+                    part.reset_parameters()
+
+    with (
+        mock.patch.object(_api.WeightsEnum, "get_state_dict", lambda *_, **__: untrained),
+        mock.patch.object(nn.Module, "load_state_dict", loads),
+    ):
+        yield
+
+
+def run(variant: str, file: str) -> str:
+    """Nothing if the file's tests pass, else the error in one line."""
+    folder = fetched_tests()
+    assert folder is not None
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    path = sys.path.copy()
+    try:
+        with warnings.catch_warnings(), in_place(variant), without_downloads():
+            warnings.simplefilter("ignore")
+            names = runpy.run_path(str(folder / file))
+            for name, value in names.items():
+                if name.startswith("test_") and callable(value):
+                    value()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        sys.path[:] = path
+    return ""
+
+
+if __name__ == "__main__":
+    import contextlib
+    import io
+    import time
+
+    for each in sys.argv[2:] or sorted(p.name for p in (fetched_tests() or Path()).glob("test_*.py")):
+        started = time.process_time()
+        with contextlib.redirect_stdout(io.StringIO()):
+            result = run(sys.argv[1], each)
+        print(f"{sys.argv[1]:10} {each:40} {time.process_time() - started:6.1f} s  {result or 'passed'}", flush=True)
