@@ -19,6 +19,7 @@ from integration_tests.benchmarks import (
     solver_speed,
     tables,
     ties,
+    zoo,
 )
 from integration_tests.benchmarks.records import Line
 from integration_tests.benchmarks.subjects import SUBJECTS, Subject
@@ -89,6 +90,14 @@ SPECIAL = {
         "to the dense ones.",
         channels.lines,
         channels.table,
+    ),
+    "zoo": Special(
+        "zoo: torchvision's networks with random weights",
+        "`get_pruner(method, ..., pruning_ratio=0.5)` cuts half of each layer's channels, on images as small as each\n"
+        "network takes, with 256 images of noise to calibrate on. Output errors are relative to the dense outputs, on\n"
+        "64 other images; no network is trained, before or after. Seconds are of one processor.",
+        zoo.lines,
+        zoo.table,
     ),
     "ties": Special(
         "ties: tuning where the best class is often tied",
