@@ -100,6 +100,8 @@ class LayerSolver:
             quantizer.disable_quant = False
         for name in self.held.keys() - self.written:
             self.held.pop(name).undo()
+        for name, held in self.held.items():
+            held.quantizer.train(self.modules[name].training)
 
     def parts(self, layer: SpikingLayer) -> list[Part]:
         """The parts of a layer that are quantised."""

@@ -14,6 +14,7 @@ from sbc_plugin.brevitas.held_scales import layers_of
 from sbc_plugin.brevitas.layer_solver import LayerSolver
 from sbc_plugin.brevitas.layers import copy_model, is_rounded
 from sbc_plugin.brevitas.sequences import Recorder
+from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.compression import layer as solving
 from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError, in_layer
@@ -151,7 +152,8 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
         )
         self.skipped = self._left_out()
         self._recorder = Recorder(self.model, self.calibration, self.forward)
-        self._solver.read()
+        with eval_mode(self.model):  # some quantizers round otherwise while they are trained
+            self._solver.read()
         self.notes = dict.fromkeys(self._solver.held, HELD)
         self._entered, self._original = True, self.model.forward
         self._own_forward = "forward" in vars(self.model)
@@ -201,7 +203,8 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
                     raise CalibrationError("no data since the last update(); call sbc.model(x) on each batch before it")
                 hessian = accumulator.hessian().to(self.dtype)
                 solving.check_active(hessian)
-                self.solutions[layer.name] = self._solver.solve(layer, hessian)
+                with eval_mode(self.model):
+                    self.solutions[layer.name] = self._solver.solve(layer, hessian)
         for layer in self._waiting.pop(0):
             del statistics[layer.name]
         self._recorder.listen(self._waiting[0] if self._waiting and self.calibration.order == "sequential" else [])
