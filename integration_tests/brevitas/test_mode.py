@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 brevitas = pytest.importorskip("brevitas.nn")
 
-from brevitas.quant import Int8ActPerTensorFloat, Int16Bias, Int32Bias  # noqa: E402
+from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerTensorFloat, Int16Bias, Int32Bias  # noqa: E402
 
 from integration_tests.models.cases import CASES  # noqa: E402
 from integration_tests.models.networks import BOX, LIF, Case, over_time  # noqa: E402
@@ -309,3 +309,40 @@ def test_layers_of_brevitas_that_are_left_to_their_own_rounding_are_told() -> No
             sbc.update()
     reason = "QuantConvTranspose2d has no matrix form here; its weight is rounded by its own quantizer"
     assert sbc.skipped == {"1": reason}
+
+
+class Behind(nn.Module):
+    """A quantised Linear behind a layer of another kind."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.last = layer, brevitas.QuantLinear(8, 4, True, weight_quant=weight_quantizer("int4"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(x)
+        result: Tensor = self.last(found[0] if isinstance(found, tuple) else found)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("layer", "left"),
+    [
+        (lambda: brevitas.QuantLSTM(8, 8, weight_quant=Int8WeightPerTensorFloat), 8),
+        (lambda: brevitas.QuantRNN(8, 8, weight_quant=Int8WeightPerTensorFloat), 2),
+        (lambda: brevitas.QuantEmbedding(10, 8, weight_quant=Int8WeightPerTensorFloat), 1),
+    ],
+    ids=["LSTM", "RNN", "Embedding"],
+)
+def test_recurrent_layers_and_embeddings_are_left_out_and_told(layer: Callable[[], nn.Module], left: int) -> None:
+    torch.manual_seed(0)
+    model = Behind(layer()).eval()
+    x = torch.randint(0, 10, (8, 5)) if left == 1 else torch.randn(5, 8, 8)
+    model(x)
+    before = {name: value.clone() for name, value in model.layer.state_dict().items()}
+    with torch.no_grad(), pytest.warns(UserWarning, match="sbc_mode leaves out layer 'layer"), sbc_mode(model) as sbc:
+        assert sbc.num_layers == 1 and len(sbc.skipped) == left
+        sbc.model(x)
+        sbc.update()
+    assert list(sbc.solutions) == ["last"] and len(sbc.skipped) == left
+    assert all("no matrix form" in reason for reason in sbc.skipped.values())
+    assert all(torch.equal(value, before[name]) for name, value in model.layer.state_dict().items())
