@@ -7,6 +7,7 @@ from pathlib import Path
 
 from integration_tests.benchmarks import (
     ablations,
+    brevitas_flows,
     brevitas_grid,
     brevitas_speed,
     channels,
@@ -132,6 +133,16 @@ SPECIAL = {
         "loss, is nearer than all three.",
         brevitas_grid.lines,
         brevitas_grid.table,
+    ),
+    "brevitas_flows": Special(
+        "brevitas_flows: Brevitas' PTQ example for images",
+        "`quantize_model` and `apply_gptq` of `brevitas_examples.imagenet_classification.ptq` are called as they are,\n"
+        "with `sbc_mode` in the place of `gptq_mode`, on a CNN without neurons (depthwise, pointwise and grouped\n"
+        "convolutions, a residual) trained on the digits. W is bits of weights, A of activations. The error is that\n"
+        "of the scores of held-out images, relative to the float ones. With M = I and the same order both modes solve\n"
+        "one problem: values that differ are near ties, which float32 and float64 round to different sides.",
+        brevitas_flows.lines,
+        brevitas_flows.table,
     ),
     "onnx_export": Special(
         "onnx_export: the same spikes from another runtime",

@@ -1,6 +1,7 @@
 """Brevitas' own PTQ example for images, called as it is, with ``sbc_mode`` in the place of ``gptq_mode``."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,45 +14,19 @@ ptq: Any = pytest.importorskip("brevitas_examples.imagenet_classification.ptq.pt
 
 from brevitas.core.function_wrapper.learned_round import LearnedRoundSte  # noqa: E402
 from brevitas.graph.gptq import gptq_mode  # noqa: E402
-from brevitas.graph.quantize import preprocess_for_quantize  # noqa: E402
-from brevitas.graph.target.flexml import preprocess_for_flexml_quantize  # noqa: E402
 from brevitas.inject.enum import LearnedRoundImplType  # noqa: E402
-from brevitas_examples.common.learned_round.learned_round_method import insert_learned_round_quantizers  # noqa: E402
 
+insert_learned_round_quantizers: Any = pytest.importorskip(
+    "brevitas_examples.common.learned_round.learned_round_method"
+).insert_learned_round_quantizers
+
+from integration_tests.models.image_ptq import OPTIONS, prepared, quantised_model  # noqa: E402
 from integration_tests.models.small_cnn import random_cnn  # noqa: E402
 from sbc_plugin.brevitas import sbc_mode  # noqa: E402
 
 BACKENDS = ("fx", "flexml", "layerwise")
 SOME_BACKENDS = ["fx", pytest.param("flexml", marks=pytest.mark.hosts), "layerwise"]
 HARD = LearnedRoundImplType.HARD_SIGMOID
-OPTIONS: dict[str, dict[str, Any]] = {
-    "W4A8": {},
-    "W3A8": {"weight_bit_width": 3},
-    "W3A3": {"weight_bit_width": 3, "act_bit_width": 3},
-    "per tensor": {"weight_quant_granularity": "per_tensor", "weight_bit_width": 3},
-    "asymmetric": {"weight_quant_type": "asym", "act_quant_type": "asym", "weight_bit_width": 3},
-    "MSE": {"weight_param_method": "mse", "act_param_method": "mse", "weight_bit_width": 3},
-    "HQO": {"weight_param_method": "hqo", "weight_bit_width": 3},
-    "fixed point": {"scale_factor_type": "po2_scale"},
-    "bias of 16 bits": {"bias_bit_width": 16, "weight_bit_width": 3},
-    "narrow, bias as it is": {"weight_narrow_range": True, "bias_bit_width": None},
-    "groups": {"scale_factor_type": "po2_scale", "weight_quant_granularity": "per_group", "bias_bit_width": None},
-    "groups, asymmetric, MSE": {
-        "scale_factor_type": "po2_scale",
-        "weight_quant_granularity": "per_group",
-        "bias_bit_width": None,
-        "weight_quant_type": "asym",
-        "weight_param_method": "mse",
-    },
-    "fp8": {"quant_format": "float", "bias_bit_width": None, "act_bit_width": 8},
-    "fp4 of OCP": {
-        "quant_format": "float_ocp",
-        "bias_bit_width": None,
-        "weight_bit_width": 4,
-        "weight_exponent_bit_width": 2,
-        "weight_mantissa_bit_width": 1,
-    },
-}
 # What the example itself cannot build, with torch as it is: neither mode is reached.
 UNBUILT = {("fx", "fp8"), ("flexml", "fp8"), ("fx", "fp4 of OCP"), ("flexml", "fp4 of OCP")}
 SUBSET = [
@@ -67,6 +42,7 @@ REST = [
 ]
 
 pytestmark = [
+    pytest.mark.skipif("dtype" not in inspect.signature(gptq_mode).parameters, reason="the example of Brevitas 0.13"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -85,31 +61,12 @@ def loader() -> list[tuple[Tensor, Tensor]]:
 
 
 def float_model(backend: str) -> nn.Module:
-    model: nn.Module = random_cnn()
-    if backend == "fx":
-        model = preprocess_for_quantize(model)
-    elif backend == "flexml":
-        model = preprocess_for_flexml_quantize(model, loader()[0][0][:1])
-    return model
+    return prepared(random_cnn(), backend, loader()[0][0][:1])
 
 
 def quantised(model: nn.Module, backend: str, **options: Any) -> nn.Module:
-    settings: dict[str, Any] = {
-        "weight_bit_width": 4,
-        "act_bit_width": 8,
-        "bias_bit_width": 32,
-        "weight_quant_granularity": "per_channel",
-        "act_quant_percentile": 99.9,
-        "act_quant_type": "sym",
-        "scale_factor_type": "float_scale",
-        "quant_format": "int",
-    }
     torch.manual_seed(2)
-    found: nn.Module = ptq.quantize_model(model, backend, **(settings | options)).eval()
-    with torch.no_grad():
-        found(loader()[0][0])
-    ptq.calibrate(loader(), found)
-    return found
+    return quantised_model(model, backend, loader(), **options)
 
 
 def error(model: nn.Module) -> float:
