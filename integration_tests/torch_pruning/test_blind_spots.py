@@ -238,3 +238,30 @@ def test_a_grouped_transposed_convolution_is_refused_by_name() -> None:
     pruner = get_pruner("sbc", model, x, calibration_data=[x], ignored_layers=[model[4]])
     with pytest.raises(CompressionError, match="transposed convolution '2' of 2 groups"):
         pruner.step()
+
+
+class Written(nn.Module):
+    """Sizes written into forward, or hidden spikes among what it returns."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.neuron, self.b = kind, nn.Linear(10, 8), box(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        z, state = self.neuron(self.a(x), state)
+        y = self.b(z.view(len(z), 8) if self.kind == "view" else z)
+        return (y, state) if self.kind == "view" else (z, y, state)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("view", r"'a': .*shape '\[8, 8\]' is invalid.* \(its forward has a size written into it; flatten\(1\)"),
+        ("returned", r"'a': its channels are part of what the model returns"),
+    ],
+)
+def test_the_reason_is_the_one_that_helps(kind: str, reason: str) -> None:
+    model, x = driven(Written(kind)), spikes(20, 8, 10)
+    pruner = get_pruner("sbc", model, (x[0],), calibration_data=[x], pruning_ratio=0.5, ignored_layers=[model.b])
+    with pytest.raises(UnsupportedModelError, match=reason):
+        pruner.step()
