@@ -142,7 +142,7 @@ def test_the_values_are_those_of_gptq_mode_for_many_seeds(
     kind: str, quantizer: str, act_order: bool, dtype: torch.dtype
 ) -> None:
     """In float32 gptq_mode rounds the weight after each column, so values near a tie may go to the other side."""
-    for seed in range(1, 9):
+    for seed in range(1, 5):
         found = both(kind, QUANTIZERS[quantizer], dtype, seed, act_order=act_order)
         if dtype == torch.float64:
             assert torch.allclose(*found, rtol=1e-9, atol=1e-12), seed
