@@ -1,18 +1,22 @@
 """The command line, as a user meets it."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nir
 import numpy
 import pytest
 import torch
+from torch import Tensor
 
 import sbc_plugin
 from integration_tests.models.nir_graphs import DT, chain, dense, lif
+from sbc_plugin import load
 from sbc_plugin.cli import parser as cli
 from sbc_plugin.cli.parser import main
 from sbc_plugin.nir import read
@@ -33,6 +37,16 @@ def model():
 def loader():
     x = (torch.rand(20, 24, 5, generator=torch.Generator().manual_seed(1)) < 0.4).float()
     return [(x[:, i : i + 8], torch.arange(8) % 3) for i in range(0, 24, 8)]
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = model()
+
+    def forward(self, x, state=None):
+        z, first = self.layers[1](2 * self.layers[0](x), state and state[0])
+        z, second = self.layers[3](self.layers[2](z), state and state[1])
+        return z, (first, second)
 
 trained, number = model(), 3
 """
@@ -162,6 +176,25 @@ def test_layers_share_bits(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert status == 0 and (settings["bits"], settings["allocation"]) == (3, "loss")
     status, _, err = told(capsys, *command, "--sparsity", "0.5")
     assert status == 1 and "--bit-allocation belongs to quantisation; give --bits too" in err
+
+
+def test_a_model_of_any_class_becomes_a_nir_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("own_nets:Own", "--data", "own_nets:loader", "--sparsity", "0.5", "--tuning", "0")
+    assert told(capsys, "compress", *common, "-o", "small.nir")[0] == 0
+    assert told(capsys, "compress", *common, "-o", "small.safetensors")[0] == 0
+    own = importlib.import_module("own_nets")
+    small, (x, _) = own.Own(), own.loader()[0]
+    load(folder / "small.safetensors", small)
+    assert torch.equal(stepped(read(folder / "small.nir"), x), stepped(small, x))
+
+
+def stepped(model: Any, x: Tensor) -> Tensor:
+    state, outputs = None, []
+    with torch.no_grad():
+        for step in x:
+            output, state = model(step, state)
+            outputs.append(output)
+    return torch.stack(outputs)
 
 
 def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

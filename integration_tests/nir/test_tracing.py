@@ -287,8 +287,12 @@ def test_what_is_traced_is_compressed_and_has_integers() -> None:
     for name, entry in found.items():
         back = entry.codes * entry.scale[:, None]
         torch.testing.assert_close(back, small.get_submodule(name).weight.double(), rtol=1e-6, atol=0)
-    with pytest.raises(UnsupportedModelError, match=r"Own does not say .* sbc_plugin\.nir\.trace\(model, example\)"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"Own does not say .*; give example=batch, by which sbc_plugin\.nir\.trace"
+    ):
         graph_of(small)
+    coded = graph_of(small, example=spikes(*shape), codes=True)
+    assert (coded.nodes["fc1"].metadata["codes"] == found["fc1"].codes.numpy()).all()
 
 
 def test_the_network_ends_where_it_is_told() -> None:

@@ -40,7 +40,7 @@ def rehearse(output: Path, model: nn.Module, data: Iterable[Any], quantize: Quan
     elif suffix == ".nir":
         from sbc_plugin.nir import graph_of
 
-        graph_of(model, input_shape=tuple(input_of(first).shape[2:]))
+        graph_of(model, input_shape=tuple(input_of(first).shape[2:]), example=first)
     elif quantize is not None:
         from sbc_plugin.brevitas import quantize_layers, weight_quantizer
 
@@ -68,7 +68,7 @@ def write_model(output: Path, model: nn.Module, report: Report, batch: Any) -> N
     elif suffix == ".nir":
         from sbc_plugin.nir import write
 
-        write(output, model, input_shape=tuple(input_of(batch).shape[2:]))
+        write(output, model, input_shape=tuple(input_of(batch).shape[2:]), example=batch)
     else:
         from sbc_plugin.brevitas import export_onnx
 

@@ -15,11 +15,11 @@ from sbc_plugin.calibration.driver import Driver, as_input, first_result
 from sbc_plugin.calibration.forward import eval_mode, hooked
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError
+from sbc_plugin.nir.graph_nodes import graph_of_wiring
 from sbc_plugin.nir.network import Network
 from sbc_plugin.nir.neuron_nodes import NEURON_CLASSES, Gain
 from sbc_plugin.nir.reading import read
 from sbc_plugin.nir.traced_graph import INPUT, NORMS, Record, TracedGraph
-from sbc_plugin.nir.writing import graph_of_wiring
 from sbc_plugin.norse.autograd_paths import Origin, tagged
 from sbc_plugin.norse.call_trace import detached
 from sbc_plugin.norse.calling import driver_of

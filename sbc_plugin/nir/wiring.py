@@ -34,6 +34,11 @@ class Wiring(NamedTuple):
     leading: int
 
 
+def is_wired(model: nn.Module) -> bool:
+    """Whether the model says how its modules are connected."""
+    return isinstance(model, Network | GraphExecutor | nn.Sequential)
+
+
 def wiring_of(model: nn.Module) -> Wiring:
     """Modules and edges of a model that was read, of ``norse.from_nir``, or of a SequentialState.
 
@@ -53,8 +58,8 @@ def wiring_of(model: nn.Module) -> Wiring:
         edges = list(pairwise(path))
     else:
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not say how its modules are connected; give what sbc_plugin.nir.trace(model, "
-            "example) finds out about it by a run on data"
+            f"{type(model).__name__} does not say how its modules are connected; give example=batch, by which "
+            "sbc_plugin.nir.trace finds it out"
         )
     for name in [name for name, module in modules.items() if isinstance(module, TRANSPARENT)]:
         del modules[name]
