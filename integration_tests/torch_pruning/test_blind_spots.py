@@ -240,6 +240,18 @@ def test_a_grouped_transposed_convolution_is_refused_by_name() -> None:
         pruner.step()
 
 
+@pytest.mark.parametrize("leveller", [nn.LayerNorm(2), nn.Softmax(-1), nn.Hardtanh(-1e-6, 1e-6)], ids=str)
+def test_what_goes_wrong_is_seen_where_the_end_levels_it(leveller: nn.Module) -> None:
+    model = driven(Dealt("split", "v_th"))
+    model.b = nn.Sequential(nn.Linear(2 * HALF, 2), leveller).double()
+    model.b[0].weight.data *= 1e3  # type: ignore[index, operator, union-attr]
+    x = spikes(20, 8, 10)
+    last = model.b[0]  # type: ignore[index]
+    pruner = get_pruner("sbc", model, (x[0],), calibration_data=[x], pruning_ratio=1 / 3, ignored_layers=[last])
+    with pytest.raises(UnsupportedModelError, match=r"'a': .*nothing was cut"):
+        pruner.step()
+
+
 class Written(nn.Module):
     """Sizes written into forward, or hidden spikes among what it returns."""
 

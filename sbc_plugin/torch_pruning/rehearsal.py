@@ -4,7 +4,6 @@ The copy has to give what the model gives with the channels set to 0. Both run w
 from their parameters, so that a channel which comes to another neuron is seen.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import inf
@@ -13,19 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.core.matrix_form import Transposed
+from sbc_plugin.calibration.forward import hooked
 from sbc_plugin.torch_pruning.consumers import is_depthwise
-from sbc_plugin.torch_pruning.graph.dependency_graph import group_of, tensors_in
+from sbc_plugin.torch_pruning.cuts import Cuts, merged, uneven
+from sbc_plugin.torch_pruning.graph.dependency_graph import channel_axis, group_of, tensors_in
 from sbc_plugin.torch_pruning.graph.neuron_pruners import NeuronPruner
-from sbc_plugin.torch_pruning.graph.nodes import Junction, Parts
+from sbc_plugin.torch_pruning.graph.nodes import Junction
 from sbc_plugin.torch_pruning.replay import Replay, linear_neurons, outputs_without
 
 HINT = " (queries, keys and values need num_heads)"
 WRITTEN = " (its forward has a size written into it; flatten(1) would follow the channels)"
 TOLERANCE = 1e-4  # of the largest output: more than single precision, summed in another order, ever does
 ROUNDED = 1e-6  # of the largest output: less than that shows nothing, and more only in double precision
-
-Cuts = dict[tuple[Any, Callable[..., Any]], list[int]]  # (node, pruning function) -> channels that go
 
 
 class _RehearsalError(Exception):
@@ -47,9 +45,9 @@ class Rehearsal:
 
     def wrong(self, groups: Iterable[Any]) -> str:
         """Why the copy with these groups cut is not the model with their channels set to 0; "" if it is."""
-        cuts = _merged(groups)
-        if uneven := _uneven(self.graph, cuts):
-            return uneven
+        cuts = merged(groups)
+        if reason := uneven(self.graph, cuts):
+            return reason
         try:
             difference, bound = self._difference(cuts), TOLERANCE
             if ROUNDED < difference <= TOLERANCE:  # rounding, or a channel of little weight that went astray
@@ -67,11 +65,12 @@ class Rehearsal:
         Raises:
             _RehearsalError: one of them cannot be run.
         """
-        expected = self._silenced(cuts)
+        with self._watched(self.replay.twin) as before:
+            expected = self._silenced(cuts)
         if not all(output.isfinite().all() for output in expected):
             raise _RehearsalError("the model's outputs are not finite, so that no cut can be compared")
         try:
-            with self._cut(cuts), linear_neurons(self._copy):
+            with self._cut(cuts), linear_neurons(self._copy), self._watched(self._copy) as after:
                 found = tensors_in(self.replay.forward(self._copy, self.replay.inputs))
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -79,7 +78,39 @@ class Rehearsal:
             raise _RehearsalError(f"the model does not run without one of its channels: {reason}{hint}") from error
         if [output.shape for output in expected] != [output.shape for output in found]:
             raise _RehearsalError("its channels are part of what the model returns, whose shape would change")
-        return _difference(expected, found)
+        # A norm may level at the end what went wrong before it, so the layers' outputs are compared too.
+        inside = [pair for name in before.keys() & after for pair in self._kept(name, cuts, before[name], after[name])]
+        return max(_difference(expected, found), *(_difference([one], [other]) for one, other in inside), 0.0)
+
+    @contextmanager
+    def _watched(self, model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+        """The outputs of the layers' calls inside the block, by the layers' names."""
+        outputs: dict[str, list[Tensor]] = {}
+
+        def seen(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, given: Any, output: Any) -> None:
+                outputs.setdefault(name, []).append(tensors_in(output)[0].detach().clone())
+
+            return hook
+
+        layers = ((name, model.get_submodule(name)) for name in self.replay.layers)
+        with hooked(layer.register_forward_hook(seen(name)) for name, layer in layers):
+            yield outputs
+
+    def _kept(
+        self, name: str, cuts: Cuts, before: list[Tensor], after: list[Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A layer's outputs with channels set to 0, and in the cut copy, of the channels that are kept."""
+        layer, gone = self.replay.layers[name], set[int]()
+        for (node, cut), channels in cuts.items():
+            if node.module is layer and self.graph.is_out_channel_pruning_fn(cut):
+                gone |= set(channels)
+        for one, other in zip(before, after, strict=False):
+            axis = channel_axis(layer, one)
+            kept = [channel for channel in range(one.shape[axis]) if channel not in gone]
+            one = one.index_select(axis, torch.tensor(kept, device=one.device))
+            if one.shape == other.shape:
+                yield one, other
 
     @contextmanager
     def _in_float64(self) -> Iterator[bool]:
@@ -221,42 +252,6 @@ def _trial(graph: Any, group: Any, dealt: Mapping[Any, int]) -> Any:
     size = count // max(parts)
     trial = group_of(graph, root, range(0, size * max(parts), size)) if size > 1 else None
     return trial if trial is not None and graph.check_pruning_group(trial) else None
-
-
-def _merged(groups: Iterable[Any]) -> Cuts:
-    """What several groups cut of each node that holds something to cut."""
-    merged: dict[tuple[Any, Any], set[int]] = defaultdict(set)
-    for group in groups:
-        for item in group.items:
-            if item.idxs and not isinstance(item.dep.target.module, Junction | Parts):
-                merged[item.dep.target, item.dep.handler] |= set(item.idxs)
-    return {key: sorted(channels) for key, channels in merged.items()}
-
-
-def _uneven(graph: Any, cuts: Cuts) -> str:
-    """Which grouped convolution cannot be cut so; "" if all can.
-
-    Its groups have to lose the same inputs, because torch-pruning keeps the same columns in all rows, and as many
-    outputs each.
-    """
-    for (node, cut), channels in cuts.items():
-        module = node.module
-        if not isinstance(module, nn.modules.conv._ConvNd) or module.groups == 1 or is_depthwise(module):
-            continue
-        outputs, groups = graph.is_out_channel_pruning_fn(cut), module.groups
-        if isinstance(module, Transposed):
-            return f"torch-pruning cannot cut the transposed convolution {_name(node)!r} of {groups} groups"
-        size = (module.out_channels if outputs else module.in_channels) // groups
-        lost = [{c % size for c in channels if c // size == group} for group in range(groups)]
-        if len({len(part) for part in lost} if outputs else {frozenset(part) for part in lost}) > 1:
-            side = "numbers of outputs" if outputs else "inputs"
-            return f"the {groups} groups of the convolution {_name(node)!r} would lose different {side}"
-    return ""
-
-
-def _name(node: Any) -> str:
-    """The layer's name; torch-pruning adds its class in brackets."""
-    return str(node.name).split(" (")[0]
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
