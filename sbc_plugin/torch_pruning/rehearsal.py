@@ -105,7 +105,8 @@ class Rehearsal:
         for (node, cut), channels in cuts.items():
             if node.module is layer and self.graph.is_out_channel_pruning_fn(cut):
                 gone |= set(channels)
-        for one, other in zip(before, after, strict=False):
+        calls = min(len(before), len(after))  # the first run of a model begins with calls that look at its states
+        for one, other in zip(before[-calls:], after[-calls:], strict=True):
             axis = channel_axis(layer, one)
             kept = [channel for channel in range(one.shape[axis]) if channel not in gone]
             one = one.index_select(axis, torch.tensor(kept, device=one.device))
