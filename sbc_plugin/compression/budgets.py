@@ -54,11 +54,8 @@ def share_zeros(
     notes = {name: f"not pruned: {reason}" for name, reason in reasons.items() if reason}
     fitting = [layer for layer in layers if not reasons[layer.name]]
     if not fitting:
-        first = layers[0]
-        raise SettingsError(
-            f"pattern {prune.pattern!r} fits no layer of the model: "
-            f"{'; '.join(filter(None, [first.note, notes[first.name]]))}"
-        )
+        first = layers[0].name
+        raise SettingsError(f"pattern {prune.pattern!r} fits no layer of the model; {first!r}: {reasons[first]}")
     if pattern.kind == "n:m":
         return {layer.name: pattern_zeros(pattern, layer.rows, layer.columns, 0) for layer in fitting}, notes
     saliencies = {layer.name: saliency_of(layer) for layer in fitting} if prune.allocation == "loss" else None
