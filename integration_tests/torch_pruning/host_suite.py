@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,16 @@ import numpy as np
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torchvision.models import _api
+from torchvision import models
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.densenet import DenseNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.vision_transformer import VisionTransformer
 
 from sbc_plugin.torch_pruning import SBCImportance, SBCPruner, register
 
 CACHE = Path(__file__).parents[2] / "build" / "torch-pruning-tests"
+SIDE = 32  # pixels
 VARIANTS = ("stock", "pruner", "importance", "registered")
 PRUNERS = ("BasePruner", "MetaPruner", "MagnitudePruner", "BNScalePruner", "GroupNormPruner", "GrowingRegPruner")
 
@@ -116,25 +121,45 @@ def in_place(variant: str) -> Iterator[None]:
         yield
 
 
+class NarrowResNet(ResNet):
+    """torchvision's ResNet with an eighth of the channels behind its first layers."""
+
+    def __init__(self, block: Any, blocks: list[int]) -> None:
+        super().__init__(block, blocks)
+        self.fc = nn.Linear(512 * block.expansion // 8, 1000)
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **named: Any) -> nn.Sequential:
+        return super()._make_layer(block, planes // 8, *args, **named)
+
+
+SMALL: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: NarrowResNet(BasicBlock, [2, 2, 2, 2]),
+    "resnet50": lambda: NarrowResNet(Bottleneck, [3, 4, 6, 3]),
+    "densenet121": lambda: DenseNet(growth_rate=8, block_config=(3, 6, 6, 3), num_init_features=16, bn_size=2),
+    "vit_b_16": lambda: VisionTransformer(
+        image_size=SIDE, patch_size=16, num_layers=4, num_heads=12, hidden_dim=96, mlp_dim=384
+    ),
+    "convnext_base": lambda: ConvNeXt(
+        [CNBlockConfig(*stage) for stage in ((16, 32, 2), (32, 64, 2), (64, 128, 4), (128, None, 2))]
+    ),
+}
+
+
 @contextmanager
-def without_downloads() -> Iterator[None]:
-    """``pretrained=True`` gives torchvision's models with weights that are drawn, the same for each call."""
-    load = nn.Module.load_state_dict
-    untrained: dict[str, Any] = {}
+def small_models() -> Iterator[None]:
+    """torchvision's models are built the same way with fewer channels, and images of 224 pixels a side have 32.
 
-    def loads(module: nn.Module, state: Any, *args: Any, **named: Any) -> Any:
-        if state is not untrained:
-            return load(module, state, *args, **named)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for part in module.modules():
-                if hasattr(part, "reset_parameters"):
-                    part.reset_parameters()
+    No test of theirs asks for a number of channels. Weights are drawn, also where a test asks for trained ones.
+    """
+    randn = torch.randn
 
-    with (
-        mock.patch.object(_api.WeightsEnum, "get_state_dict", lambda *_, **__: untrained),
-        mock.patch.object(nn.Module, "load_state_dict", loads),
-    ):
+    def small_images(*shape: Any, **named: Any) -> Tensor:
+        return randn(*shape[:-2], SIDE, SIDE, **named) if shape[-2:] == (224, 224) else randn(*shape, **named)
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch, "randn", small_images))
+        for name, build in SMALL.items():
+            stack.enter_context(mock.patch.object(models, name, lambda build=build, **_: build()))
         yield
 
 
@@ -147,7 +172,7 @@ def run(variant: str, file: str) -> str:
     np.random.seed(0)
     path = sys.path.copy()
     try:
-        with warnings.catch_warnings(), in_place(variant), without_downloads():
+        with warnings.catch_warnings(), in_place(variant), small_models():
             warnings.simplefilter("ignore")
             names = runpy.run_path(str(folder / file))
             for name, value in names.items():

@@ -9,9 +9,11 @@ import pytest
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 
 from integration_tests.torch_pruning.test_blind_spots import Crossed, box, driven, run, spikes
-from sbc_plugin.torch_pruning import audit, get_pruner
+from sbc_plugin.errors import UnsupportedModelError
+from sbc_plugin.torch_pruning import audit, exact_tracing, get_pruner
 
 KEPT: dict[str, Any] = {
     "softmax": lambda y: y.softmax(-1),
@@ -152,3 +154,26 @@ def test_masks_of_cells_whose_weights_are_plain_tensors() -> None:
         assert not getattr(model.get_submodule(owner), attribute)[~mask].any()
     kept = pruner.masks["0.input_weights"]
     torch.testing.assert_close(cell.input_weights[kept], before["0.input_weights"][kept] + 1.0)
+
+
+@pytest.mark.parametrize("norm", [LayerNorm2d(8), nn.GroupNorm(1, 8)], ids=["LayerNorm2d", "GroupNorm"])
+def test_a_norm_whose_mean_would_change_is_the_reason(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Conv2d(8, 4, 1)).double().eval()
+    x = torch.rand(6, 3, 7, 7, dtype=torch.float64)
+    pruner = get_pruner("sbc", model, x, calibration_data=[x], ignored_layers=[model[2]])
+    with pytest.raises(UnsupportedModelError, match=r"'0': .*the norm '1' takes its mean over all channels"):
+        pruner.step()
+    assert model[0].out_channels == 8
+
+
+def test_a_norm_that_moves_the_channels_is_followed_where_they_are() -> None:
+    """As many pixels as channels, so that sizes say nothing."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), LayerNorm2d(8), nn.Conv2d(8, 4, 1))
+    with exact_tracing(model):
+        graph = tp.DependencyGraph().build_dependency(model, (torch.rand(1, 3, 8, 8),))
+    group = graph.get_pruning_group(model[0], tp.prune_conv_out_channels, [1, 6])
+    assert {item.dep.target.module: sorted(map(int, item.idxs)) for item in group.items} == {
+        layer: [1, 6] for layer in model
+    }
+    group.prune()
+    assert model(torch.rand(1, 3, 8, 8)).shape == (1, 4, 8, 8) and model[1].normalized_shape == (6,)

@@ -57,7 +57,12 @@ class Rehearsal:
             return str(failure)
         if difference <= bound:
             return ""
-        return f"without one of its channels the model is not the one with it set to 0{HINT}"
+        return f"without one of its channels the model is not the one with it set to 0{self._averaged(cuts) or HINT}"
+
+    def _averaged(self, cuts: Cuts) -> str:
+        """The norm that takes its mean over channels which go; "" if there is none."""
+        norms = [node.module for node, _ in cuts if isinstance(node.module, nn.LayerNorm | nn.GroupNorm)]
+        return f", because the norm {self._names[norms[0]]!r} takes its mean over all channels" if norms else ""
 
     def _difference(self, cuts: Cuts) -> float:
         """How far the cut copy is from the model with these channels set to 0, as a part of the largest output.

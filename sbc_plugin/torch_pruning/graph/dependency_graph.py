@@ -207,6 +207,8 @@ class _Tracer:
         """Input and output channel axis, from the end; None for a module that works on every channel by itself."""
         if self.library.is_neuron(module):
             return (-1, -1) if self.library.holds_weights(module) else None
+        if isinstance(module, nn.LayerNorm) and type(module).forward is not nn.LayerNorm.forward:
+            return None  # as torchvision's LayerNorm2d, which moves the channels to the end and back
         return channel_axis(module, x), channel_axis(module, output)
 
 
