@@ -18,6 +18,7 @@ with extra("brevitas"):
     from sbc_plugin.brevitas.mode import sbc_mode
     from sbc_plugin.brevitas.quantizer_integers import integers
     from sbc_plugin.brevitas.quantizers import weight_quantizer
+    from sbc_plugin.brevitas.torchscript import export_torchscript
     from sbc_plugin.core.quantization.integers import Integers
 
 
@@ -26,6 +27,7 @@ __all__ = [
     "Integers",
     "check_backend",
     "export_onnx",
+    "export_torchscript",
     "freeze",
     "integers",
     "into_backend",

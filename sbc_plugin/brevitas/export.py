@@ -113,10 +113,10 @@ def export_onnx(
         target = replace_modules(target, {id(pool): Summing(pool) for pool in target.modules() if has_divisor(pool)})
         for module in target.modules():
             pad_explicitly(module)
-        x = _example(target, example_input)
+        x = example_of(target, example_input)
         driver = library.default_forward(target, x)
         assert isinstance(driver, Driver)  # of every library that has flat steps
-        x = _of_steps(x, driver, steps)
+        x = first_steps(x, driver, steps)
         states: dict[str, Tensor] = {}
         with eval_mode(target), torch.no_grad():
             if steps is None:
@@ -176,14 +176,19 @@ def _floats(model: nn.Module, library: SNNLibrary) -> dict[str, str]:
     }
 
 
-def _example(model: nn.Module, batch: Any) -> Tensor:
+def example_of(model: nn.Module, batch: Any) -> Tensor:
+    """The example as a tensor of the model's type.
+
+    Raises:
+        CalibrationError: it has no two axes, or is empty.
+    """
     x = as_input(model, batch)
     if x.dim() < 2 or not all(x.shape):
         raise CalibrationError(f"the example has shape {tuple(x.shape)}; give a sequence (T, B, ...)")
     return x.detach()
 
 
-def _of_steps(x: Tensor, driver: Driver, steps: int | None) -> Tensor:
+def first_steps(x: Tensor, driver: Driver, steps: int | None) -> Tensor:
     """The first steps of an example; a still input has none, and stays whole.
 
     Raises:

@@ -15,6 +15,7 @@ from sbc_plugin.calibration.driver import Driver, first_result
 from sbc_plugin.errors import UnsupportedModelError
 
 TRACED_OPSET = 17
+UNFUSED = "session.disable_quant_qdq"  # of onnxruntime: "1" for the graph as it is written
 CLOSE, SHARE = 1e-3, 0.01  # what rounding may change: far below a spike, and a spike is rarely that near its threshold
 
 
@@ -103,7 +104,7 @@ def free_axes(module: nn.Module, args: tuple[Tensor, ...], states: list[str], ax
         double = _outputs(module(*(torch.cat([a, a], axis) for a in args)))
     except (RuntimeError, ValueError, IndexError) as error:
         raise UnsupportedModelError(
-            f"the model does not take twice as many sequences: {_first_line(error)}; if it reckons with their number, "
+            f"the model does not take twice as many sequences: {first_line(error)}; if it reckons with their number, "
             "give free_batch=False"
         ) from error
     axes = {name: {0: "batch"} for name in states} | {"input": {axis: "batch"}}
@@ -120,6 +121,9 @@ def free_axes(module: nn.Module, args: tuple[Tensor, ...], states: list[str], ax
 def check_runs(path: Path, module: nn.Module, args: tuple[Tensor, ...], later: Tensor, axes: dict[str, Any]) -> None:
     """Run the file in onnxruntime, on twice as many sequences where their number is free, and compare with the module.
 
+    It runs as it is written, without the integer kernels that onnxruntime puts in the place of layers whose input and
+    output are quantised: these round a bias to the unit of the integer sum, and codes near a tie to the other side.
+
     Raises:
         UnsupportedModelError: it does not run, or answers otherwise.
     """
@@ -128,6 +132,7 @@ def check_runs(path: Path, module: nn.Module, args: tuple[Tensor, ...], later: T
     try:
         options = SessionOptions()
         options.log_severity_level = 4  # errors are reported below
+        options.add_session_config_entry(UNFUSED, "1")
         session = InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         names = [entry.name for entry in session.get_inputs()]
         given = [_doubled(value, axes.get(name)) for name, value in zip(names, args, strict=True)]
@@ -143,7 +148,7 @@ def check_runs(path: Path, module: nn.Module, args: tuple[Tensor, ...], later: T
             given[1:] = outputs[1:]
     except Exception as error:  # its errors have no class in common
         hint = "; if the model reckons with the number of sequences, give free_batch=False" if axes else ""
-        raise UnsupportedModelError(f"onnxruntime does not run the file: {_first_line(error)}{hint}") from error
+        raise UnsupportedModelError(f"onnxruntime does not run the file: {first_line(error)}{hint}") from error
     if wrong > SHARE * total:
         raise UnsupportedModelError(
             f"in onnxruntime {wrong} of {total} values differ from the model's: an operation was exported as another; "
@@ -155,7 +160,8 @@ def _doubled(value: Tensor, axes: dict[int, str] | None) -> Tensor:
     return torch.cat([value, value], next(iter(axes))) if axes else value
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, which may go on with a whole graph."""
     return str(error).strip().partition("\n")[0]
 
 
@@ -192,7 +198,7 @@ def _explained(module: nn.Module) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, TypeError) as error:
         raise UnsupportedModelError(
-            f"{type(module.model).__name__} cannot be exported: {_first_line(error)}; replace the operation it names"
+            f"{type(module.model).__name__} cannot be exported: {first_line(error)}; replace the operation it names"
         ) from error
 
 
