@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -129,10 +130,23 @@ def export_onnx(
             axes = free_axes(module, args, list(states), driver.batch_axis if steps else 0) if free else {}
         with replacing(path) as beside:
             trace(module, args, beside, kind, list(states), axes)
+            if axes and steps is not None:
+                _free_batch(module, args, beside, axes)
             _tidy(beside, kind, layer_integers, opset, states, steps)
             if kind == "qcdq":
                 check_runs(beside, module, args, x[1:] if steps is None else x[:0], axes)
     return Exported(Path(path), kind, steps, states, floats)
+
+
+def _free_batch(module: nn.Module, args: tuple[Tensor, ...], path: Path, axes: dict[str, dict[int, str]]) -> None:
+    """Trace again with twice as many sequences, to see which sizes in the file are their number."""
+    from sbc_plugin.brevitas.onnx_batch import free_reshapes  # needs onnx
+
+    with TemporaryDirectory() as folder:
+        other = Path(folder) / "twice.onnx"
+        axis = next(iter(axes["input"]))
+        trace(module, tuple(torch.cat([value, value], axis) for value in args), other, "qcdq", [], axes)
+        free_reshapes(path, other)
 
 
 def _check_settings(kind: str, steps: int | None, opset: int | None) -> None:

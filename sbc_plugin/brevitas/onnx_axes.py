@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 parsed: Callable[..., Callable[[Any], Any]] = torch.onnx.symbolic_helper.parse_args
 
@@ -40,6 +41,18 @@ def _permuted(g: Any, x: Any, dims: list[int]) -> Any:
 
 
 RULES: dict[str, Any] = {"aten::movedim": _moved, "aten::moveaxis": _moved, "aten::permute": _permuted}
+
+
+class Unflattened(TorchFunctionMode):
+    """Inside the block ``unflatten`` is the reshape that it stands for, whose sizes are seen one by one in the file."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The result of a call."""
+        if func is torch.Tensor.unflatten and len(args) == 3 and isinstance(args[1], int):
+            x, axis, sizes = args
+            axis %= x.dim()
+            return x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from brevitas.export import export_onnx_qcdq, export_qonnx
 from torch import Tensor, nn
 
-from sbc_plugin.brevitas.onnx_axes import axes_from_the_front
+from sbc_plugin.brevitas.onnx_axes import Unflattened, axes_from_the_front
 from sbc_plugin.calibration.driver import Driver, first_result
 from sbc_plugin.errors import UnsupportedModelError
 
@@ -178,7 +178,7 @@ def trace(
         UnsupportedModelError: an operation that ONNX has no word for.
     """
     export = export_onnx_qcdq if kind == "qcdq" else export_qonnx
-    with _explained(module), _unlogged(), axes_from_the_front(TRACED_OPSET):
+    with _explained(module), _unlogged(), axes_from_the_front(TRACED_OPSET), Unflattened():
         export(
             module.eval(),  # afterwards Brevitas gives every part the mode of the whole
             args=args,
