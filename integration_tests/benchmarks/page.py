@@ -93,16 +93,6 @@ SPECIAL = {
         channels.lines,
         channels.table,
     ),
-    "finetuning": Special(
-        "finetuning: channels cut, then trained with labels",
-        "`get_pruner(method, ..., pruning_ratio=0.3)` cuts the same fraction of each layer's channels, so that all\n"
-        "methods leave the same products (MACs), about half. Then the network is trained with labels, by the recipe\n"
-        f"of the dense one, for an epoch or three of {finetuning.TRAINING:,} sequences (all 1,197 of the plain CNN).\n"
-        "The gradient of taylor is that of the calibration data with labels. group_norm goes without sparsity\n"
-        "learning, which would be training that the others do not get.",
-        finetuning.lines,
-        finetuning.table,
-    ),
     "zoo": Special(
         "zoo: torchvision's networks with random weights",
         "`get_pruner(method, ..., pruning_ratio=0.5)` cuts half of each layer's channels, on images as small as each\n"
@@ -259,6 +249,8 @@ def page() -> str:
     text += ablation_sections(records.read("ablations"))
     text += ["## Retraining", "", retraining.__doc__ or "", "Command: `make bench CASE=retraining`.", ""]
     text += [retraining.table(found) if (found := records.read("retraining")) else NOT_RUN, ""]
+    text += ["## Fine-tuning", "", finetuning.__doc__ or "", "Command: `make bench CASE=finetuning`.", ""]
+    text += [finetuning.table(found) if (found := records.read("finetuning")) else NOT_RUN, ""]
     for name, special in SPECIAL.items():
         text += [f"## {special.title}", "", special.about, f"Command: `make bench CASE={name}`.", ""]
         text += [special.table(found) if (found := records.read(name)) else NOT_RUN, ""]

@@ -172,8 +172,7 @@ def test_a_norm_that_moves_the_channels_is_followed_where_they_are() -> None:
     with exact_tracing(model):
         graph = tp.DependencyGraph().build_dependency(model, (torch.rand(1, 3, 8, 8),))
     group = graph.get_pruning_group(model[0], tp.prune_conv_out_channels, [1, 6])
-    assert {item.dep.target.module: sorted(map(int, item.idxs)) for item in group.items} == {
-        layer: [1, 6] for layer in model
-    }
+    cut = {item.dep.target.module: sorted(map(int, item.idxs)) for item in group.items}
+    assert [cut[layer] for layer in model] == [[1, 6]] * 3
     group.prune()
     assert model(torch.rand(1, 3, 8, 8)).shape == (1, 4, 8, 8) and model[1].normalized_shape == (6,)
