@@ -1,6 +1,6 @@
 """The pages that show figures are those that the benchmark's lines make."""
 
-from integration_tests.benchmarks import page, records, tables
+from integration_tests.benchmarks import finetuning, page, records, tables
 
 
 def test_the_pages_are_up_to_date() -> None:
@@ -22,3 +22,13 @@ def test_sbc_is_ahead_at_95_percent_on_every_network() -> None:
         ahead = [ours - theirs for ours, theirs in zip(scores["sbc"], scores[baseline], strict=True)]
         assert tables.mean(ahead) > 2 * tables.standard_error(ahead)
         assert min(ahead) > 0
+
+
+def test_sbc_loses_least_right_after_channels_are_cut_from_convolutions() -> None:
+    chosen = [line for line in records.read("finetuning") if line["budget"] == finetuning.CUT]
+    for network in (finetuning.CNN, "digits"):
+        by = {(line["method"], line["seed"]): line for line in chosen if line["network"] == network}
+        assert len({line["products"] for line in by.values()}) == 1
+        for method in finetuning.METHODS[1:]:
+            ahead = [by["sbc", seed]["accuracy"] - by[method, seed]["accuracy"] for seed in finetuning.SEEDS]
+            assert tables.mean(ahead) > 2 * tables.standard_error(ahead)
