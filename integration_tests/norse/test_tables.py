@@ -65,7 +65,8 @@ def test_encoders_stay_as_they_are(name: str) -> None:
     encoder, x = ENCODERS[name]
     small, report = compress(Encoded(encoder, 5), [x], prune=Prune(0.5), calibration=Calibration(tuning=0))
     assert [layer.name for layer in report.layers] == ["chain.0", "chain.2"] and not report.skipped
-    assert all((small.get_submodule(layer.name).weight == 0).float().mean() >= 0.4 for layer in report.layers)
+    weights = torch.cat([small.get_submodule(layer.name).weight.flatten() for layer in report.layers])
+    assert float((weights == 0).float().mean()) == pytest.approx(0.5, abs=0.03)
 
 
 def test_a_cell_without_a_step_that_can_be_seen_is_named() -> None:
