@@ -150,9 +150,16 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
 def small_models() -> Iterator[None]:
     """torchvision's models are built the same way with fewer channels, and images of 224 pixels a side have 32.
 
-    No test of theirs asks for a number of channels. Weights are drawn, also where a test asks for trained ones.
+    No test of theirs asks for a number of channels. Weights are drawn; where a test asks for trained ones, they are the
+    same for each call.
     """
     randn = torch.randn
+
+    def made(build: Callable[[], nn.Module], pretrained: bool = False) -> nn.Module:
+        with torch.random.fork_rng(enabled=pretrained):
+            if pretrained:
+                torch.manual_seed(0)
+            return build()
 
     def small_images(*shape: Any, **named: Any) -> Tensor:
         return randn(*shape[:-2], SIDE, SIDE, **named) if shape[-2:] == (224, 224) else randn(*shape, **named)
@@ -160,13 +167,13 @@ def small_models() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch, "randn", small_images))
         for name, build in SMALL.items():
-            stack.enter_context(mock.patch.object(models, name, lambda build=build, **_: build()))
+            stack.enter_context(mock.patch.object(models, name, functools.partial(made, build)))
         yield
 
 
 @contextmanager
 def small_layers() -> Iterator[None]:
-    """Layers that a test makes itself have an eighth of their channels where it asks for 64 or more; so has its input."""
+    """Layers that a test makes itself have an eighth of their channels where it asks for 64 or more, its input too."""
 
     def eighth(size: Any) -> Any:
         return size // 8 if isinstance(size, int) and size >= 64 else size
