@@ -1,6 +1,7 @@
 """From a module to a traced ONNX file: what the tracer would get wrong is replaced before or found out after."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,39 +122,56 @@ def free_axes(module: nn.Module, args: tuple[Tensor, ...], states: list[str], ax
 def check_runs(path: Path, module: nn.Module, args: tuple[Tensor, ...], later: Tensor, axes: dict[str, Any]) -> None:
     """Run the file in onnxruntime, on twice as many sequences where their number is free, and compare with the module.
 
-    It runs as it is written, without the integer kernels that onnxruntime puts in the place of layers whose input and
-    output are quantised: these round a bias to the unit of the integer sum, and codes near a tie to the other side.
+    It runs as it is written first. By itself onnxruntime puts integer kernels in the place of layers whose input and
+    output are quantised, which round a bias to the unit of the integer sum; if that changes values, a warning says so.
 
     Raises:
         UnsupportedModelError: it does not run, or answers otherwise.
     """
     from onnxruntime import InferenceSession, SessionOptions
 
-    try:
+    counts = []
+    for setting in ("1", "0"):
         options = SessionOptions()
         options.log_severity_level = 4  # errors are reported below
-        options.add_session_config_entry(UNFUSED, "1")
-        session = InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-        names = [entry.name for entry in session.get_inputs()]
-        given = [_doubled(value, axes.get(name)) for name, value in zip(names, args, strict=True)]
-        wrong = total = 0
-        for x in (None, *later):
-            given[0] = given[0] if x is None else _doubled(x, axes.get("input"))
-            expected = _outputs(module(*given))
-            outputs = session.run(None, {name: value.cpu().numpy() for name, value in zip(names, given, strict=True)})
-            outputs = [torch.from_numpy(value).to(one) for value, one in zip(outputs, expected, strict=True)]
-            for value, one in zip(outputs, expected, strict=True):
-                wrong += int((~torch.isclose(value, one, rtol=CLOSE, atol=CLOSE)).sum())
-                total += one.numel()
-            given[1:] = outputs[1:]
-    except Exception as error:  # its errors have no class in common
-        hint = "; if the model reckons with the number of sequences, give free_batch=False" if axes else ""
-        raise UnsupportedModelError(f"onnxruntime does not run the file: {first_line(error)}{hint}") from error
+        options.add_session_config_entry(UNFUSED, setting)
+        try:
+            session = InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+            counts.append(_wrong(session, module, args, later, axes))
+        except Exception as error:  # its errors have no class in common
+            hint = "; if the model reckons with the number of sequences, give free_batch=False" if axes else ""
+            raise UnsupportedModelError(f"onnxruntime does not run the file: {first_line(error)}{hint}") from error
+    (wrong, total), (fused, _) = counts
     if wrong > SHARE * total:
         raise UnsupportedModelError(
             f"in onnxruntime {wrong} of {total} values differ from the model's: an operation was exported as another; "
             "replace what lies between the layers by plain modules"
         )
+    if fused > SHARE * total:
+        warnings.warn(
+            f"onnxruntime's integer kernels change {fused} of {total} values; for the model's own, set "
+            f'add_session_config_entry("{UNFUSED}", "1") in the options of the session',
+            stacklevel=4,
+        )
+
+
+def _wrong(
+    session: Any, module: nn.Module, args: tuple[Tensor, ...], later: Tensor, axes: dict[str, Any]
+) -> tuple[int, int]:
+    """How many values differ from the module's, and of how many."""
+    names = [entry.name for entry in session.get_inputs()]
+    given = [_doubled(value, axes.get(name)) for name, value in zip(names, args, strict=True)]
+    wrong = total = 0
+    for x in (None, *later):
+        given[0] = given[0] if x is None else _doubled(x, axes.get("input"))
+        expected = _outputs(module(*given))
+        outputs = session.run(None, {name: value.cpu().numpy() for name, value in zip(names, given, strict=True)})
+        outputs = [torch.from_numpy(value).to(one) for value, one in zip(outputs, expected, strict=True)]
+        for value, one in zip(outputs, expected, strict=True):
+            wrong += int((~torch.isclose(value, one, rtol=CLOSE, atol=CLOSE)).sum())
+            total += one.numel()
+        given[1:] = outputs[1:]
+    return wrong, total
 
 
 def _doubled(value: Tensor, axes: dict[int, str] | None) -> Tensor:
