@@ -6,16 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import nir
 import numpy
 import pytest
 import torch
-from torch import Tensor
 
 import sbc_plugin
-from integration_tests.models.nir_graphs import DT, chain, dense, lif
+from integration_tests.models.nir_graphs import DT, chain, dense, lif, run
 from sbc_plugin import load
 from sbc_plugin.cli import parser as cli
 from sbc_plugin.cli.parser import main
@@ -185,16 +183,7 @@ def test_a_model_of_any_class_becomes_a_nir_file(folder: Path, capsys: pytest.Ca
     own = importlib.import_module("own_nets")
     small, (x, _) = own.Own(), own.loader()[0]
     load(folder / "small.safetensors", small)
-    assert torch.equal(stepped(read(folder / "small.nir"), x), stepped(small, x))
-
-
-def stepped(model: Any, x: Tensor) -> Tensor:
-    state, outputs = None, []
-    with torch.no_grad():
-        for step in x:
-            output, state = model(step, state)
-            outputs.append(output)
-    return torch.stack(outputs)
+    assert torch.equal(run(read(folder / "small.nir"), x), run(small, x))
 
 
 def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from integration_tests.models.nir_graphs import run
 from sbc_plugin import Prune, Quantize, compress
 from sbc_plugin.nir import read, write
 
@@ -59,21 +60,12 @@ def spikes() -> Tensor:
     return (torch.rand(T, B, N, generator=torch.Generator().manual_seed(1)) < 0.5).float()
 
 
-def stepped(model: Any) -> Tensor:
-    state, outputs = None, []
-    with torch.no_grad():
-        for x in spikes():
-            output, state = model(x, state)
-            outputs.append(output)
-    return torch.stack(outputs)
-
-
 @pytest.mark.parametrize("dt", [1e-3, 1e-4])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:nirtorch")
 def test_norse_reads_the_same_network(dt: float, tmp_path: Path) -> None:
     graph = small(leaky(dt), tmp_path / "a.nir")
-    expected = stepped(read(tmp_path / "a.nir"))
-    assert torch.equal(stepped(norse.from_nir(graph, dt=dt)), expected) and 0.05 < expected.mean() < 0.95
+    expected = run(read(tmp_path / "a.nir"), spikes())
+    assert torch.equal(run(norse.from_nir(graph, dt=dt), spikes()), expected) and 0.05 < expected.mean() < 0.95
 
 
 @pytest.mark.hosts
@@ -82,8 +74,8 @@ def test_snntorch_reads_the_same_network(tmp_path: Path, capsys: pytest.CaptureF
     """It takes steps of 1e-4 s whatever the file says."""
     reader = pytest.importorskip("snntorch.import_nir")
     graph = small(leaky(1e-4), tmp_path / "a.nir")
-    expected = stepped(read(tmp_path / "a.nir"))
-    assert torch.equal(stepped(reader.import_from_nir(graph)), expected) and 0.05 < expected.mean() < 0.95
+    expected = run(read(tmp_path / "a.nir"), spikes())
+    assert torch.equal(run(reader.import_from_nir(graph), spikes()), expected) and 0.05 < expected.mean() < 0.95
 
 
 @pytest.mark.hosts
@@ -92,7 +84,7 @@ def test_sinabs_reads_the_same_network(tmp_path: Path) -> None:
     """It subtracts the threshold, may spike several times in a step, and keeps membranes above minus the threshold."""
     reader = pytest.importorskip("sinabs.nir")
     graph = small(integrating(), tmp_path / "a.nir")
-    expected = stepped(read(tmp_path / "a.nir", reset_method="reset_subtract"))
+    expected = run(read(tmp_path / "a.nir", reset_method="reset_subtract"), spikes())
     with torch.no_grad():
         found = reader.from_nir(graph, batch_size=B)(spikes().transpose(0, 1).flatten(0, 1))
     found = found[0] if isinstance(found, tuple) else found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from integration_tests.models.nir_graphs import run
 from sbc_plugin import Quantize, compress
 from sbc_plugin.errors import CalibrationError, CompressionError, SettingsError, UnsupportedModelError
 from sbc_plugin.nir import graph_of, integers, read, trace, write
@@ -193,15 +194,6 @@ def spikes(*shape: int, seed: int = 1) -> Tensor:
     return (torch.rand(T, B, *shape, generator=torch.Generator().manual_seed(seed)) < 0.5).float()
 
 
-def stepped(model: Any, x: Tensor) -> Tensor:
-    state, outputs = None, []
-    with torch.no_grad():
-        for step in x:
-            output, state = model(step, state)
-            outputs.append(output)
-    return torch.stack(outputs)
-
-
 @pytest.mark.parametrize("kind", [Own, Sequences, BatchFirst])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_network_answers_as_the_model_on_other_data(name: str, kind: type[Own], tmp_path: Path) -> None:
@@ -215,16 +207,16 @@ def test_the_network_answers_as_the_model_on_other_data(name: str, kind: type[Ow
     assert model.training and torch.equal(random, torch.random.get_rng_state())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     model.eval().double()
-    exact, other = stepped(network.double(), other.double()), other.double()
+    exact, other = run(network.double(), other.double()), other.double()
     with torch.no_grad():
         expected = Own.forward if kind is Own else None
-        answer = stepped(model, other) if expected else model(other.transpose(0, 1) if kind is BatchFirst else other)
+        answer = run(model, other) if expected else model(other.transpose(0, 1) if kind is BatchFirst else other)
     answer = answer.transpose(0, 1) if kind is BatchFirst else answer
     torch.testing.assert_close(exact, answer, rtol=0, atol=1e-5)
     assert answer.any()
     write(tmp_path / "own.nir", network.float())
     again = read(tmp_path / "own.nir")
-    torch.testing.assert_close(stepped(again, other.float()), stepped(network, other.float()), rtol=0, atol=0)
+    torch.testing.assert_close(run(again, other.float()), run(network, other.float()), rtol=0, atol=0)
 
 
 def test_layers_that_take_all_steps_as_one_batch() -> None:
@@ -251,7 +243,7 @@ def test_layers_that_take_all_steps_as_one_batch() -> None:
     network = trace(model, spikes(2, 4, 4))
     with torch.no_grad():
         expected = model.double()(spikes(2, 4, 4, seed=2).double())
-    assert expected.any() and torch.equal(stepped(network.double(), spikes(2, 4, 4, seed=2).double()), expected)
+    assert expected.any() and torch.equal(run(network.double(), spikes(2, 4, 4, seed=2).double()), expected)
 
 
 def test_modules_of_whole_sequences() -> None:
@@ -274,7 +266,7 @@ def test_modules_of_whole_sequences() -> None:
     network = trace(model, x)
     with torch.no_grad():
         expected = model.double()(spikes(2, 4, 4, seed=2).double())
-    found = stepped(network.double(), spikes(2, 4, 4, seed=2).double())
+    found = run(network.double(), spikes(2, 4, 4, seed=2).double())
     assert expected.any() and torch.equal(found, expected)
 
 
@@ -309,7 +301,7 @@ def test_the_network_ends_where_it_is_told() -> None:
     network = trace(model, x, output="readout")
     model.double()
     with torch.no_grad():
-        summed = stepped(network.double(), x.double()).sum(0).log_softmax(-1)
+        summed = run(network.double(), x.double()).sum(0).log_softmax(-1)
         torch.testing.assert_close(summed, model(x.double()), rtol=0, atol=1e-5)
     with pytest.raises(SettingsError, match=r"output='fc9' is no module that ran; choose one of fc1, "):
         trace(model, x, output="fc9")

@@ -40,9 +40,14 @@ class Held:
     injector: Any
     tensor_quant: nn.Module
 
+    @classmethod
+    def of(cls, quantizer: Any) -> "Held":
+        """What a quantizer is now."""
+        return cls(quantizer, quantizer.quant_injector, quantizer.tensor_quant)
+
     def undo(self) -> "Held":
         """Make the quantizer what it was; returns what it is until then, in the same form."""
-        now = Held(self.quantizer, self.quantizer.quant_injector, self.quantizer.tensor_quant)
+        now = Held.of(self.quantizer)
         self.quantizer.quant_injector, self.quantizer.tensor_quant = self.injector, self.tensor_quant
         return now
 
@@ -116,7 +121,7 @@ def hold(layer: Any) -> Held | None:
             raise UnsupportedModelError("its weight quantizer rounds at random; use one that rounds to nearest")
         if not _moves(layer):
             return None
-        before = Held(quantizer, quantizer.quant_injector, quantizer.tensor_quant)
+        before = Held.of(quantizer)
         for settings in _FORMS:
             try:
                 _rebuild(layer, before, settings)

@@ -191,7 +191,7 @@ class LayerSolver:
                 own.wanted.copy_(layer.weight())
         if module.weight.numel() * layer.columns > MOST_VALUES and not is_slow(self.grids[name]):
             return solution
-        constant = Held(held.quantizer, held.quantizer.quant_injector, held.quantizer.tensor_quant)
+        constant = Held.of(held.quantizer)
         other, grid = solve_moving(module, held, layer.weight(), hessian, self._columns)
         if other.loss >= solution.loss:
             constant.undo()

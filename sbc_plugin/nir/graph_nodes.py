@@ -7,7 +7,6 @@ import nir
 import norse.torch as norse
 import numpy
 import torch
-from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
 from sbc_plugin.checkpoint.file import is_text
@@ -16,9 +15,7 @@ from sbc_plugin.nir.network import running_order, shape_after
 from sbc_plugin.nir.neuron_nodes import Gain, Reset, node_of, reset_of
 from sbc_plugin.nir.reading import Shape
 from sbc_plugin.nir.wiring import Wiring
-
-WITH_WEIGHTS = (SNNRecurrentCell, SNNRecurrent, norse.LILinearCell)
-CELLS = (SNNCell, SNN, *WITH_WEIGHTS)
+from sbc_plugin.norse.neurons import NEURONS, WITH_WEIGHTS
 
 
 def graph_of_wiring(wiring: Wiring, shape: Shape | None) -> Any:
@@ -159,7 +156,7 @@ def _noted(modules: dict[str, nn.Module]) -> dict[str, Any]:
     """
     modules = {name: getattr(module, "lifted_module", module) for name, module in modules.items()}
     inside = [cell for module in modules.values() for cell in module.modules()]
-    steps = {float(cell.dt) for cell in inside if isinstance(cell, CELLS)}
+    steps = {float(cell.dt) for cell in inside if isinstance(cell, NEURONS)}
     if len(steps) > 1:
         raise SettingsError(f"neurons step by different dt {sorted(steps)}; NIR has one clock: give all the same dt")
     resets: set[Reset] = {reset_of(m) for m in modules.values() if _spikes(m)}

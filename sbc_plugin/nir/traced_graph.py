@@ -66,7 +66,6 @@ class TracedGraph:
         self.steps, self.sequences = records[INPUT].outputs[0].shape[:2]
         self.ends = (free("input", modules), free("output", modules))
         self.edges: list[Edge] = []
-        self._joined: dict[str, str] = {}  # what an edge from a module begins with, by what it does to the output
 
     def end(self, output: str | None, answer: Record) -> Tensor:
         """Find all edges that lead to the end: a module of this name, or what the model returned. What it gave there.
@@ -133,13 +132,16 @@ class TracedGraph:
         module = self.modules[name]
         if not isinstance(module, nn.Flatten) or name not in self.records:
             return module
-        calls = self.records[name].inputs
-        whole = len(calls) == 1 and tuple(calls[0].shape[:2]) == (self.steps, self.sequences)
+        whole = self._is_whole(self.records[name].inputs)
         first, last = (axis - 1 if whole and axis > 0 else axis for axis in (module.start_dim, module.end_dim))
         return nn.Flatten(first, last)
 
     def _added(self) -> set[str]:
         return self.modules.keys() - self.records.keys()
+
+    def _is_whole(self, calls: list[Tensor]) -> bool:
+        """Whether a single call took the whole sequences, (T, B, ...)."""
+        return len(calls) == 1 and tuple(calls[0].shape[:2]) == (self.steps, self.sequences)
 
     def _over_time(self, name: str, calls: list[Tensor]) -> Tensor:
         """A module's calls as (T, B, ...); in the first step a module need not be called.
@@ -147,11 +149,11 @@ class TracedGraph:
         Raises:
             UnsupportedModelError: it is called more or less often than once a step.
         """
-        first, whole = calls[0], (self.steps, self.sequences)
-        if len(calls) == 1 and tuple(first.shape[:2]) == whole:
+        first = calls[0]
+        if self._is_whole(calls):
             return first
         if len(calls) == 1 and len(first) == self.steps * self.sequences:  # a layer that takes all steps as one batch
-            return first.reshape(*whole, *first.shape[1:])
+            return first.reshape(self.steps, self.sequences, *first.shape[1:])
         late, alike = self.steps - len(calls), all(call.shape == first.shape for call in calls)
         if late in (0, 1) and alike and len(first) == self.sequences:
             return torch.stack([torch.zeros_like(first)] * late + calls)
