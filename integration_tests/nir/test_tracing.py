@@ -410,6 +410,16 @@ def test_what_no_node_does_is_named(kind: str) -> None:
         trace(model, x)
 
 
+@pytest.mark.parametrize("output", [None, "lif2", "fc2"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused_by_name(value: float, output: str | None) -> None:
+    model, shape = MODELS["chain"](Own)
+    with torch.no_grad():
+        model.get_submodule("fc2").weight[0, 0] = value  # type: ignore[index]
+    with pytest.raises(UnsupportedModelError, match=r"module 'fc2' gives NaN or infinity"):
+        trace(model, spikes(*shape), output=output)
+
+
 def test_an_example_has_steps() -> None:
     model, shape = MODELS["chain"](Own)
     for wrong in (spikes(*shape)[:1], torch.rand(5, 5)):

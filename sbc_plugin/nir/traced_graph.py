@@ -58,10 +58,16 @@ class TracedGraph:
 
     Args:
         modules: by name, in eval mode and float64.
-        records: what each did; of :data:`INPUT` one output, (T, B, ...).
+        records: what each did, in the order in which they ran; of :data:`INPUT` one output, (T, B, ...).
+
+    Raises:
+        UnsupportedModelError: a module gives numbers that are not finite.
     """
 
     def __init__(self, modules: dict[str, nn.Module], records: dict[str, Record]) -> None:
+        for name, record in records.items():
+            if not all(output.isfinite().all() for output in record.outputs):
+                raise UnsupportedModelError(f"module {name!r} gives NaN or infinity; repair its values")
         self.modules, self.records = dict(modules), records
         self.steps, self.sequences = records[INPUT].outputs[0].shape[:2]
         self.ends = (free("input", modules), free("output", modules))

@@ -114,7 +114,7 @@ class Rehearsal:
         for one, other in zip(before[-calls:], after[-calls:], strict=True):
             axis = channel_axis(layer, one)
             kept = [channel for channel in range(one.shape[axis]) if channel not in gone]
-            one = one.index_select(axis, torch.tensor(kept, device=one.device))
+            one = one.index_select(axis, torch.tensor(kept, dtype=torch.long, device=one.device))
             if one.shape == other.shape:
                 yield one, other
 
