@@ -13,15 +13,17 @@ from torch import Tensor
 from sbc_plugin.brevitas import Exported
 
 
-def session(exported: Exported) -> Any:
+def session(exported: Exported, integer_kernels: bool = True) -> Any:
+    """Of onnxruntime; by itself it puts integer kernels of its own in the place of quantised layers."""
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if integer_kernels else "1")
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(exported.path, options)
 
 
-def run_steps(exported: Exported, x: Tensor) -> Tensor:
+def run_steps(exported: Exported, x: Tensor, integer_kernels: bool = True) -> Tensor:
     """A file of one step over (T, B, ...), the states handed on."""
-    runtime, states, outputs = session(exported), exported.start(x.shape[1]), []
+    runtime, states, outputs = session(exported, integer_kernels), exported.start(x.shape[1]), []
     for step in x.numpy():
         output, *after = runtime.run(None, {"input": step} | states)
         states = dict(zip(states, after, strict=True))
@@ -29,8 +31,8 @@ def run_steps(exported: Exported, x: Tensor) -> Tensor:
     return torch.from_numpy(numpy.stack(outputs))
 
 
-def run_whole(exported: Exported, x: Tensor) -> Tensor:
-    (output,) = session(exported).run(["output"], {"input": x.numpy()})
+def run_whole(exported: Exported, x: Tensor, integer_kernels: bool = True) -> Tensor:
+    (output,) = session(exported, integer_kernels).run(["output"], {"input": x.numpy()})
     return torch.from_numpy(output)
 
 
