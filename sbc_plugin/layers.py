@@ -146,6 +146,11 @@ class SNNLibrary(Protocol):
     ) -> AbstractContextManager[None]:
         """``on_step(name, x, feedback, spikes)`` after each neuron step; ``spikes`` is None for integrators."""
 
+    def layer_by_layer(
+        self, model: nn.Module, steps: int, on_sequence: Callable[[str, Tensor], None]
+    ) -> AbstractContextManager[None]:
+        """Inside the block each neuron takes (steps * B, ...) for that many steps; ``on_sequence(name, spikes)``."""
+
     def copy_model(self, model: nn.Module) -> nn.Module:
         """An independent copy."""
 

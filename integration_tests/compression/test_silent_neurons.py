@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from integration_tests.models.one_shot import compress
-from sbc_plugin import Calibration, Prune, calibrate, compare
+from sbc_plugin import Calibration, Prune, compare
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.hessians import gather
 from sbc_plugin.compression.silent import unread_neurons
 from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.norse import find_layers
@@ -85,9 +86,12 @@ def batch(seed: int = 0) -> Tensor:
 def unread(model: nn.Module) -> dict[str, list[int]]:
     layers, _ = find_layers(model, batch())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sums = calibrate(model, [batch()])
-    dead = {layer.name: LayerHessian(sums[layer.name].sum_xx).dead_weights(layer.rows) for layer in layers}
-    found = unread_neurons(Runner.of(model, batch()), layers, dead, [batch()])
+    runner = Runner.of(model, batch())
+    seen = gather(runner, layers, [batch()], Calibration(), silence=True)
+    sums = {name: each.accumulator.sum_xx for name, each in seen.items()}
+    dead = {layer.name: LayerHessian(sums[layer.name]).dead_weights(layer.rows) for layer in layers}
+    silent = {name: each.silent for name, each in seen.items() if each.silent is not None}
+    found = unread_neurons(runner, layers, dead, silent, batch())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return {name: rows.nonzero()[:, 0].tolist() for name, rows in found.items()}
 

@@ -7,7 +7,7 @@ exit, and modes and random state are afterwards as they were before.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,13 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
         for handle in handles:
             stack.callback(handle.remove)
         yield
+
+
+class Source(Protocol):
+    """Where spikes come from: a :class:`Runner`, or a faster way to the same."""
+
+    def spikes(self, batch: Any, keep: Callable[[Tensor], Tensor]) -> tuple[dict[str, Tensor], Any]:
+        """The spikes (T, B, ...) of each neuron module that spikes, by name, and the output."""
 
 
 @dataclass(frozen=True)

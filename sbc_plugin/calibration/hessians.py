@@ -64,10 +64,12 @@ class Statistics:
     Attributes:
         accumulator: the sum.
         sequences: how many sequences were seen.
+        silent: (rows,), True where the neuron never spiked; None where nobody watched.
     """
 
     accumulator: HessianAccumulator
     sequences: int = 0
+    silent: Tensor | None = None
 
 
 class HessianCollector:
@@ -114,15 +116,27 @@ def gather(
     data: Iterable[Any],
     calibration: Calibration,
     progress: bool | None = False,
+    silence: bool = False,
 ) -> dict[str, Statistics]:
-    """One pass over the data that fills one accumulator a layer. Raises as :func:`calibrate`."""
+    """One pass over the data that fills one accumulator a layer. Raises as :func:`calibrate`.
+
+    Args:
+        runner: of the model.
+        layers: whose statistics.
+        data: batches.
+        calibration: settings.
+        progress: show a progress bar; None = on a terminal.
+        silence: also note which neurons stay silent.
+    """
     collectors = [HessianCollector(layer, calibration) for layer in layers]
     inputs = [collector.inputs for collector in collectors]
-    for number in run_batches(runner, inputs, data, calibration.temporal, progress):
+    fired = FiredNeurons() if silence else None
+    for number in run_batches(runner, inputs, data, calibration.temporal, progress, fired):
         for collector in collectors:
             collector.end_batch(number)
     for collector in collectors:
         collector.flush()
+        collector.statistics.silent = None if fired is None else fired.silent_rows(collector.layer)
     return {collector.layer.name: collector.statistics for collector in collectors}
 
 
@@ -132,14 +146,22 @@ def run_batches(
     data: Iterable[Any],
     temporal: bool,
     progress: bool | None = False,
+    fired: "FiredNeurons | None" = None,
 ) -> Iterator[int]:
     """Run every batch through the model while the collectors listen; yield the number of each batch when it is done."""
     for number, batch in enumerate(progress_bar(data, "calibrating", "batch", progress)):
-        run_batch(runner, collectors, batch, number, temporal)
+        run_batch(runner, collectors, batch, number, temporal, fired)
         yield number
 
 
-def run_batch(runner: Runner, collectors: Sequence[Collector], batch: Any, number: int, temporal: bool) -> None:
+def run_batch(
+    runner: Runner,
+    collectors: Sequence[Collector],
+    batch: Any,
+    number: int,
+    temporal: bool,
+    fired: "FiredNeurons | None" = None,
+) -> None:
     """Run one batch through the model while the collectors listen.
 
     Raises:
@@ -149,7 +171,7 @@ def run_batch(runner: Runner, collectors: Sequence[Collector], batch: Any, numbe
     for collector in collectors:
         collector.begin()
     with torch.no_grad():
-        runner(batch, hooks=_hooks(collectors), on_step=_on_step(collectors))
+        runner(batch, hooks=_hooks(collectors), on_step=_on_step(collectors, fired))
     for collector in collectors:
         collector.end()
     check_steps(collectors, number, temporal)
@@ -180,9 +202,39 @@ def _hooks(collectors: Sequence[Collector]) -> Iterator[Any]:
     return (handle for collector in collectors for handle in collector.hooks())
 
 
-def _on_step(collectors: Sequence[Collector]) -> OnStep:
+def _on_step(collectors: Sequence[Collector], fired: "FiredNeurons | None" = None) -> OnStep:
     def on_step(name: str, x: Tensor, feedback: Tensor | None, spikes: Tensor | None) -> None:
         for collector in collectors:
             collector.on_step(name, x, feedback)
+        if fired is not None:
+            fired(name, spikes)
 
     return on_step
+
+
+class FiredNeurons:
+    """Notes which neurons have spiked, step by step."""
+
+    def __init__(self) -> None:
+        self._fired: dict[str, Tensor | None] = {}
+
+    def __call__(self, name: str, spikes: Tensor | None) -> None:
+        """Of one step, (B, ...); of an integrator None."""
+        now = None if spikes is None else (spikes != 0).any(0)
+        before = self._fired.get(name, now)
+        if now is None or before is None or now.shape != before.shape:
+            self._fired[name] = None
+        else:
+            self._fired[name] = before | now
+
+    def silent_rows(self, layer: SpikingLayer) -> Tensor:
+        """(rows,), True where no neuron that the layer feeds spiked; all False where one is a readout."""
+        fired = torch.zeros(layer.rows, dtype=torch.bool, device="cpu")
+        for site in layer.sites:
+            seen = None if site.neuron is None else self._fired.get(site.neuron)
+            if seen is not None and seen.dim():
+                seen = seen.movedim(0, -1) if layer.parts[0].form.axes else seen
+            if seen is None or not seen.dim() or seen.shape[-1] != layer.rows:
+                return torch.zeros_like(fired)
+            fired |= seen.reshape(-1, layer.rows).any(0).cpu()
+        return ~fired if layer.sites else fired

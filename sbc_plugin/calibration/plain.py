@@ -106,6 +106,12 @@ class PlainNetworks:
         """Never, because there are no neurons."""
         return False
 
+    def layer_by_layer(
+        self, model: nn.Module, steps: int, on_sequence: Callable[[str, Tensor], None]
+    ) -> AbstractContextManager[None]:
+        """Changes nothing, because there are no neurons."""
+        return nullcontext()
+
     def linear_neurons(self, model: nn.Module) -> AbstractContextManager[None]:
         """Changes nothing, because there are no neurons."""
         return nullcontext()

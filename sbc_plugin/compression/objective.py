@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.forward import Runner, Source
 from sbc_plugin.calibration.precision import at_least_single
 from sbc_plugin.core.distillation import divergence, inverse_temperature
-from sbc_plugin.core.spikes import van_rossum_distance
+from sbc_plugin.core.spikes import total_distance
 from sbc_plugin.evaluation.accuracy import result_of, scores_of
 from sbc_plugin.evaluation.comparison import TAU_STEPS
 from sbc_plugin.settings import TUNED_SEQUENCES
@@ -31,6 +32,11 @@ class Observation:
     spikes: dict[str, Tensor]
     readout: Tensor | None
     scores: Tensor | None = None
+
+    @cached_property
+    def silence(self) -> dict[str, float]:
+        """The squared Van Rossum distance of each neuron module from one that is silent, by name."""
+        return {name: float(_from(train, torch.zeros((), device=train.device))) for name, train in self.spikes.items()}
 
 
 Target = tuple[Any, Observation]  # a piece of a batch, and what the dense model did on it
@@ -58,16 +64,16 @@ class Targets:
         return ["distance of spikes", *others]
 
 
-def observe(runner: Runner, batch: Any, classes: bool = False) -> Observation:
+def observe(source: Source, batch: Any, classes: bool = False) -> Observation:
     """Run one batch in eval mode and keep every neuron's spikes; gradients flow where they are enabled.
 
     Args:
-        runner: of the model.
+        source: of the spikes.
         batch: one whole sequence for each of its sequences.
         classes: keep scores too, of :func:`sbc_plugin.evaluation.accuracy.scores_of`, where there are two classes or
             more.
     """
-    spikes, output = runner.spikes(batch, keep=at_least_single)
+    spikes, output = source.spikes(batch, keep=at_least_single)
     result = _time_first(result_of(output), spikes)
     result = at_least_single(result) if isinstance(result, Tensor) else result
     number = isinstance(result, Tensor) and not bool(((result == 0) | (result == 1)).all())
@@ -123,9 +129,8 @@ def distance(seen: Observation, target: Observation, inverse_temperature: float 
     """
     terms = []
     for name, dense in target.spikes.items():
-        silence = van_rossum_distance(dense, torch.zeros_like(dense), tau=TAU_STEPS, dt=1.0).sum()
-        if silence > 0:
-            terms.append(van_rossum_distance(seen.spikes[name], dense, tau=TAU_STEPS, dt=1.0).sum() / silence)
+        if (silence := target.silence[name]) > 0:
+            terms.append(_from(seen.spikes[name], dense) / silence)
     if target.readout is not None and seen.readout is not None and target.readout.any():
         terms.append((seen.readout - target.readout).square().sum() / target.readout.square().sum())
     if inverse_temperature is not None and target.scores is not None and seen.scores is not None:
@@ -133,10 +138,14 @@ def distance(seen: Observation, target: Observation, inverse_temperature: float 
     return torch.stack(terms).sum() if terms else torch.zeros((), device="cpu")
 
 
-def distance_on(runner: Runner, aims: Targets, target: Target) -> Tensor:
+def _from(spikes: Tensor, others: Tensor) -> Tensor:
+    return total_distance(spikes, others, tau=TAU_STEPS, dt=1.0)
+
+
+def distance_on(source: Source, aims: Targets, target: Target) -> Tensor:
     """The :func:`distance` of the model from its target on one piece, a scalar; with gradients where enabled."""
     piece, wanted = target
-    return distance(observe(runner, piece, aims.inverse_temperature is not None), wanted, aims.inverse_temperature)
+    return distance(observe(source, piece, aims.inverse_temperature is not None), wanted, aims.inverse_temperature)
 
 
 def mean_distance(runner: Runner, aims: Targets) -> float:

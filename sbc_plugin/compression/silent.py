@@ -4,7 +4,7 @@ Whether a layer reads them is not concluded from the model's structure but tried
 neurons are made to spike, and nothing else may change. Source: docs/theory.md, section "Silent neurons".
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,44 +17,40 @@ LOUD = 100.0  # times the layer's largest weight: any input then lifts a neuron 
 
 
 def unread_neurons(
-    runner: Runner, layers: list[SpikingLayer], dead: Mapping[str, Tensor], data: Iterable[Any]
+    runner: Runner, layers: list[SpikingLayer], dead: Mapping[str, Tensor], silent: Mapping[str, Tensor], batch: Any
 ) -> dict[str, Tensor]:
     """The rows of each layer whose neuron never spikes, and is unread once the dead weights are zero.
 
-    The model runs once over all data, then on the first batch once for the model without its dead weights and once for
-    each layer with silent neurons, these being made to spike. Where other spikes or the model's output then differ, or
-    a neuron cannot be made to spike, the rows are not counted.
+    The model runs on one batch, once without its dead weights and once for each layer with silent neurons, these being
+    made to spike. Where other spikes or the model's output then differ, or a neuron cannot be made to spike, the rows
+    are not counted.
 
     Args:
         runner: of the dense model, which is left as it was.
         layers: all layers of the model.
         dead: name -> (rows, columns), True where the input never spiked.
-        data: batches, iterable more than once.
+        silent: name -> (rows,), True where the neuron never spiked.
+        batch: of calibration data.
 
     Returns:
         name -> (rows,), bool.
     """
-    silent = {layer.name: torch.ones(layer.rows, dtype=torch.bool, device="cpu") for layer in layers}
-    first: Any = None
-    for number, batch in enumerate(data):
-        first = batch if number == 0 else first
-        spikes, _ = _observed(runner, batch)
-        for layer in layers:
-            silent[layer.name] &= _silent_rows(layer, spikes)
+    unread = dict(silent)
+    if not any(rows.any() for rows in silent.values()):
+        return unread
     before = {layer.name: layer.weight() for layer in layers}
     try:
         for layer in layers:
             layer.write(before[layer.name].where(~dead[layer.name].to(before[layer.name].device), 0.0))
-        if any(rows.any() for rows in silent.values()):
-            expected = _observed(runner, first)
-            for layer in layers:
-                rows = silent[layer.name]
-                if rows.any() and _is_read(runner, layer, rows, first, expected):
-                    silent[layer.name] = torch.zeros_like(rows)
+        expected = _observed(runner, batch)
+        for layer in layers:
+            rows = silent[layer.name]
+            if rows.any() and _is_read(runner, layer, rows, batch, expected):
+                unread[layer.name] = torch.zeros_like(rows)
     finally:
         for layer in layers:
             layer.write(before[layer.name])
-    return silent
+    return unread
 
 
 def _is_read(

@@ -77,7 +77,7 @@ class Stage:
 
     def gather(self) -> dict[str, Statistics]:
         """The statistics of all layers, of the network as it is."""
-        return gather(self.runner, self.layers, self.data, self.calibration, self.progress)
+        return gather(self.runner, self.layers, self.data, self.calibration, self.progress, self.silent_first)
 
     def run(self, state: State, known: Mapping[str, Statistics] | None = None) -> State:
         """Solve all layers and write them into the model.
@@ -119,6 +119,7 @@ class Stage:
         """All Hessians from one pass over the network as it is; all layers are solved before the first is written."""
         # 1. Calibrate. A layer that an earlier stage silenced is solved on what reached it before.
         statistics = known or self.gather()
+        silent = _silent(statistics)
         reached = {name: each for name, each in statistics.items() if each.accumulator.sum_xx.any()}
         active = {**state.active, **reached}
         statistics = {**statistics, **active}
@@ -126,7 +127,7 @@ class Stage:
             with in_layer(layer.name):  # before time goes into the layers in front of it
                 check_active(statistics[layer.name].accumulator.sum_xx)
         # 2. Share the budgets.
-        weights = self._without_silent(state.weights, statistics)
+        weights = self._without_silent(state.weights, statistics, silent)
         budget = self._budget(weights, statistics)
         # 3. Solve.
         solutions, rows = {}, []
@@ -145,7 +146,7 @@ class Stage:
         prune, quantize = self.recipe.prune, self.recipe.quantize
         needs_losses = any(part is not None and part.allocation == "loss" for part in (prune, quantize))
         statistics = (known or self.gather()) if needs_losses or self.silent_first else {}
-        start = self._without_silent(state.weights, statistics)
+        start = self._without_silent(state.weights, statistics, _silent(statistics))
         budget = self._budget(start, statistics)
         prefix = Prefix(self.layers, dict(state.weights), {})
         solutions, rows = {}, []
@@ -164,7 +165,9 @@ class Stage:
             rows.append(_row(layer, solution, seen, started))
         return _after(state, solutions, rows, state.active, budget.notes)
 
-    def _without_silent(self, weights: Weights, statistics: Mapping[str, Statistics]) -> Weights:
+    def _without_silent(
+        self, weights: Weights, statistics: Mapping[str, Statistics], silent: Mapping[str, Tensor]
+    ) -> Weights:
         """The weights, those of silent neurons 0 as far as the budget goes; such zeros stay and are counted."""
         if not self.silent_first:
             return weights
@@ -173,7 +176,7 @@ class Stage:
             layer.name: LayerHessian(statistics[layer.name].accumulator.sum_xx, layer.groups).dead_weights(layer.rows)
             for layer in self.layers
         }
-        unread = unread_neurons(self.runner, self.layers, dead, self.data)
+        unread = unread_neurons(self.runner, self.layers, dead, silent, next(iter(self.data)))
         zeros = round(self.recipe.prune.sparsity * sum(weight.numel() for weight in weights.values()))
         return give_silent(weights, dead, unread, zeros) or weights
 
@@ -222,6 +225,10 @@ class _Budget:
     zeros: dict[str, int]
     quantize: dict[str, Quantize]
     notes: dict[str, str]
+
+
+def _silent(statistics: Mapping[str, Statistics]) -> dict[str, Tensor]:
+    return {name: each.silent for name, each in statistics.items() if each.silent is not None}
 
 
 def _hessian(name: str, statistics: Statistics) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.precision import at_least_single
 from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.compression.layer_by_layer import layer_by_layer
 from sbc_plugin.compression.objective import Targets, distance_on, mean_distance
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import UnsupportedModelError
@@ -74,26 +75,28 @@ def tune(
         return Tuned(before, before, grids)
     # 1. Steps down the gradient, one piece each.
     order = _shuffled(len(aims.train), steps)
-    with torch.enable_grad(), gradients(runner.model, layers):
+    first = aims.train[0][0]
+    with torch.enable_grad(), gradients(runner.model, layers), layer_by_layer(runner, first) as source:
         movable = [_movable(layer, grids.get(layer.name)) for layer in layers]
         optimizer = torch.optim.Adam([{"params": [each.moved], "lr": each.step} for each in movable])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for step in progress_bar(range(steps), "tuning", "step", progress):
-            loss = distance_on(runner, aims, aims.train[order[step]])
+            loss = distance_on(source, aims, aims.train[order[step]])
             if not loss.requires_grad:
                 raise UnsupportedModelError(f"{no_gradient(runner.model)}, or use Calibration(tuning=0)")
             loss.backward()
             optimizer.zero_grad()
             for each in movable:
-                each.weight().backward(taken_gradient(each.layer))
+                each.take(taken_gradient(each.layer))
             optimizer.step()
             schedule.step()
-            for each in movable:
-                each.layer.write(each.weight().detach())
+            with torch.no_grad():
+                for each in movable:
+                    each.layer.write(each.weight())
     # 2. The whole way, half of it, or a quarter: the first that brings the validation pieces closer stays.
     for part in PARTS:
         for each in movable:
-            each.layer.write(each.weight(part).detach())
+            each.layer.write(each.weight(part))
         if (after := mean_distance(runner, aims)) < before:
             moved = {each.layer.name: each.grid(part) for each in movable if isinstance(each, _Scales)}
             return Tuned(before, after, {**grids, **moved})
@@ -113,20 +116,26 @@ def no_gradient(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Single weights of a layer that move; zeros stay."""
+    """The weights of a layer that are not zero, which move one by one: (kept,), at these places of (rows * columns)."""
 
     layer: SpikingLayer
     start: Tensor
     moved: Tensor
-    mask: Tensor
+    places: Tensor
 
     @property
     def step(self) -> float:
-        mean_square = self.moved.detach().square().sum() / self.mask.sum().clamp_min(1)
-        return STEP * float(mean_square.sqrt())
+        return STEP * float(self.start.square().mean().sqrt()) if self.start.numel() else 0.0
 
+    def take(self, gradient: Tensor) -> None:
+        """Of the layer's weight (rows, columns)."""
+        self.moved.grad = gradient.flatten().index_select(0, self.places)
+
+    @torch.no_grad()
     def weight(self, part: float = 1.0) -> Tensor:
-        return torch.lerp(self.start, self.moved, part).where(self.mask, 0.0)
+        weight = self.start.new_zeros(self.layer.rows, self.layer.columns)
+        weight.view(-1).index_copy_(0, self.places, torch.lerp(self.start, self.moved, part))
+        return weight
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,15 @@ class _Scales:
     def grid(self, part: float = 1.0) -> Grid:
         return replace(self.start, scale=(self.start.scale * (part * self.moved).exp()).detach())
 
+    def take(self, gradient: Tensor) -> None:
+        """Of the layer's weight (rows, columns)."""
+        self._weight().backward(gradient)
+
+    @torch.no_grad()
     def weight(self, part: float = 1.0) -> Tensor:
+        return self._weight(part)
+
+    def _weight(self, part: float = 1.0) -> Tensor:
         grid = replace(self.start, scale=self.start.scale * (part * self.moved).exp())
         return at_least_single(grid.dequantise(self.codes).to(self.layer.parts[0].tensor.dtype))
 
@@ -150,7 +167,9 @@ class _Scales:
 def _movable(layer: SpikingLayer, grid: Grid | None) -> _Weights | _Scales:
     weight = at_least_single(layer.weight())  # half precision would round small steps away
     if grid is None:
-        return _Weights(layer, weight, weight.clone().requires_grad_(), weight != 0)
+        places = weight.flatten().nonzero().squeeze(1)
+        kept = weight.flatten().index_select(0, places)
+        return _Weights(layer, kept, kept.clone().requires_grad_(), places)
     factors = torch.zeros_like(grid.scale, requires_grad=True)
     return _Scales(layer, factors, grid, grid.codes(weight), 0.0 if grid.power_of_two else SCALE_STEP)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.core.hessian import owner_of_rows
+from sbc_plugin.core.recurrences import leaky_sum
 from sbc_plugin.errors import CalibrationError, SettingsError
 
 JOULES_PER_MAC = 4.6e-12
@@ -51,6 +52,15 @@ def van_rossum_distance(spikes_a: Tensor, spikes_b: Tensor, *, tau: float, dt: f
         trace = trace * decay + (a.to(dtype) - b.to(dtype))
         total += trace.square()
     return total * (dt / tau)
+
+
+def total_distance(spikes_a: Tensor, spikes_b: Tensor, *, tau: float, dt: float) -> Tensor:
+    """The sum of :func:`van_rossum_distance` over all spike trains (T, ...), a scalar; gradients flow into both.
+
+    It takes the memory of all traces, and less time.
+    """
+    traces = leaky_sum((spikes_a - spikes_b).to(torch.float32), math.exp(-dt / tau))
+    return traces.square().sum() * (dt / tau)
 
 
 @dataclass(frozen=True)

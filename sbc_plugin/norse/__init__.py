@@ -15,6 +15,7 @@ with extra("norse"):
     from sbc_plugin.norse.calling import state_items
     from sbc_plugin.norse.copying import copy_model
     from sbc_plugin.norse.forward import default_forward, is_step_model
+    from sbc_plugin.norse.layer_by_layer import layer_by_layer
     from sbc_plugin.norse.linear import linear_neurons, linear_state
     from sbc_plugin.norse.membranes import MembraneReport, StateReport, quantize_membranes, restore_membranes
     from sbc_plugin.norse.neurons import (
@@ -43,6 +44,7 @@ __all__ = [
     "holds_weights",
     "is_neuron",
     "is_step_model",
+    "layer_by_layer",
     "linear_neurons",
     "linear_state",
     "quantize_membranes",
