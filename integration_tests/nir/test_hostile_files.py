@@ -321,6 +321,15 @@ def test_convolutions_are_checked_without_running_them(case: str, tmp_path: Path
         read(edited(tmp_path, edit, GRAPHS["conv"]()))
 
 
+@pytest.mark.parametrize("shape", [(6, 0), (0, 5), (0, 0)])
+@pytest.mark.parametrize("kind", ["Linear", "Affine"])
+def test_a_weight_without_values_is_refused(kind: str, shape: tuple[int, int]) -> None:
+    bias = {} if kind == "Linear" else {"bias": numpy.zeros(shape[0])}
+    node = getattr(nir, kind)(weight=numpy.zeros(shape), **bias)
+    graph = nir.NIRGraph.from_list(node, type_check=False)
+    refused(graph, "'(linear|affine)'.*has no values|'input'.*axis without values")
+
+
 def test_input_weights_are_not_spread_to_any_size(tmp_path: Path) -> None:
     edit = put("node/nodes/n1/w_in", numpy.ones((2000, 1, 6)))
     refused(edited(tmp_path, edit, dense(cuba)), "w_in has shape", max_bytes=10**8)

@@ -70,8 +70,15 @@ def _values(array: Any) -> torch.Tensor:
     return torch.from_numpy(numbers(array, numpy.float32))
 
 
-def _linear(node: Any) -> nn.Module:
+def _weight(node: Any) -> torch.Tensor:
     weight = _values(node.weight)
+    if not weight.numel():
+        raise CheckpointError(f"a weight of shape {tuple(weight.shape)} has no values")
+    return weight
+
+
+def _linear(node: Any) -> nn.Module:
+    weight = _weight(node)
     if weight.dim() != 2:
         raise UnsupportedModelError(f"a weight of shape {tuple(weight.shape)} has no rule; use a matrix")
     bias = getattr(node, "bias", None)
@@ -79,12 +86,10 @@ def _linear(node: Any) -> nn.Module:
 
 
 def _convolution(node: Any) -> nn.Module:
-    weight = _values(node.weight)
+    weight = _weight(node)
     axes, (groups,) = 1 if isinstance(node, nir.Conv1d) else 2, _whole(node.groups, 1, least=1)
     if weight.dim() != axes + 2:
         raise CheckpointError(f"a weight of shape {tuple(weight.shape)} is none of a {type(node).__name__}")
-    if not weight.numel():
-        raise CheckpointError(f"a weight of shape {tuple(weight.shape)} has no values")
     noted = node.metadata if isinstance(node.metadata, dict) else {}
     bias = None if isinstance(noted.get("bias"), str) and noted["bias"] == "none" else node.bias
     padding = node.padding if isinstance(node.padding, str) else _whole(node.padding, axes, least=0)
