@@ -136,6 +136,7 @@ def compress(
     # 5. Report.
     if todo.prune is not None and todo.prune.rounds is None:
         todo = replace(todo, prune=replace(todo.prune, rounds=outcome.rounds))
+    todo = replace(todo, calibration=replace(todo.calibration, tuning=outcome.tuning))
     settings = {"method": method, "prune": todo.prune, "quantize": quantize, "calibration": todo.calibration}
     return target, Report(
         list(outcome.state.rows),

@@ -57,6 +57,11 @@ class Targets:
     inverse_temperature: float | None
 
     @property
+    def all(self) -> list[Target]:
+        """Every piece, once."""
+        return self.train if self.validation is self.train else [*self.train, *self.validation]
+
+    @property
     def terms(self) -> list[str]:
         """What :func:`distance` sums, in words."""
         readout = any(seen.readout is not None for _, seen in self.validation)
@@ -146,6 +151,42 @@ def distance_on(source: Source, aims: Targets, target: Target) -> Tensor:
     """The :func:`distance` of the model from its target on one piece, a scalar; with gradients where enabled."""
     piece, wanted = target
     return distance(observe(source, piece, aims.inverse_temperature is not None), wanted, aims.inverse_temperature)
+
+
+def expected_losses(source: Source, aims: Targets) -> Tensor | None:
+    """Of each calibration sequence, how much likelier the dense model's answer is than the compressed model's.
+
+    ``p[c] - p[c']``, where p are the dense model's class probabilities, c its answer and c' the other's. The mean is
+    the accuracy that is expected to be lost, judged by the dense model alone, without labels. Source: docs/theory.md,
+    equation 14.
+
+    Args:
+        source: of the compressed model's spikes.
+        aims: what the dense model did.
+
+    Returns:
+        (n,), float64, from 0 to 1; None where nothing is compared as classes.
+    """
+    if aims.inverse_temperature is None:
+        return None
+    losses = []
+    with torch.no_grad():
+        for piece, wanted in aims.all:
+            scores = observe(source, piece, classes=True).scores
+            if wanted.scores is not None and scores is not None:
+                likely = (aims.inverse_temperature * wanted.scores.double()).softmax(1)
+                losses.append(likely.amax(1) - likely.gather(1, scores.argmax(1, keepdim=True)).squeeze(1))
+    return torch.cat(losses) if losses else None
+
+
+def upper_bound(losses: Tensor) -> float:
+    """Of their mean, as far as so few tell: two standard errors more, and one sequence that is wrong.
+
+    >>> upper_bound(torch.zeros(100, dtype=torch.float64))
+    0.01
+    """
+    count = len(losses)
+    return float(losses.mean() + (2 * losses.std(correction=0) + count**-0.5) / count**0.5)
 
 
 def mean_distance(runner: Runner, aims: Targets) -> float:

@@ -49,12 +49,14 @@ class Plan:
         prune: settings with everything filled in; ``rounds`` stays None where :data:`ROUNDS` are tried.
         calibration: settings with everything filled in.
         notes: name -> reason, for what is left out.
+        as_needed: whether other schedules and tuning are left out where hardly any accuracy is expected to be lost.
     """
 
     phases: tuple[Phase, ...]
     prune: Prune | None
     calibration: Calibration
     notes: dict[str, str] = field(default_factory=dict)
+    as_needed: bool = False
 
     @property
     def steps(self) -> int:
@@ -96,7 +98,7 @@ def plan(
         obstacle_to_tuning: why gradients cannot be taken, "" if they can; asked only where tuning would be the default.
     """
     notes = ignored(method, prune, calibration)
-    steps = calibration.tuning
+    steps, as_needed = calibration.tuning, calibration.tuning is None
     if steps is None:
         steps = steps_for(method, prune, quantize)
         if steps and (reason := obstacle_to_tuning()):
@@ -106,7 +108,7 @@ def plan(
     if prune is not None:
         prune = filled(prune, steps, calibration.order)
     recipe = Recipe(method, prune, quantize, calibration.damping)
-    return Plan(phases(recipe, steps > 0), prune, calibration, notes)
+    return Plan(phases(recipe, steps > 0), prune, calibration, notes, as_needed)
 
 
 def ignored(method: str, prune: Prune | None, calibration: Calibration) -> dict[str, str]:

@@ -3,17 +3,22 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Statistics
 from sbc_plugin.compression.bias_correction import Expected, align, expected, movable
-from sbc_plugin.compression.objective import Targets, mean_distance, targets
+from sbc_plugin.compression.layer_by_layer import layer_by_layer
+from sbc_plugin.compression.objective import Targets, expected_losses, mean_distance, targets, upper_bound
 from sbc_plugin.compression.plan import Phase, Plan, Schedule
 from sbc_plugin.compression.stage import Stage, State
 from sbc_plugin.compression.tuning import tune
 from sbc_plugin.evaluation.report import joined
 from sbc_plugin.layers import SpikingLayer
+
+NEGLIGIBLE = 0.015  # of accuracy: where no more can be lost, neither more rounds nor tuning bring anything
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,12 @@ class Outcome:
     Attributes:
         state: of the model.
         rounds: of pruning.
+        tuning: steps of tuning that each phase took; None where not all phases took as many.
     """
 
     state: State
     rounds: int
+    tuning: int | None
 
 
 def run(plan: Plan, work: Stage) -> Outcome:
@@ -43,14 +50,18 @@ def run(plan: Plan, work: Stage) -> Outcome:
     known = work.gather() if plan.steps else None
     aims = targets(work.runner, work.data, work.calibration.outputs == "classes") if plan.steps else None
     moments = expected(work.runner, work.layers, work.data) if plan.aligns else None
-    state, rounds = State(work.weights()), 1
+    judge = None if aims is None or not plan.as_needed else _Judge(work.runner, aims, None)
+    state, rounds, taken = State(work.weights()), 1, []
     for phase in plan.phases:
-        choice = _Choice(phase, work, aims, moments)
-        state, length = choice.best(state, known)
+        state, length, lost = _Choice(phase, work, aims, moments, judge).best(state, known)
         rounds, known = max(rounds, length), None
         if phase.tune and aims is not None:
-            state = _tuned(state, work, aims, plan.steps)
-    return Outcome(state, rounds)
+            taken.append(0 if _negligible(lost) else plan.steps)
+            state = _left(state, lost) if _negligible(lost) else _tuned(state, work, aims, plan.steps)
+        if judge is not None and phase is not plan.phases[-1]:
+            judge = replace(judge, before=judge.now())
+    same = not taken or min(taken) == max(taken)
+    return Outcome(state, rounds, (taken[0] if taken else plan.calibration.tuning) if same else None)
 
 
 @contextmanager
@@ -100,21 +111,29 @@ class _Choice:
     work: Stage
     aims: Targets | None
     moments: Expected | None
+    judge: "_Judge | None"
 
-    def best(self, state: State, known: Mapping[str, Statistics] | None) -> tuple[State, int]:
-        """The state after the best schedule, which the model is left in, and how many stages that has."""
+    def best(self, state: State, known: Mapping[str, Statistics] | None) -> tuple[State, int, Tensor | None]:
+        """The state after the best schedule, which the model is left in, how many stages that has, and what it lost.
+
+        What is lost is the first schedule's expected loss of each sequence; the others are tried only where it is more
+        than negligible. None where nobody asks, or nothing is compared as classes.
+        """
+        runner, layers, aims = self.work.runner, self.work.layers, self.aims
         first, *others = self.phase.schedules
-        if not others or self.aims is None:
-            return self._through(first, state, known), len(first)
-        model, layers = self.work.runner.model, self.work.layers
-        start, tried = Snapshot.of(model, layers), []
-        for schedule in self.phase.schedules:
-            after = self._through(schedule, state, known)
-            tried.append((mean_distance(self.work.runner, self.aims), after, schedule, Snapshot.of(model, layers)))
+        start = Snapshot.of(runner.model, layers)
+        after = self._through(first, state, known)
+        lost = self.judge.lost() if self.judge is not None and self.phase.tune else None
+        if not others or aims is None or _negligible(lost):
+            return after, len(first), lost
+        tried = [(mean_distance(runner, aims), after, first, Snapshot.of(runner.model, layers))]
+        for schedule in others:
             start.put_back()
+            after = self._through(schedule, state, known)
+            tried.append((mean_distance(runner, aims), after, schedule, Snapshot.of(runner.model, layers)))
         _, after, schedule, made = min(tried, key=lambda each: each[0])
         made.put_back()
-        return after, len(schedule)
+        return after, len(schedule), lost
 
     def _through(self, schedule: Schedule, state: State, known: Mapping[str, Statistics] | None) -> State:
         for recipe in schedule:
@@ -123,6 +142,40 @@ class _Choice:
             if self.moments is not None:
                 align(self.work.runner, self.moments)
         return state
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """How much accuracy a phase has lost, as far as the dense network's own probabilities tell.
+
+    Attributes:
+        runner: of the model.
+        aims: what the dense model did.
+        before: (n,), the expected loss of each calibration sequence when the phase began; None: the model was dense.
+    """
+
+    runner: Runner
+    aims: Targets
+    before: Tensor | None
+
+    def now(self) -> Tensor | None:
+        """(n,), the expected loss of each sequence; None where nothing is compared as classes."""
+        with layer_by_layer(self.runner, self.aims.all[0][0]) as source:
+            return expected_losses(source, self.aims)
+
+    def lost(self) -> Tensor | None:
+        """(n,), the expected loss since the phase began."""
+        now = self.now()
+        return now if now is None or self.before is None else now - self.before
+
+
+def _negligible(lost: Tensor | None) -> TypeGuard[Tensor]:
+    return lost is not None and upper_bound(lost) < NEGLIGIBLE
+
+
+def _left(state: State, lost: Tensor) -> State:
+    reason = f"not needed: of the accuracy, {100 * max(float(lost.mean()), 0.0):.1f} points are expected to be lost"
+    return replace(state, notes=joined(state.notes, {"tuning": reason}))
 
 
 def _tuned(state: State, work: Stage, aims: Targets, steps: int) -> State:

@@ -18,6 +18,7 @@ from sbc_plugin.calibration.precision import at_least_single
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.compression.layer_by_layer import layer_by_layer
 from sbc_plugin.compression.objective import Targets, distance_on, mean_distance
+from sbc_plugin.core.adam import Adam
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import SpikingLayer
@@ -78,21 +79,15 @@ def tune(
     first = aims.train[0][0]
     with torch.enable_grad(), gradients(runner.model, layers), layer_by_layer(runner, first) as source:
         movable = [_movable(layer, grids.get(layer.name)) for layer in layers]
-        optimizer = torch.optim.Adam([{"params": [each.moved], "lr": each.step} for each in movable])
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        adam = Adam([each.moved for each in movable], [each.step for each in movable], steps)
         for step in progress_bar(range(steps), "tuning", "step", progress):
             loss = distance_on(source, aims, aims.train[order[step]])
             if not loss.requires_grad:
                 raise UnsupportedModelError(f"{no_gradient(runner.model)}, or use Calibration(tuning=0)")
             loss.backward()
-            optimizer.zero_grad()
+            adam.step([each.gradient(taken_gradient(each.layer)) for each in movable])
             for each in movable:
-                each.take(taken_gradient(each.layer))
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                for each in movable:
-                    each.layer.write(each.weight())
+                each.layer.write(each.weight())
     # 2. The whole way, half of it, or a quarter: the first that brings the validation pieces closer stays.
     for part in PARTS:
         for each in movable:
@@ -127,9 +122,9 @@ class _Weights:
     def step(self) -> float:
         return STEP * float(self.start.square().mean().sqrt()) if self.start.numel() else 0.0
 
-    def take(self, gradient: Tensor) -> None:
-        """Of the layer's weight (rows, columns)."""
-        self.moved.grad = gradient.flatten().index_select(0, self.places)
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """By what moves, from that by the layer's weight (rows, columns)."""
+        return gradient.flatten().index_select(0, self.places)
 
     @torch.no_grad()
     def weight(self, part: float = 1.0) -> Tensor:
@@ -151,9 +146,9 @@ class _Scales:
     def grid(self, part: float = 1.0) -> Grid:
         return replace(self.start, scale=(self.start.scale * (part * self.moved).exp()).detach())
 
-    def take(self, gradient: Tensor) -> None:
-        """Of the layer's weight (rows, columns)."""
-        self._weight().backward(gradient)
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """By what moves, from that by the layer's weight (rows, columns)."""
+        return torch.autograd.grad(self._weight(), self.moved, gradient)[0]
 
     @torch.no_grad()
     def weight(self, part: float = 1.0) -> Tensor:
@@ -169,7 +164,7 @@ def _movable(layer: SpikingLayer, grid: Grid | None) -> _Weights | _Scales:
     if grid is None:
         places = weight.flatten().nonzero().squeeze(1)
         kept = weight.flatten().index_select(0, places)
-        return _Weights(layer, kept, kept.clone().requires_grad_(), places)
+        return _Weights(layer, kept, kept.clone(), places)
     factors = torch.zeros_like(grid.scale, requires_grad=True)
     return _Scales(layer, factors, grid, grid.codes(weight), 0.0 if grid.power_of_two else SCALE_STEP)
 

@@ -1,0 +1,25 @@
+"""Adam against torch's own optimiser and schedule."""
+
+import torch
+
+from sbc_plugin.core.adam import Adam
+
+
+def test_steps_are_those_of_torchs_adam_along_a_cosine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(5, generator=generator, dtype=torch.float64) for _ in range(2)]
+    lengths, steps = [0.3, 0.01], 20
+    moved, expected = [each.clone() for each in starts], [each.clone().requires_grad_() for each in starts]
+    adam = Adam(moved, lengths, steps)
+    optimizer = torch.optim.Adam([{"params": [e], "lr": length} for e, length in zip(expected, lengths, strict=True)])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        gradients = [torch.randn(5, generator=generator, dtype=torch.float64) for _ in range(2)]
+        adam.step(gradients)
+        for tensor, gradient in zip(expected, gradients, strict=True):
+            tensor.grad = gradient
+        optimizer.step()
+        schedule.step()
+        for found, wanted in zip(moved, expected, strict=True):
+            torch.testing.assert_close(found, wanted.detach(), rtol=1e-9, atol=1e-9)
+    assert all(not torch.equal(found, start) for found, start in zip(moved, starts, strict=True))
