@@ -19,13 +19,27 @@ from pathlib import Path
 
 import torch
 
-from integration_tests.benchmarks import ablations, accuracy, finetuning, page, records, retraining, tables
+from integration_tests.benchmarks import (
+    ablations,
+    accuracy,
+    default_time,
+    finetuning,
+    page,
+    records,
+    retraining,
+    tables,
+)
 from integration_tests.benchmarks.methods import METHODS
 from integration_tests.benchmarks.page import SPECIAL
 from integration_tests.benchmarks.subjects import SUBJECTS, Few, Subject
 from sbc_plugin.errors import CheckpointError
 
-RESUMED = {"ablations": ablations.lines, "retraining": retraining.lines, "finetuning": finetuning.lines}
+RESUMED = {
+    "ablations": ablations.lines,
+    "retraining": retraining.lines,
+    "finetuning": finetuning.lines,
+    "default_time": default_time.lines,
+}
 # To be begun first, so that short ones are left for the end, when a processor would otherwise wait for a long one.
 LONG = ("2fc-events", "retraining", "digits", "ablations", "braille", "spike-transformer", "conv-events", "sew-resnet")
 QUICK = ("95 % sparse", "2 bits", "90 % sparse, 4 bits")
