@@ -39,7 +39,7 @@ class Prune:
             None = where single weights go and tuning follows.
         rounds: prune in so many rounds, each calibrated on what the one before it left, and each leaving half as many
             weights. Meant for tuning, which then follows the last; only for "sbc" and "obc", and not with N:M. None =
-            1, but where single weights go in one-shot order and tuning follows, 1 or 2, whichever leaves spikes closer.
+            1.
 
     Raises:
         SettingsError: a value out of range, or a sparsity that contradicts the pattern.

@@ -12,7 +12,7 @@ from integration_tests.benchmarks.effort import Effort, measured
 from integration_tests.benchmarks.published import Published
 from sbc_plugin import compress
 from sbc_plugin.brevitas import quantize_layers, sbc_mode, weight_quantizer
-from sbc_plugin.compression.plan import ROUNDS, SCALE_STEPS, filled, steps_for
+from sbc_plugin.compression.plan import SCALE_STEPS, filled, steps_for
 from sbc_plugin.demo.run import ONE_SHOT, Budget
 from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.layers import Forward
@@ -167,10 +167,8 @@ def tuned_settings(budget: Budget) -> str:
 
 
 def _set(budget: Budget, calibration: Calibration) -> str:
-    prune = budget.prune and filled(budget.prune, calibration.tuning or 0, calibration.order)
+    prune = budget.prune and filled(budget.prune, calibration.tuning or 0)
     chosen = [asdict(part) for part in (prune, budget.quantize, calibration) if part is not None]
-    if prune is not None and prune.rounds is None:
-        chosen[0]["rounds"] = ROUNDS
     if not calibration.tuning:
         del chosen[-1]["outputs"]  # of tuning alone
     off = (

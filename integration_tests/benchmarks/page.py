@@ -49,10 +49,10 @@ uses labels unless its section says so.
   cost counts in each budget.
 - *SBC, one shot* is this package's solvers alone, `Calibration(tuning=0)`.
 - *SBC, tuned* is the default of `compress` where accuracy is expected to be lost. It prunes weights of silent neurons
-  first, in one or two rounds, whichever leaves the spikes of the calibration data closer. Then it takes 200 gradient
-  steps on the kept weights (100 on the scales, where nothing is pruned) towards the dense network's own spikes and
-  class probabilities. It uses the same calibration data and no labels, but it is more than one shot. The default stands
-  back where hardly any accuracy is expected to be lost, and at 4 bits and more; the table tunes all the same.
+  first. Then it takes 200 gradient steps on the kept weights (100 on the scales, where nothing is pruned) towards the
+  dense network's own spikes and class probabilities. It uses the same calibration data and no labels, but it is more
+  than one shot. The default stands back where hardly any accuracy is expected to be lost, and at 4 bits and more; the
+  table tunes all the same.
 - With budgets *on average*, layers share the bits by loss, `Quantize(2, allocation="loss")`, so that all codes take no
   more memory than so many bits for each weight. *SBC as published* has the same bits everywhere.
 
@@ -213,8 +213,7 @@ SAYS = {  # written by people, without a number that is not in the figure
     ),
     "rounds": (
         "This speaks against us: a second round alone gains nothing with SBC and may cost, because the errors of the "
-        "rounds add up. With tuning after it, it makes no difference on these two networks. It gains on 2fc-events, so "
-        "the default tries both and keeps what leaves the spikes of the calibration data closer."
+        "rounds add up. With tuning after it, it makes no difference, so one round is the default."
     ),
     "corrections": (
         "Alignment, by forward passes alone, gains where there is BatchNorm (conv-events; the digits' network has "

@@ -65,7 +65,7 @@ def test_bits_alone_are_left_too() -> None:
     assert same(small, made(quantize=Quantize(3), calibration=Calibration(tuning=0))[0])
 
 
-def test_where_much_is_lost_rounds_are_tried_and_weights_tuned() -> None:
+def test_where_much_is_lost_weights_are_tuned() -> None:
     _, report = made(prune=Prune(0.95))
     assert report.settings["calibration"].tuning == 4
     assert "tuning" not in report.skipped or "not needed" not in report.skipped["tuning"]

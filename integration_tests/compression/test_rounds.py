@@ -71,15 +71,15 @@ def test_rounds_come_first_and_quantisation_last(settings: tuple[Any, Any], tuni
     found = [
         (stage.prune and round(stage.prune.sparsity, 9), stage.quantize and stage.quantize.bits, tuned)
         for phase in phases(Recipe("sbc", *settings, damping=0.01), tuning)
-        for stage in phase.schedules[0]
-        for tuned in [phase.tune and stage is phase.schedules[0][-1]]
+        for stage in phase.recipes
+        for tuned in [phase.tune and stage is phase.recipes[-1]]
     ]
     assert found == expected
 
 
 def test_baselines_take_one_round() -> None:
     recipe = Recipe("magnitude", Prune(0.9, rounds=3), None, 0.01)
-    assert phases(recipe, tuning=False) == (Phase(((recipe,),), tune=False),)
+    assert phases(recipe, tuning=False) == (Phase((recipe,), tune=False),)
 
 
 def test_a_layer_that_a_round_silenced_is_solved_on_what_reached_it_before(monkeypatch: pytest.MonkeyPatch) -> None:

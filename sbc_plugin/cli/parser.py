@@ -215,9 +215,7 @@ def _budget(parser: argparse.ArgumentParser) -> None:
         const=True,
         help="weights from and into neurons that never spike go first (default where tuning follows)",
     )
-    group.add_argument(
-        "--rounds", type=int, help="prune in so many, each on what the one before left (default: 1, or 2 where better)"
-    )
+    group.add_argument("--rounds", type=int, help="prune in so many, each on what the one before left (default: 1)")
     group.add_argument("--bits", type=int, help="of each weight, 2 to 8")
     group.add_argument(
         "--bit-allocation", choices=BIT_ALLOCATIONS, help="how layers share the bits: uniform (default), or by loss"

@@ -76,9 +76,9 @@ def compress(
         prune: how many weights go; None keeps all.
         quantize: the grid; None keeps floating point. With both, one pass does both.
         calibration: how Hessians are gathered, and how the result is tuned. What settings leave open (None) is filled
-            in as measured best: "sbc" prunes weights of silent neurons first, in one or two rounds, and takes
-            label-free gradient steps after; ``Calibration(tuning=0)`` is the solvers alone. The report holds what was
-            used.
+            in as measured best: "sbc" prunes weights of silent neurons first, and takes label-free gradient steps
+            after, where accuracy is expected to be lost without; ``Calibration(tuning=0)`` is the solvers alone. The
+            report holds what was used.
         forward: ``forward(model, batch)`` runs one whole sequence. The default calls the model in the way in which it
             is seen to take time, see :func:`sbc_plugin.norse.default_forward`.
         inplace: change ``model`` itself, all layers or none; otherwise it is not touched.
@@ -134,8 +134,6 @@ def compress(
             target, left = adapter.into_backend(target, layers, quantize, outcome.state.grids)
             notes = joined(notes, left)
     # 5. Report.
-    if todo.prune is not None and todo.prune.rounds is None:
-        todo = replace(todo, prune=replace(todo.prune, rounds=outcome.rounds))
     todo = replace(todo, calibration=replace(todo.calibration, tuning=outcome.tuning))
     settings = {"method": method, "prune": todo.prune, "quantize": quantize, "calibration": todo.calibration}
     return target, Report(

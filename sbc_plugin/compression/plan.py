@@ -1,7 +1,7 @@
 """What a compression is going to do, as data: everything that settings leave open (``None``) is filled in here, once.
 
-What is filled in is the combination that kept most accuracy in docs/results.md: weights of silent neurons go first, one
-or two rounds of pruning as the calibration data say, then label-free tuning.
+What is filled in is the combination that kept most accuracy in docs/results.md: weights of silent neurons go first, and
+label-free tuning follows.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,6 @@ from sbc_plugin.settings import TUNED_SEQUENCES, TUNING_STEPS, Calibration, Prun
 
 SCALE_STEPS = 100  # of tuning, where only scales can move
 FINE = 4  # bits from which on tuned scales bring nothing
-ROUNDS = (1, 2)  # of pruning, which are both tried where settings leave them open
-
-Schedule = tuple[Recipe, ...]
 
 
 @dataclass(frozen=True)
@@ -31,12 +28,11 @@ class Phase:
     """A part of a compression.
 
     Attributes:
-        schedules: each a sequence of stages, given by their recipes. Of several schedules, the one after which the
-            spikes of the judged calibration data are closest to the dense network's stays.
+        recipes: of its stages, one after the other.
         tune: whether weights or scales are tuned after the last stage.
     """
 
-    schedules: tuple[Schedule, ...]
+    recipes: tuple[Recipe, ...]
     tune: bool = False
 
 
@@ -46,10 +42,10 @@ class Plan:
 
     Attributes:
         phases: one after the other.
-        prune: settings with everything filled in; ``rounds`` stays None where :data:`ROUNDS` are tried.
+        prune: settings with everything filled in.
         calibration: settings with everything filled in.
         notes: name -> reason, for what is left out.
-        as_needed: whether other schedules and tuning are left out where hardly any accuracy is expected to be lost.
+        as_needed: whether tuning is left out where hardly any accuracy is expected to be lost.
     """
 
     phases: tuple[Phase, ...]
@@ -71,12 +67,12 @@ class Plan:
     @property
     def second_order(self) -> bool:
         """Whether solvers use Hessians."""
-        return self.phases[0].schedules[0][0].method in SECOND_ORDER
+        return self.phases[0].recipes[0].method in SECOND_ORDER
 
     @property
     def reads_data_again(self) -> bool:
         """Whether calibration data is run through more than once."""
-        stages = sum(len(schedule) for phase in self.phases for schedule in phase.schedules)
+        stages = sum(len(phase.recipes) for phase in self.phases)
         sequential = self.second_order and self.calibration.order == "sequential"
         return stages > 1 or sequential or self.steps > 0 or self.aligns or silent_first(self.prune, self.second_order)
 
@@ -106,7 +102,7 @@ def plan(
         calibration = replace(calibration, tuning=steps)
     steps = steps if method in SECOND_ORDER else 0
     if prune is not None:
-        prune = filled(prune, steps, calibration.order)
+        prune = filled(prune, steps)
     recipe = Recipe(method, prune, quantize, calibration.damping)
     return Plan(phases(recipe, steps > 0), prune, calibration, notes, as_needed)
 
@@ -155,16 +151,12 @@ def steps_for(method: str, prune: Prune | None, quantize: Quantize | None) -> in
     return SCALE_STEPS if quantize is not None and quantize.bits < FINE and scales_move(quantize) else 0
 
 
-def filled(prune: Prune, steps: int, order: str) -> Prune:
-    """``prune`` with what it leaves open, given the steps of tuning that follow and the order of layers.
-
-    Rounds stay open where both one and two are to be tried. In sequential order there is one, since a layer that the
-    first round has silenced could not be solved in the second.
-    """
+def filled(prune: Prune, steps: int) -> Prune:
+    """``prune`` with what it leaves open, given the steps of tuning that follow."""
     single = steps > 0 and prune.pattern == "unstructured"
     return replace(
         prune,
-        rounds=prune.rounds if single and order == "one-shot" else prune.rounds or 1,
+        rounds=prune.rounds or 1,
         silent_first=single if prune.silent_first is None else prune.silent_first,
     )
 
@@ -182,19 +174,16 @@ def phases(recipe: Recipe, tuning: bool) -> tuple[Phase, ...]:
     """
     prune, quantize = recipe.prune, recipe.quantize
     if prune is None:
-        return (Phase(((recipe,),), tuning),)
+        return (Phase((recipe,), tuning),)
     apart = quantize is not None and (tuning or quantize.allocation == "loss")
     pruned = replace(recipe, quantize=None) if apart else recipe
-    tried = [schedule(pruned, rounds) for rounds in (ROUNDS if prune.rounds is None else (prune.rounds,))]
-    shortest = tried[0]
-    schedules = (shortest, *(other for other in tried[1:] if len(other) > len(shortest)))
-    first = Phase(schedules, tuning)
+    first = Phase(rounds(pruned, prune.rounds or 1), tuning)
     if quantize is None or not apart:
         return (first,)
-    return first, Phase(((without_pruning(recipe),),), tuning and scales_move(quantize))
+    return first, Phase((without_pruning(recipe),), tuning and scales_move(quantize))
 
 
-def schedule(recipe: Recipe, rounds: int) -> Schedule:
+def rounds(recipe: Recipe, count: int) -> tuple[Recipe, ...]:
     """Rounds of pruning: each leaves half of the weights that the one before it left; the last one is the recipe.
 
     Rounds that would keep all weights are left out, and baselines take one round.
@@ -203,7 +192,7 @@ def schedule(recipe: Recipe, rounds: int) -> Schedule:
     assert prune is not None
     earlier: list[Recipe] = []
     kept = 2 * (1 - prune.sparsity)
-    while kept < 1 and len(earlier) < rounds - 1 and recipe.method in SECOND_ORDER:
+    while kept < 1 and len(earlier) < count - 1 and recipe.method in SECOND_ORDER:
         earlier.insert(0, replace(recipe, prune=replace(prune, sparsity=1 - kept), quantize=None))
         kept *= 2
     return (*earlier, recipe)

@@ -8,17 +8,16 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import Runner
-from sbc_plugin.calibration.hessians import Statistics
-from sbc_plugin.compression.bias_correction import Expected, align, expected, movable
+from sbc_plugin.compression.bias_correction import align, expected, movable
 from sbc_plugin.compression.layer_by_layer import layer_by_layer
-from sbc_plugin.compression.objective import Targets, expected_losses, mean_distance, targets, upper_bound
-from sbc_plugin.compression.plan import Phase, Plan, Schedule
+from sbc_plugin.compression.objective import Targets, expected_losses, targets, upper_bound
+from sbc_plugin.compression.plan import Plan
 from sbc_plugin.compression.stage import Stage, State
 from sbc_plugin.compression.tuning import tune
 from sbc_plugin.evaluation.report import joined
 from sbc_plugin.layers import SpikingLayer
 
-NEGLIGIBLE = 0.015  # of accuracy: where no more can be lost, neither more rounds nor tuning bring anything
+NEGLIGIBLE = 0.015  # of accuracy: where no more can be lost, tuning brings nothing
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,10 @@ class Outcome:
 
     Attributes:
         state: of the model.
-        rounds: of pruning.
         tuning: steps of tuning that each phase took; None where not all phases took as many.
     """
 
     state: State
-    rounds: int
     tuning: int | None
 
 
@@ -51,17 +48,20 @@ def run(plan: Plan, work: Stage) -> Outcome:
     aims = targets(work.runner, work.data, work.calibration.outputs == "classes") if plan.steps else None
     moments = expected(work.runner, work.layers, work.data) if plan.aligns else None
     judge = None if aims is None or not plan.as_needed else _Judge(work.runner, aims, None)
-    state, rounds, taken = State(work.weights()), 1, []
+    state, taken = State(work.weights()), []
     for phase in plan.phases:
-        state, length, lost = _Choice(phase, work, aims, moments, judge).best(state, known)
-        rounds, known = max(rounds, length), None
+        for recipe in phase.recipes:
+            state, known = replace(work, recipe=recipe).run(state, known), None
+            if moments is not None:
+                align(work.runner, moments)
         if phase.tune and aims is not None:
+            lost = None if judge is None else judge.lost()
             taken.append(0 if _negligible(lost) else plan.steps)
             state = _left(state, lost) if _negligible(lost) else _tuned(state, work, aims, plan.steps)
         if judge is not None and phase is not plan.phases[-1]:
             judge = replace(judge, before=judge.now())
     same = not taken or min(taken) == max(taken)
-    return Outcome(state, rounds, (taken[0] if taken else plan.calibration.tuning) if same else None)
+    return Outcome(state, (taken[0] if taken else plan.calibration.tuning) if same else None)
 
 
 @contextmanager
@@ -101,47 +101,6 @@ class Snapshot:
             layer.write(self.weights[layer.name])
         for tensor, value in self.others:
             tensor.copy_(value)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """The schedules of a phase, of which one is to stay."""
-
-    phase: Phase
-    work: Stage
-    aims: Targets | None
-    moments: Expected | None
-    judge: "_Judge | None"
-
-    def best(self, state: State, known: Mapping[str, Statistics] | None) -> tuple[State, int, Tensor | None]:
-        """The state after the best schedule, which the model is left in, how many stages that has, and what it lost.
-
-        What is lost is the first schedule's expected loss of each sequence; the others are tried only where it is more
-        than negligible. None where nobody asks, or nothing is compared as classes.
-        """
-        runner, layers, aims = self.work.runner, self.work.layers, self.aims
-        first, *others = self.phase.schedules
-        start = Snapshot.of(runner.model, layers)
-        after = self._through(first, state, known)
-        lost = self.judge.lost() if self.judge is not None and self.phase.tune else None
-        if not others or aims is None or _negligible(lost):
-            return after, len(first), lost
-        tried = [(mean_distance(runner, aims), after, first, Snapshot.of(runner.model, layers))]
-        for schedule in others:
-            start.put_back()
-            after = self._through(schedule, state, known)
-            tried.append((mean_distance(runner, aims), after, schedule, Snapshot.of(runner.model, layers)))
-        _, after, schedule, made = min(tried, key=lambda each: each[0])
-        made.put_back()
-        return after, len(schedule), lost
-
-    def _through(self, schedule: Schedule, state: State, known: Mapping[str, Statistics] | None) -> State:
-        for recipe in schedule:
-            state = replace(self.work, recipe=recipe).run(state, known)
-            known = None
-            if self.moments is not None:
-                align(self.work.runner, self.moments)
-        return state
 
 
 @dataclass(frozen=True)
