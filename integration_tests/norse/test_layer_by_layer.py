@@ -10,7 +10,7 @@ from norse.torch.functional.reset import reset_subtract, reset_value
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import Runner
-from sbc_plugin.compression.layer_by_layer import LayerByLayer, layer_by_layer
+from sbc_plugin.calibration.layer_by_layer import LayerByLayer, layer_by_layer
 from sbc_plugin.norse.layer_by_layer import WRITTEN_OUT, run_over_time
 
 T, B, N = 14, 3, 6

@@ -144,6 +144,11 @@ def first_result(results: Any) -> Any:
     return _last(results[0]) if isinstance(results, tuple) and results else results
 
 
+def result_of(output: Any) -> Any:
+    """What a forward returned, without the state that may stand behind it in a tuple or list."""
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
 def _last(result: Any) -> Any:
     return _last(result[-1]) if isinstance(result, list) and result else result
 

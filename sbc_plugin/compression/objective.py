@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sbc_plugin.calibration.driver import result_of
 from sbc_plugin.calibration.forward import Runner, Source
 from sbc_plugin.calibration.precision import at_least_single
 from sbc_plugin.core.distillation import divergence, inverse_temperature
 from sbc_plugin.core.spikes import total_distance
-from sbc_plugin.evaluation.accuracy import result_of, scores_of
+from sbc_plugin.evaluation.accuracy import scores_of
 from sbc_plugin.evaluation.comparison import TAU_STEPS
 from sbc_plugin.settings import TUNED_SEQUENCES
 

@@ -8,8 +8,8 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.layer_by_layer import layer_by_layer
 from sbc_plugin.compression.bias_correction import align, expected, movable
-from sbc_plugin.compression.layer_by_layer import layer_by_layer
 from sbc_plugin.compression.objective import Targets, expected_losses, targets, upper_bound
 from sbc_plugin.compression.plan import Plan
 from sbc_plugin.compression.stage import Stage, State

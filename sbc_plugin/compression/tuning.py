@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.layer_by_layer import layer_by_layer
 from sbc_plugin.calibration.precision import at_least_single
 from sbc_plugin.calibration.progress import progress_bar
-from sbc_plugin.compression.layer_by_layer import layer_by_layer
 from sbc_plugin.compression.objective import Targets, distance_on, mean_distance
 from sbc_plugin.core.adam import Adam
 from sbc_plugin.core.quantization.grids import Grid

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import labels_of, peek
+from sbc_plugin.calibration.driver import result_of
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.plain import library_or_plain
 from sbc_plugin.calibration.precision import autocast_off
@@ -62,11 +63,6 @@ def right_answers(output: Any, labels: Tensor, number: int) -> int:
             "(B, classes) is needed, pass `forward` if the model's is another"
         )
     return int((scores.argmax(1).cpu() == labels.cpu()).sum())
-
-
-def result_of(output: Any) -> Any:
-    """What a forward returned, without the state that may stand behind it in a tuple or list."""
-    return output[0] if isinstance(output, tuple | list) and output else output
 
 
 def scores_of(output: Any) -> Tensor | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.layer_by_layer import layer_by_layer
 from sbc_plugin.core.pruning.hybrid import OBS_WORK, PRESELECT
 from sbc_plugin.core.pruning.obs import BATCH_ELEMENTS, EXACT_COLUMNS, PANEL
 from sbc_plugin.core.pruning.prune import SMALL
@@ -109,12 +110,17 @@ def tuning_step(runner: Runner, layers: list[SpikingLayer], batch: Any) -> Tunin
 
     seconds = float("inf")
     try:
-        with torch.inference_mode(False), torch.enable_grad(), _asked_for_gradients(weights):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            _asked_for_gradients(weights),
+            layer_by_layer(runner, piece) as source,
+        ):
             for _ in range(2):  # the first one also sets up what later ones find ready
                 started = time.perf_counter()
                 kept.clear()
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                    spikes, output = runner.spikes(piece, keep=lambda step: step)
+                    spikes, output = source.spikes(piece, keep=lambda step: step)
                     loss = sum((train.square().sum() for train in spikes.values()), torch.zeros((), device="cpu"))
                     first = output[0] if isinstance(output, tuple | list) and output else output
                     loss = loss + first.square().sum() if isinstance(first, Tensor) else loss

@@ -18,11 +18,11 @@ from sbc_plugin.evaluation.text import printable
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import TUNING_STEPS
 
-# What compress does by default when it prunes and quantises: it gathers Hessians before, in the second round and before
-# the grid, and runs as often again to see spikes; it prunes three times, in one round and in two.
-GATHERED, SOLVED = 5, 2
+# What compress does by default when it prunes and quantises: it gathers Hessians before each, and runs about as often
+# to see spikes and outputs.
+GATHERED = 4
 TUNED = 2 * TUNING_STEPS  # steps on weights, and on scales
-STEP_SECONDS = 1.5e-3  # of a step beside run and gradients: the optimiser, for each layer
+STEP_SECONDS = 5e-4  # of a step beside run and gradients: the optimiser, for each layer
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def inspect(
     gather(runner, layers, [first], DEFAULT)
     batch = time.perf_counter() - started
     tuning = None if step is None else TUNED * (step.seconds + STEP_SECONDS * len(layers))
-    solving = (SOLVED if step is not None else 1) * sum(plan.seconds for plan in plans)
+    solving = sum(plan.seconds for plan in plans)
     passes = GATHERED if step is not None else 1
     seconds = passes * batch * _batches_like(runner, first, data) + solving + (tuning or 0)
     return Inspection(plans, skipped, memory, seconds, tuning)

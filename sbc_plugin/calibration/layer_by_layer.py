@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbc_plugin.calibration.driver import Driver, as_input
+from sbc_plugin.calibration.driver import Driver, as_input, result_of
 from sbc_plugin.calibration.forward import Runner, Source, eval_mode
-from sbc_plugin.evaluation.accuracy import result_of
 
 TOLERANCE = 1e-3  # of the largest output
 SHARE = 0.01  # of spikes or outputs may differ: a membrane that meets its threshold rounds to either side
