@@ -12,6 +12,7 @@ from integration_tests.benchmarks import (
     brevitas_speed,
     channels,
     default_time,
+    few_spikes,
     finetuning,
     joint,
     membrane,
@@ -253,6 +254,8 @@ def page() -> str:
     text += [default_time.table(found) if (found := records.read("default_time")) else NOT_RUN, ""]
     text += ["## Fine-tuning", "", finetuning.__doc__ or "", "Command: `make bench CASE=finetuning`.", ""]
     text += [finetuning.table(found) if (found := records.read("finetuning")) else NOT_RUN, ""]
+    text += ["## Few output spikes", "", few_spikes.__doc__ or "", "Command: `make bench CASE=few_spikes`.", ""]
+    text += [few_spikes.table(found) if (found := records.read("few_spikes")) else NOT_RUN, ""]
     for name, special in SPECIAL.items():
         text += [f"## {special.title}", "", special.about, f"Command: `make bench CASE={name}`.", ""]
         text += [special.table(found) if (found := records.read(name)) else NOT_RUN, ""]

@@ -23,6 +23,7 @@ from integration_tests.benchmarks import (
     ablations,
     accuracy,
     default_time,
+    few_spikes,
     finetuning,
     page,
     records,
@@ -39,6 +40,7 @@ RESUMED = {
     "retraining": retraining.lines,
     "finetuning": finetuning.lines,
     "default_time": default_time.lines,
+    "few_spikes": few_spikes.lines,
 }
 # To be begun first, so that short ones are left for the end, when a processor would otherwise wait for a long one.
 LONG = ("2fc-events", "retraining", "digits", "ablations", "braille", "spike-transformer", "conv-events", "sew-resnet")

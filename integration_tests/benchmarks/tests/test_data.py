@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from integration_tests.benchmarks import fashion, vowels
+from integration_tests.benchmarks import fashion, time_series, vowels
 from integration_tests.benchmarks.cases import CASES
 from sbc_plugin.demo.saccades import saccade_events
 
@@ -68,7 +68,7 @@ def test_series_of_different_length_end_in_zeros(tmp_path: Path) -> None:
 def test_absent_data_say_where_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SBC_DATA", str(tmp_path))
     monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "nowhere")
-    monkeypatch.setattr(vowels, "find_spec", lambda name: None)
+    monkeypatch.setattr(time_series, "find_spec", lambda name: None)
     for case in CASES:
         with pytest.raises(FileNotFoundError, match=r"install|SBC_DATA"):
             case.data()
