@@ -12,6 +12,8 @@ import brevitas.nn as qnn
 from brevitas.inject import ExtendedInjector
 from torch import Tensor, nn
 
+from sbc_plugin.layers import Part, SpikingLayer
+
 WEIGHTS = ("input_weights", "recurrent_weights")
 LAYER = "_layer"  # behind the name of a weight: the layer that holds it
 
@@ -50,6 +52,15 @@ def _weight(layer: Any) -> Tensor:
     quantised = layer.quant_weight()
     value: Tensor = getattr(quantised, "value", quantised)
     return value
+
+
+def parts_of(layer: SpikingLayer) -> list[Part]:
+    """The parts of a layer; those whose weight a quantised layer makes, as that layer holds them."""
+    parts = []
+    for part in layer.parts:
+        holder = part.module._modules.get(part.attribute + LAYER) if isinstance(part.module, QuantisedCell) else None
+        parts.append(part if holder is None else Part(part.name + LAYER, holder, "weight", part.form))
+    return parts
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}

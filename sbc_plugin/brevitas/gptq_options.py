@@ -10,6 +10,7 @@ from brevitas.graph.calibrate import quantization_status_manager
 from brevitas.graph.gptq import GPTQ
 from torch import Tensor, nn
 
+from sbc_plugin.brevitas.cells import parts_of
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.layers import SpikingLayer
 
@@ -65,7 +66,7 @@ class GptqOptions:
         turns: list[list[SpikingLayer]] = []
         turn_of_group: dict[int, list[SpikingLayer]] = {}
         for layer in layers:
-            numbers = [group_of[part.name] for part in layer.parts if part.name in group_of]
+            numbers = [group_of[part.name] for part in parts_of(layer) if part.name in group_of]
             turn = turn_of_group.get(numbers[0]) if numbers else None
             if turn is None:
                 turn = []

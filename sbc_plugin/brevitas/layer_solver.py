@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sbc_plugin.brevitas.cells import parts_of
 from sbc_plugin.brevitas.gptq_options import GptqOptions
 from sbc_plugin.brevitas.grids import (
     BinaryGrid,
@@ -104,8 +105,8 @@ class LayerSolver:
             held.quantizer.train(self.modules[name].training)
 
     def parts(self, layer: SpikingLayer) -> list[Part]:
-        """The parts of a layer that are quantised."""
-        return [part for part in layer.parts if part.name in self.modules]
+        """The parts of a layer that are quantised, as Brevitas' layers hold them."""
+        return [part for part in parts_of(layer) if part.name in self.modules]
 
     def solve(self, layer: SpikingLayer, hessian: Tensor) -> Solution:
         """Solve the quantised parts of a layer, and write their codes.
@@ -116,7 +117,7 @@ class LayerSolver:
             SettingsError: parts that are solved together have quantizers of different bits.
         """
         # 1. The quantised parts alone, with their columns of the Hessian.
-        parts = self.parts(layer)
+        parts, layer = self.parts(layer), replace(layer, parts=tuple(parts_of(layer)))
         if len(parts) < len(layer.parts):
             columns = _columns_of(parts, layer).to(hessian.device)
             hessian, layer = hessian[..., columns, :][..., columns], replace(layer, parts=tuple(parts))

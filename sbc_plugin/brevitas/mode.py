@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.brevitas.cells import LAYER
 from sbc_plugin.brevitas.gptq_options import GptqOptions, check_accumulators, check_class, device_of
 from sbc_plugin.brevitas.held_scales import layers_of
 from sbc_plugin.brevitas.layer_solver import LayerSolver
@@ -238,8 +239,9 @@ class sbc_mode:  # noqa: N801, as Brevitas names its modes
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layers, reasons = self._recorder.find(args, kwargs)
         chosen = [layer for layer in layers if self._solver.parts(layer)]
-        reached = {part.name for layer in chosen for part in layer.parts}
-        self.skipped |= {name: reasons.get(name, "never called") for name in self._modules if name not in reached}
+        reached = {part.name for layer in chosen for part in self._solver.parts(layer)}
+        left = [name for name in self._modules if name not in reached]
+        self.skipped |= {name: reasons.get(name.removesuffix(LAYER), "never called") for name in left}
         self.skipped |= {layer.name: layer.note for layer in chosen if layer.note}
         if not chosen:
             raise UnsupportedModelError(f"no quantised layer was reached: {self.skipped}")

@@ -119,7 +119,7 @@ def _cell_layer(name: str, cell: nn.Module, temporal: bool) -> SpikingLayer:
     parts = []
     for attribute in own_weights(cell):
         weight: Tensor = getattr(cell, attribute)
-        parts.append(Part(f"{name}.{attribute}", cell, attribute, MatrixForm(1, *weight.shape)))
+        parts.append(Part(f"{name}.{attribute}".lstrip("."), cell, attribute, MatrixForm(1, *weight.shape)))
     rows = parts[0].form.rows
     kernel, row_note = kernel_by_row(kernel, rows)
     kernel, variant = distinct(kernel, rows, MOST_VARIANTS)
