@@ -95,16 +95,16 @@ class Subject:
 
 SUBJECTS = (
     Subject("breast cancer", spikes_in.breast_cancer, 5, 2, feed_forward, 0.97, 5),
-    Subject("GunPoint", partial(spikes_in.profiles, "GunPoint"), 50, 2, box, 0.97, 20),
     Subject("ItalyPowerDemand", partial(spikes_in.profiles, "ItalyPowerDemand"), 5, 2, recurrent, 0.97, 10, 0.25),
     Subject("clothes", partial(spikes_in.clothes, classes=2), 2, 2, convolutional, 0.9, 10, 0.4),
     Subject("wine", spikes_in.wine, 10, 3, box, 0.95, 20, 0.7),
     Subject("ArrowHead", partial(spikes_in.profiles, "ArrowHead"), 10, 3, feed_forward, 0.95, 20, 0.6),
     Subject("clothes", partial(spikes_in.clothes, classes=4), 2, 4, box, 0.95, 20, 0.25),
-    Subject("Braille", spikes_in.seven_letters, 25, 7, feed_forward, 0.9, 10, 0.5),
     Subject("JapaneseVowels", partial(spikes_in.series, "JapaneseVowels"), 10, 9, recurrent, 0.9, 20, 0.2),
-    Subject("Braille", spikes_in.ten_letters, 25, 10, recurrent, 0.9, 20, 0.2),
     Subject("clothes", partial(spikes_in.clothes, classes=10), 5, 10, convolutional, 0.8, 10, 0.5),
+    Subject("Braille", spikes_in.seven_letters, 25, 7, feed_forward, 0.9, 10, 0.5),
+    Subject("Braille", spikes_in.ten_letters, 25, 10, recurrent, 0.9, 20, 0.2),
+    Subject("GunPoint", partial(spikes_in.profiles, "GunPoint"), 50, 2, box, 0.97, 20),
 )
 
 
