@@ -5,6 +5,9 @@ convolutional, with and without a synaptic current (*box*). Each is trained in s
 made smaller, so that outputs spike less often. *Tied* is the fraction of test sequences on which two outputs spike most
 often, or none spikes. The gain is paired, sequence by sequence; its ± is the standard error over test sequences, for
 the given networks and calibration data.
+
+Tuning aims at the dense network. So it also takes back what pruning happens to gain: of the 66 pairs of networks, one
+is below the solvers alone by two standard errors, and there these were better than the dense network.
 """
 
 import math
@@ -157,21 +160,33 @@ def noise_of(alone: Line, tuned: Line) -> float:
     return math.sqrt((tuned["differs"] - gain(alone, tuned) ** 2) / (tuned["tested"] - 1))
 
 
+def pairs_of(found: list[Line]) -> dict[tuple[str, str], list[tuple[Line, Line]]]:
+    """Network and budget -> what the solvers alone and default tuning came to, seed by seed."""
+    lines = {(line["network"], line["budget"], line["seed"], line["method"]): line for line in found}
+    pairs: dict[tuple[str, str], list[tuple[Line, Line]]] = {}
+    for (network, budget, seed, method), line in lines.items():
+        if method == TUNED:
+            pairs.setdefault((network, budget), []).append((lines[network, budget, seed, ALONE], line))
+    return pairs
+
+
+def mean_gain(pairs: list[tuple[Line, Line]]) -> tuple[float, float]:
+    """The mean gain over seeds in points, and its standard error over test sequences."""
+    noise = math.sqrt(sum(noise_of(*pair) ** 2 for pair in pairs)) / len(pairs)
+    return 100 * tables.mean([gain(*pair) for pair in pairs]), 100 * noise
+
+
 def table(found: list[Line]) -> str:
     """Accuracies of each network and budget, and what default tuning gains over the solvers alone."""
     rows, gains = [], []
-    for network in dict.fromkeys(line["network"] for line in found):
-        mine = [line for line in found if line["network"] == network]
-        dense = [line for line in mine if line["method"] == "dense"]
+    for (network, budget), pairs in pairs_of(found).items():
+        dense = [line for line in found if (line["network"], line["method"]) == (network, "dense")]
+        alone, tuned = zip(*pairs, strict=True)
+        gained, noise = mean_gain(pairs)
+        gains.append(gained)
         ties = tables.spread([100 * line["tied"] for line in dense], 0)
-        for budget in dict.fromkeys(line["budget"] for line in mine if line not in dense):
-            chosen = [line for line in mine if line["budget"] == budget]
-            of = {method: [line for line in chosen if line["method"] == method] for method in METHODS}
-            pairs = list(zip(*of.values(), strict=True))
-            gains.append(100 * tables.mean([gain(*pair) for pair in pairs]))
-            noise = 100 * math.sqrt(sum(noise_of(*pair) ** 2 for pair in pairs)) / len(pairs)
-            accuracies = [tables.spread([100 * line["accuracy"] for line in lines]) for lines in (dense, *of.values())]
-            rows.append([network, budget, ties, *accuracies, f"{gains[-1]:+.1f} ± {noise:.1f}"])
+        accuracies = [tables.spread([100 * line["accuracy"] for line in lines]) for lines in (dense, alone, tuned)]
+        rows.append([network, budget, ties, *accuracies, f"{gained:+.1f} ± {noise:.1f}"])
     rows.append(["mean of all", *[""] * 5, tables.spread(gains)])
     heads = ["network", "budget", "tied, %", "dense, %", *(f"{method}, %" for method in METHODS)]
     return tables.markdown([*heads, "default gains, points"], rows)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from integration_tests.benchmarks import fashion, time_series, vowels
+from integration_tests.benchmarks import fashion, spikes_in, time_series, vowels
 from integration_tests.benchmarks.cases import CASES
 from sbc_plugin.demo.saccades import saccade_events
 
@@ -63,6 +63,19 @@ def test_series_of_different_length_end_in_zeros(tmp_path: Path) -> None:
     assert series.shape == (2, 29, 12) and labels.tolist() == [1, 0]
     assert series[0, :2, 3].tolist() == [3.5, 3.25] and series[1, :3, 0].tolist() == [1.0, 2.0, 3.0]
     assert series[0, 2:].count_nonzero() == 0 and series[1, 3:].count_nonzero() == 0
+
+
+def test_larger_values_spike_sooner() -> None:
+    found = spikes_in.latencies(torch.tensor([[1.0, 0.0, 0.5]]), 5)
+    assert found.shape == (5, 1, 6) and found.sum(0).tolist() == [[1.0] * 6]
+    assert found[:, 0].argmax(0).tolist() == [0, 4, 2, 4, 0, 2]
+
+
+def test_channels_that_never_change_are_silent() -> None:
+    values = torch.stack([torch.full((2, 3), 7.0), torch.arange(6.0).reshape(2, 3)], 1)
+    found = spikes_in.standardised(values)
+    assert not found[:, 0].any()
+    assert found[:, 1].mean().abs() < 1e-6 and abs(float(found[:, 1].std()) - 1) < 1e-6
 
 
 def test_absent_data_say_where_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The pages that show figures are those that the benchmark's lines make."""
 
-from integration_tests.benchmarks import finetuning, page, records, tables
+from integration_tests.benchmarks import few_spikes, finetuning, page, records, tables
 
 
 def test_the_pages_are_up_to_date() -> None:
@@ -32,3 +32,12 @@ def test_sbc_loses_least_right_after_channels_are_cut_from_convolutions() -> Non
         for method in finetuning.METHODS[1:]:
             ahead = [by["sbc", seed]["accuracy"] - by[method, seed]["accuracy"] for seed in finetuning.SEEDS]
             assert tables.mean(ahead) > 2 * tables.standard_error(ahead)
+
+
+def test_default_tuning_gains_where_outputs_are_tied_or_silent() -> None:
+    """In the mean of all, and on no network and budget does it cost more than the noise."""
+    pairs = few_spikes.pairs_of(records.read("few_spikes"))
+    assert len(pairs) == 2 * len(few_spikes.SUBJECTS)
+    gains = [few_spikes.mean_gain(some) for some in pairs.values()]
+    assert tables.mean([gain for gain, _ in gains]) > 2 * tables.standard_error([gain for gain, _ in gains])
+    assert all(gain >= -2 * noise for gain, noise in gains)
