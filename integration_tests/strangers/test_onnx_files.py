@@ -10,7 +10,7 @@ pytest.importorskip("onnxruntime")
 from integration_tests.strangers.networks import network
 from integration_tests.strangers.onnx_files import attempt, judged, reproduction
 
-SEEDS = range(15)
+SEEDS = range(10)
 
 
 @pytest.mark.parametrize("first", range(0, len(SEEDS), 5))
