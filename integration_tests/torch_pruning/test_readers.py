@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from integration_tests.strangers.networks import network
 from integration_tests.torch_pruning.test_dependency_graph import traced
+from sbc_plugin.torch_pruning import audit, readers
 from sbc_plugin.torch_pruning.graph.dependency_graph import group_of
-from sbc_plugin.torch_pruning.readers import MIXED, readers_of
+from sbc_plugin.torch_pruning.readers import MIXED, UNRELATED, readers_of
 from sbc_plugin.torch_pruning.rehearsal import Rehearsal
 from sbc_plugin.torch_pruning.replay import Replay
 
@@ -105,3 +106,35 @@ def test_a_pruning_function_that_cuts_in_place_is_rehearsed_as_well() -> None:
         assert rehearsal.wrong([group]) == ""
     norm = rehearsal._copy.norm
     assert norm.num_features == 8 and len(norm.weight) == 8 and norm.note == [1, 2]  # type: ignore[union-attr]
+
+
+class Excited(nn.Module):
+    """Squeeze and excitation at one pixel, where some rectifiers never open for the weights that are drawn first."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 512, 3, padding=1, groups=8), nn.BatchNorm2d(512)
+        self.squeeze, self.excite, self.gate = nn.Conv2d(512, 4, 1), nn.Conv2d(4, 512, 1), gate
+        self.last = nn.Conv2d(512, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm(self.conv(x)))
+        return self.last(h * self.gate(self.excite(torch.relu(self.squeeze(h)))))
+
+
+@pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.Hardsigmoid(), nn.Tanh(), nn.Identity()], ids=str)
+def test_a_gate_is_seen_behind_rectifiers_that_do_not_open(gate: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Excited(gate).eval(), torch.rand(1, 8, 1, 1)
+    replay = Replay(model, x)
+    found = readers_of(replay, ["excite"])["excite"]
+    assert as_lists({"excite": found}) == {"excite": {"last": list(range(512))}}
+    assert audit(model, x).ok
+    monkeypatch.setattr(readers, "DRAWN_AGAIN", 0)
+    assert (readers_of(replay, ["excite"])["excite"]["last"] == UNRELATED).any()
+
+
+def test_channels_that_no_layer_reads_stay_unseen() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Unflatten(1, (2, 4)), nn.Flatten(), nn.Linear(8, 2))
+    model[1].forward = lambda x: x[:, :6]  # type: ignore[method-assign]
+    model[3] = nn.Linear(6, 2)
+    assert as_lists(readers_of(Replay(model.eval(), torch.rand(3, 4)), ["0"])) == {"0": {"3": list(range(6))}}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 UNRELATED, MIXED = -1, -2
 LARGE = 40.0  # times the layer's largest output: such an increase passes max pooling and rectifiers
+DRAWN_AGAIN = 4  # times that other weights are drawn, for layers of which some channels are seen and others are not
 
 
 def readers_of(replay: Any, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
@@ -30,19 +31,33 @@ def readers_of(replay: Any, names: Sequence[str]) -> dict[str, dict[str, Tensor]
         names: of the layers whose channels are changed.
     """
     found = _decoded(replay, names, LARGE)
-    unseen = [name for name in names if not _complete(found[name], replay.channels(name))]
     # What blocks an increase, as min pooling does, may let a decrease pass.
-    for name, readers in _decoded(replay, unseen, -LARGE).items():
-        for reader, numbers in readers.items():
-            known = found[name].get(reader, numbers)
-            found[name][reader] = known.where(known != UNRELATED, numbers)
+    _fill_in(found, _decoded(replay, _unseen(replay, found), -LARGE))
+    # A rectifier that never opens hides what its product with a gate depends on, and opens for other weights.
+    for number in range(1, DRAWN_AGAIN + 1):
+        if not (partly := [name for name in _unseen(replay, found) if _seen(found[name])]):
+            break
+        _fill_in(found, _decoded(replay.drawn_again(number), partly, LARGE))
     return found
 
 
-def _complete(readers: Mapping[str, Tensor], channels: int) -> bool:
-    """Whether some input depends on each channel, or on several of them."""
-    seen = {number for numbers in readers.values() for number in numbers.unique().tolist()}
-    return MIXED in seen or len(seen - {UNRELATED}) == channels
+def _fill_in(found: dict[str, dict[str, Tensor]], more: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put what other runs have seen where nothing is known yet."""
+    for name, readers in more.items():
+        for reader, numbers in readers.items():
+            known = found[name].get(reader, numbers)
+            found[name][reader] = known.where(known != UNRELATED, numbers)
+
+
+def _unseen(replay: Any, found: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """Layers with a channel that no input depends on, as far as is known; none whose channels are mixed."""
+    seen = {name: _seen(readers) for name, readers in found.items()}
+    return [name for name, channels in seen.items() if MIXED not in channels and len(channels) < replay.channels(name)]
+
+
+def _seen(readers: Mapping[str, Tensor]) -> set[int]:
+    """The channels that some input depends on; MIXED where it depends on several."""
+    return {number for numbers in readers.values() for number in numbers.unique().tolist()} - {UNRELATED}
 
 
 def _decoded(replay: Any, names: Sequence[str], change: float) -> dict[str, dict[str, Tensor]]:

@@ -32,9 +32,9 @@ def linear_neurons(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def random_inputs(model: nn.Module, example_inputs: Any) -> Any:
+def random_inputs(model: nn.Module, example_inputs: Any, seed: int = 0) -> Any:
     """Inputs of the same shape that are nowhere 0."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
 
     def drawn(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -50,16 +50,24 @@ def random_inputs(model: nn.Module, example_inputs: Any) -> Any:
 class Replay:
     """Records one forward and repeats it with some channels of one layer changed, all other outputs held as recorded.
 
+    Args:
+        model: left as it is.
+        example_inputs: as for torch-pruning.
+        forward: ``forward(model, example_inputs)``.
+        seed: of the weights and inputs that are drawn.
+
     Attributes:
         twin: the copy that runs.
         layers: the model's layers that ran, by name.
         inputs: the example inputs, their values replaced by others that are nowhere 0.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, forward: Callable[..., Any] = run_once) -> None:
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, forward: Callable[..., Any] = run_once, seed: int = 0
+    ) -> None:
         self.model, self.library, self.forward = model, library_or_plain(model), forward
-        self.twin = self._drawn_anew()
-        self.inputs = random_inputs(model, example_inputs)
+        self.twin = self._drawn_anew(2 + 3 * seed)
+        self.inputs = random_inputs(model, example_inputs, 3 * seed)
         state_items(model, self.inputs)
         self.layers = {name: module for name, module in model.named_modules() if self.is_layer(module)}
         self._inputs: dict[str, list[Tensor]] = {}
@@ -76,6 +84,10 @@ class Replay:
         self._run(scale)
         self._run(record)
         self.layers = {name: layer for name, layer in self.layers.items() if name in self._outputs}
+
+    def drawn_again(self, seed: int) -> "Replay":
+        """A replay of the same model with other weights and inputs."""
+        return Replay(self.model, self.inputs, self.forward, seed)
 
     def is_layer(self, module: nn.Module) -> bool:
         """Whether the module reads channels with weights: a Linear, a convolution, or a neuron with its own weights."""
@@ -116,10 +128,10 @@ class Replay:
         return hits
 
     @torch.no_grad()
-    def _drawn_anew(self) -> nn.Module:
+    def _drawn_anew(self, seed: int) -> nn.Module:
         """A copy of the model in which no weight is 0, and most sums of positive numbers are positive."""
         twin = self.library.copy_model(self.model)
-        generator = torch.Generator().manual_seed(2)
+        generator = torch.Generator().manual_seed(seed)
 
         def about_one(value: Tensor, spread: float) -> Tensor:
             return (1 + spread * torch.randn(value.shape, generator=generator, device="cpu")).to(value)
