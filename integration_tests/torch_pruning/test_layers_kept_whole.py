@@ -8,8 +8,9 @@ import norse.torch as norse
 import pytest
 import torch
 import torch_pruning as tp
+import torchvision
 from torch import Tensor, nn
-from torchvision.models.convnext import LayerNorm2d
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt, LayerNorm2d
 
 from integration_tests.torch_pruning.test_blind_spots import Crossed, box, driven, run, spikes
 from sbc_plugin.errors import UnsupportedModelError
@@ -176,3 +177,53 @@ def test_a_norm_that_moves_the_channels_is_followed_where_they_are() -> None:
     assert [cut[layer] for layer in model] == [[1, 6]] * 3
     group.prune()
     assert model(torch.rand(1, 3, 8, 8)).shape == (1, 4, 8, 8) and model[1].normalized_shape == (6,)
+
+
+TRANSFORMERS: dict[str, Any] = {
+    "ViT": lambda: torchvision.models.VisionTransformer(16, 4, 2, 2, 16, 24, num_classes=5),
+    "Swin": lambda: torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [4, 4], num_classes=5),
+    "ConvNeXt": lambda: ConvNeXt([CNBlockConfig(8, 16, 2), CNBlockConfig(16, None, 1)], num_classes=5),
+}
+
+
+def zeroed_hidden(dense: nn.Module, pruned: nn.Module) -> int:
+    """Set hidden layers of ``dense`` to 0 where ``pruned`` has lost them, and the rest to its; return their number.
+
+    The layers that lose outputs keep the others as they are, and each is read by the next Linear.
+    """
+    cut, kept = 0, None
+    with torch.no_grad():
+        for (_, one), (_, other) in zip(dense.named_modules(), pruned.named_modules(), strict=True):
+            if not isinstance(one, nn.Linear):
+                continue
+            if kept is not None:
+                one.weight.zero_()[:, kept] = other.weight
+                one.bias.copy_(other.bias)
+                kept = None
+            elif one.weight.shape != other.weight.shape:
+                cut += 1
+                kept = [int((one.weight == row).all(1).nonzero()) for row in other.weight]
+            else:
+                one.load_state_dict(other.state_dict())
+    return cut
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_residual_streams_behind_norms_are_refused_with_the_line_that_keeps_them_whole(name: str) -> None:
+    torch.manual_seed(0)
+    model = TRANSFORMERS[name]().double().eval()
+    dense = copy.deepcopy(model)
+    x, seen = torch.rand(2, 10, 3, 16, 16, dtype=torch.float64)
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    given: dict[str, Any] = {"calibration_data": [seen]}
+    with pytest.raises(UnsupportedModelError) as refused:
+        get_pruner("sbc", model, x[:1], ignored_layers=[head], **given).step()
+    message = str(refused.value)
+    names = {name for name, _ in model.named_modules() if repr(name) in message}
+    line = message[message.index("ignored_layers=[") + len("ignored_layers=") : message.index("; nothing was cut")]
+    whole = eval(line, {"model": model})
+    assert message.count("because the norm") <= 2 and len(names) >= len(whole) > 2  # each reason once
+    pruner = get_pruner("sbc", model, x[:1], ignored_layers=[head, *whole], **given)
+    pruner.step()
+    assert zeroed_hidden(dense, model) == {"ViT": 2, "Swin": 2, "ConvNeXt": 3}[name]
+    torch.testing.assert_close(model(x), dense(x), rtol=0, atol=1e-9)

@@ -70,6 +70,22 @@ def plan_problems(pruner: Any, plans: Iterable[Any], example_inputs: Any, forwar
     return wrong or {root: together for root in roots}
 
 
+def refusal(problems: Mapping[str, str]) -> str:
+    """What to tell of layers that must not be cut, layer -> reason: each reason once, and the line that helps."""
+    layers: dict[str, list[str]] = {}
+    for name, reason in problems.items():
+        layers.setdefault(reason, []).append(name)
+    reasons = [
+        f"{names[0]!r}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
+        for reason, names in layers.items()
+    ]
+    count = "1 layer" if len(problems) == 1 else f"{len(problems)} layers"
+    return (
+        f"cutting {count} would break the model: {'; '.join(reasons)}. Keep them whole, so that the others are cut: "
+        f"ignored_layers=[model.get_submodule(name) for name in {list(problems)}]; nothing was cut"
+    )
+
+
 def left_whole(pruner: Any, plans: Iterable[Any], problems: Mapping[str, str]) -> dict[str, str]:
     """Layer -> reason, for the layers that shall lose channels and have lost none, nor lose any in this step.
 

@@ -17,7 +17,7 @@ from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, run_o
 from sbc_plugin.torch_pruning.importance import SBCImportance
 from sbc_plugin.torch_pruning.methods import METHODS, graph_arguments, host_pruner
 from sbc_plugin.torch_pruning.normalization import reestimate_batchnorm
-from sbc_plugin.torch_pruning.planned_cuts import left_whole, plan_problems, with_way_out
+from sbc_plugin.torch_pruning.planned_cuts import left_whole, plan_problems, refusal, with_way_out
 from sbc_plugin.torch_pruning.weights import WeightPruner
 
 
@@ -155,11 +155,7 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         }
         wrong = {name: reason for name, reason in (self._problems or {}).items() if name in touched}
         if wrong := wrong or plan_problems(self, plans, self.example_inputs, self._forward_fn):
-            raise UnsupportedModelError(
-                f"torch-pruning's graph is wrong for {len(wrong)} layers, cutting them would break the model: "
-                f"{'; '.join(f'{name!r}: {reason}' for name, reason in wrong.items())}. Keep them whole with "
-                "ignored_layers=[...]; nothing was cut"
-            )
+            raise UnsupportedModelError(refusal(wrong))
 
 
 def get_pruner(
