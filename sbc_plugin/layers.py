@@ -189,8 +189,9 @@ def library_of(model: nn.Module) -> SpikingLibrary:
     Raises:
         UnsupportedModelError: no module of the model belongs to a library that is known.
     """
+    origins = {base.__module__.split(".")[0] for kind in set(map(type, model.modules())) for base in kind.__mro__}
     for library, adapter in SNN_LIBRARIES.items():
-        if any(base.__module__.split(".")[0] == library for module in model.modules() for base in type(module).__mro__):
+        if library in origins:
             return import_module(adapter)
     known = ", ".join(SNN_LIBRARIES)
     raise UnsupportedModelError(

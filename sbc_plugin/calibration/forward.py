@@ -25,14 +25,21 @@ OnStep: TypeAlias = Callable[[str, Tensor, Tensor | None, Tensor | None], None]
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run in eval mode, nothing compiled; modes, random state and what forward keeps are afterwards as they were."""
     modes = [(module, module.training) for module in model.modules()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
     try:
         model.eval()
-        with torch.random.fork_rng(devices=devices), eager(), attributes_kept(model):
+        with undisturbed(model):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run as :func:`eval_mode` does, in the mode that the model is in."""
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
+    with torch.random.fork_rng(devices=devices), eager(), attributes_kept(model):
+        yield
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class Rehearsal:
         if not all(output.isfinite().all() for output in expected):
             raise _RehearsalError("the model's outputs are not finite, so that no cut can be compared")
         try:
-            with self._cut(cuts), linear_neurons(self._copy), self._watched(self._copy) as after:
+            with self._cut(cuts), linear_neurons(self._copy, self.replay.library), self._watched(self._copy) as after:
                 found = tensors_in(self.replay.forward(self._copy, self.replay.inputs))
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -131,7 +131,7 @@ class Rehearsal:
             for model in models:
                 model.double()
             try:
-                with linear_neurons(self.replay.twin):
+                with linear_neurons(self.replay.twin, self.replay.library):
                     self.replay.forward(self.replay.twin, self.replay.inputs)
                 exact = True
             except RuntimeError:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.forward import eval_mode
+from sbc_plugin.calibration.forward import eval_mode, undisturbed
 from sbc_plugin.calibration.plain import library_or_plain
+from sbc_plugin.layers import SNNLibrary
 from sbc_plugin.torch_pruning.graph.dependency_graph import (
     channel_axis,
     replaced,
@@ -26,9 +27,10 @@ WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 @contextmanager
-def linear_neurons(model: nn.Module) -> Iterator[None]:
+def linear_neurons(model: nn.Module, library: SNNLibrary) -> Iterator[None]:
     """Inside the block the model runs in eval mode, without gradients, and its neurons pass on what they receive."""
-    with eval_mode(model), torch.no_grad(), library_or_plain(model).linear_neurons(model):
+    held = eval_mode if any(module.training for module in model.modules()) else undisturbed
+    with held(model), torch.no_grad(), library.linear_neurons(model):
         yield
 
 
@@ -130,7 +132,7 @@ class Replay:
     @torch.no_grad()
     def _drawn_anew(self, seed: int) -> nn.Module:
         """A copy of the model in which no weight is 0, and most sums of positive numbers are positive."""
-        twin = self.library.copy_model(self.model)
+        twin = self.library.copy_model(self.model).eval()
         generator = torch.Generator().manual_seed(seed)
 
         def about_one(value: Tensor, spread: float) -> Tensor:
@@ -163,7 +165,7 @@ class Replay:
     def _run(self, on_call: Any) -> None:
         calls: dict[str, int] = {}
         with ExitStack() as stack:
-            stack.enter_context(linear_neurons(self.twin))
+            stack.enter_context(linear_neurons(self.twin, self.library))
             for name in self.layers:
 
                 def hook(_: Any, inputs: Any, named: Any, output: Any, name: str = name) -> Any:
@@ -202,7 +204,7 @@ def outputs_without(
         return copy
 
     with ExitStack() as stack:
-        stack.enter_context(linear_neurons(replay.twin))
+        stack.enter_context(linear_neurons(replay.twin, replay.library))
         for module, channels in sent.items():
 
             def after(module: nn.Module, _: Any, output: Any, channels: Any = channels) -> Any:

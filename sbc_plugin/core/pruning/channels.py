@@ -161,15 +161,25 @@ class _State:
         columns, filled = self.columns[remaining], self.filled[remaining]
         block = self.blocks[remaining] * (filled[:, :, None] & filled[:, None, :])
         block.diagonal(dim1=1, dim2=2).add_((~filled).to(block))  # the identity on padding
+        if columns.shape[1] == 1:
+            cholesky(block)  # checks it
+            return (self._squares()[columns[:, 0]] * filled[:, 0] / block[:, 0, 0] / 2).cpu().double()
         weight = self.weight.mT[columns] * filled[..., None]  # (channels, width, rows)
         if self.loses_rows:
             weight = weight * (remaining[:, None] != self.row_channel)[:, None, :]
-        if columns.shape[1] == 1:
-            cholesky(block)  # checks it
-            return (weight.square().sum((1, 2)) / block[:, 0, 0] / 2).cpu().double()
         solved: Tensor = torch.linalg.solve_triangular(cholesky(block), weight, upper=False)
         losses: Tensor = solved.square().sum((1, 2)) / 2
         return losses.cpu().double()
+
+    def _squares(self) -> Tensor:
+        """Where each channel feeds one column: the sum of squares of each column, without the rows that go with it."""
+        weight = self.weight
+        if self.loses_rows:
+            rows = (self.row_channel >= 0).nonzero()[:, 0]
+            rows = rows[self.filled[self.row_channel[rows], 0]]
+            weight = weight.clone()
+            weight[rows, self.columns[self.row_channel[rows], 0]] = 0.0
+        return weight.square().sum(0)
 
     def remove(self, channels: Tensor) -> None:
         """Apply equations 3 and 5; rows that go with the channels no longer count."""

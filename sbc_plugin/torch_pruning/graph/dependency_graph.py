@@ -101,9 +101,10 @@ def run_once(model: nn.Module, example_inputs: Any) -> Any:
     A step model runs twice, the state handed on, so that what it feeds back is seen.
     """
     output = _called(model, example_inputs)
+    if not isinstance(output, tuple):
+        return output
     library = library_or_plain(model)
-    spiking = any(library.is_neuron(module) for module in model.modules())
-    return output[0] if spiking and isinstance(output, tuple) else output
+    return output[0] if any(library.is_neuron(module) for module in model.modules()) else output
 
 
 def _called(model: nn.Module, example_inputs: Any) -> Any:
