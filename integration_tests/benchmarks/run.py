@@ -29,6 +29,7 @@ from integration_tests.benchmarks import (
     records,
     retraining,
     tables,
+    zoo,
 )
 from integration_tests.benchmarks.methods import METHODS
 from integration_tests.benchmarks.page import SPECIAL
@@ -41,6 +42,7 @@ RESUMED = {
     "finetuning": finetuning.lines,
     "default_time": default_time.lines,
     "few_spikes": few_spikes.lines,
+    "zoo": zoo.lines,
 }
 # To be begun first, so that short ones are left for the end, when a processor would otherwise wait for a long one.
 LONG = ("2fc-events", "retraining", "digits", "ablations", "braille", "spike-transformer", "conv-events", "sew-resnet")
@@ -50,7 +52,7 @@ QUICK = ("95 % sparse", "2 bits", "90 % sparse, 4 bits")
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*SUBJECTS, *RESUMED, *SPECIAL]
+    names = list(dict.fromkeys([*SUBJECTS, *RESUMED, *SPECIAL]))
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(names)}; all if none is named")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="only these")
@@ -98,10 +100,10 @@ def long_first(cases: list[str]) -> list[str]:
 def _run(case: str, options: argparse.Namespace) -> None:
     started = time.perf_counter()
     try:
-        if case in SPECIAL:
-            records.write(case, SPECIAL[case].lines())
-        elif case in RESUMED:
+        if case in RESUMED:
             records.resume(case, RESUMED[case], again=options.again)
+        elif case in SPECIAL:
+            records.write(case, SPECIAL[case].lines())
         elif options.quick:
             print(quick_table(SUBJECTS[case], options.methods))
         else:
