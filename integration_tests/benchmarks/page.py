@@ -99,7 +99,9 @@ SPECIAL = {
         "zoo: torchvision's networks with random weights",
         "`get_pruner(method, ..., pruning_ratio=0.5)` cuts half of each layer's channels, on images as small as each\n"
         "network takes, with 256 images of noise to calibrate on. Output errors are relative to the dense outputs, on\n"
-        "64 other images; no network is trained, before or after. Seconds are of one processor.",
+        "64 other images; no network is trained, before or after. Seconds are of one processor. Where SBC refuses a\n"
+        "network, all methods run with the layers whole that the audit names; the column says how many. Three seeds\n"
+        "where a spread is shown, else one.",
         zoo.lines,
         zoo.table,
     ),
