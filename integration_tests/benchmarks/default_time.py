@@ -1,9 +1,9 @@
 """What the default of `compress` costs beside one shot, and what it brings.
 
 Both run on the same networks and calibration data, one after the other in one process; seconds are of the processor.
-*Expected* is what equation 14 of docs/theory.md lets expect of the one-shot result, from the calibration data and
-without labels, beside what is *lost* on the test data. The default stops after one round and does not tune where little
-is expected to be lost; then it takes what one shot takes, and two passes over the data more.
+*Expected* is what equation 12 of docs/theory.md lets expect of the one-shot result, from the calibration data and
+without labels, beside what is *lost* on the test data. The default does not tune where little is expected to be lost;
+then it takes what one shot takes, and two passes over the data more.
 """
 
 import math

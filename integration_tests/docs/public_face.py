@@ -22,6 +22,7 @@ INTERNAL = {
         "holds_weights",
         "is_neuron",
         "is_step_model",
+        "layer_by_layer",
         "linear_neurons",
         "linear_state",
         "state_items",

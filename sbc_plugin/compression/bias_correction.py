@@ -2,7 +2,7 @@
 
 An error in one layer changes the rates that the next layer receives, and so the currents whose mean and variance
 BatchNorm holds and to which a bias was fitted. Both are moved so that mean and variance are the dense ones again, layer
-by layer, each on what the compressed layers before it send. Source: docs/theory.md, equations 12 and 13.
+by layer, each on what the compressed layers before it send. Source: docs/theory.md, equations 13 and 14.
 """
 
 from collections.abc import Iterable, Mapping

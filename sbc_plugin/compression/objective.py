@@ -159,7 +159,7 @@ def expected_losses(source: Source, aims: Targets) -> Tensor | None:
 
     ``p[c] - p[c']``, where p are the dense model's class probabilities, c its answer and c' the other's. The mean is
     the accuracy that is expected to be lost, judged by the dense model alone, without labels. Source: docs/theory.md,
-    equation 14.
+    equation 12.
 
     Args:
         source: of the compressed model's spikes.
