@@ -57,8 +57,10 @@ def test_a_readout_with_weights_is_linear_and_readout(settings: Any) -> None:
     assert torch.equal(run(one, x), run(other, x))
     small, report = compress(one, [x], **settings)
     expected, wanted = compress(other, [x], **settings)
-    torch.testing.assert_close(small[2].input_weights, expected[2].weight)
-    torch.testing.assert_close(small[0].weight, expected[0].weight)
+    # Steps of tuning are as long for a gradient of almost 0, whose sign may be rounding's.
+    close = {"rtol": 1e-3, "atol": 1e-3} if "calibration" in settings else {}
+    torch.testing.assert_close(small[2].input_weights, expected[2].weight, **close)
+    torch.testing.assert_close(small[0].weight, expected[0].weight, **close)
     assert report.sparsity == wanted.sparsity and report.left_alone == 0
     mine, theirs = compare(one, small, [x]), compare(other, expected, [x])
     assert mine.compressed == theirs.compressed and mine.dense == theirs.dense

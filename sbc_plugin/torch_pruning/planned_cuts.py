@@ -79,9 +79,9 @@ def refusal(problems: Mapping[str, str]) -> str:
         f"{names[0]!r}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
         for reason, names in layers.items()
     ]
-    count = "1 layer" if len(problems) == 1 else f"{len(problems)} layers"
+    count, them = ("1 layer", "it") if len(problems) == 1 else (f"{len(problems)} layers", "them")
     return (
-        f"cutting {count} would break the model: {'; '.join(reasons)}. Keep them whole, so that the others are cut: "
+        f"cutting {count} would break the model: {'; '.join(reasons)}. Keep {them} whole, so that the others are cut: "
         f"ignored_layers=[model.get_submodule(name) for name in {list(problems)}]; nothing was cut"
     )
 
