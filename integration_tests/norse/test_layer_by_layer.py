@@ -155,6 +155,23 @@ QUICK: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "batch first": (lambda: OwnLoop(lambda steps: steps, batch_first=True), True),
     "batch first, sum": (lambda: OwnLoop(lambda steps: steps.sum(1), batch_first=True), True),
 }
+
+
+class Keeps(OwnLoop):
+    """Leaves what it has seen in attributes, one call after the other."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda steps: steps)
+        self.seen: list[Tensor] = []
+        self.latest: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = super().forward(x)
+        self.seen.append(output)
+        self.latest = output
+        return output
+
+
 SLOW: dict[str, Callable[[], nn.Module]] = {
     "feedback through the state": Feedback,
     "differences of steps": lambda: OwnLoop(lambda steps: steps - steps.roll(1, 0)),
@@ -214,6 +231,16 @@ def test_a_forward_of_the_users_own_runs_as_it_is() -> None:
     runner = Runner.of(model, x, lambda model, batch: model(batch[0]))
     with layer_by_layer(runner, x) as source:
         assert source is runner
+
+
+def test_what_a_forward_keeps_does_not_pile_up() -> None:
+    model, x = live(Keeps), data()
+    runner = Runner.of(model, x)
+    with layer_by_layer(runner, x) as source:
+        for _ in range(3):
+            source.spikes(x, keep=lambda spikes: spikes)
+            assert model.latest is None
+    assert not model.seen
 
 
 def test_the_model_is_as_before() -> None:

@@ -59,7 +59,8 @@ def total_distance(spikes_a: Tensor, spikes_b: Tensor, *, tau: float, dt: float)
 
     It takes the memory of all traces, and less time.
     """
-    traces = leaky_sum((spikes_a - spikes_b).to(torch.float32), math.exp(-dt / tau))
+    dtype = torch.promote_types(torch.promote_types(spikes_a.dtype, spikes_b.dtype), torch.float32)
+    traces = leaky_sum(spikes_a.to(dtype) - spikes_b.to(dtype), math.exp(-dt / tau))
     return traces.square().sum() * (dt / tau)
 
 
