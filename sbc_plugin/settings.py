@@ -132,9 +132,9 @@ class Calibration:
             output with a bias, back to the dense network's; forward passes only. Only for "sbc" and "obc".
         tuning: gradient steps after solving, on the kept weights, towards the dense network's spikes; no labels. Needs
             surrogate gradients and the memory that training takes. Only for "sbc" and "obc". 0 does without. None = of
-            "sbc" 200 where weights go, and as many again on the scales where they are quantised as well; 100 at 2 and 3
-            bits alone; all of it if gradients can be taken, and where accuracy is expected to be lost without. The
-            report holds the number of steps; None where only some of these were taken.
+            "sbc" 200 where weights go, and as many again on the scales where they are quantised to 2 or 3 bits as well;
+            100 at 2 and 3 bits alone; all of it if gradients can be taken, and where accuracy is expected to be lost
+            without. The report holds the number of steps; None where only some of these were taken.
         outputs: what tuning takes the model's output for: "classes", scores of classes once they are summed over time,
             or "values", numbers of which each counts. None = "values" where labels are numbers to fit, that is floats
             that are no one-hot classes; else "classes".

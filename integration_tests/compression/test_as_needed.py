@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sbc_plugin import Calibration, Prune, Quantize, compress
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression import plan as defaults
+from sbc_plugin.compression import run
 from sbc_plugin.compression.objective import expected_losses, targets, upper_bound
 
 CLASSES, INPUTS, SEQUENCES = 3, 12, 240
@@ -78,9 +79,18 @@ def test_steps_that_are_asked_for_are_taken() -> None:
 
 
 def test_a_part_that_is_left_is_told_where_another_was_tuned() -> None:
-    _, report = made(prune=Prune(0.95), quantize=Quantize(8))
+    _, report = made(prune=Prune(0.95), quantize=Quantize(3))
     assert report.settings["calibration"].tuning is None
     assert "not needed" in report.skipped["tuning"]
+
+
+def test_fine_grids_follow_tuned_weights_untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = []
+    real = run.tune
+    monkeypatch.setattr(run, "tune", lambda *arguments: tuned.append(arguments[2]) or real(*arguments))
+    _, report = made(prune=Prune(0.95), quantize=Quantize(8))
+    assert tuned == [{}]  # no grids yet
+    assert report.settings["calibration"].tuning is None
 
 
 def test_expected_losses_are_the_dense_networks_probabilities() -> None:

@@ -77,6 +77,14 @@ def test_rounds_come_first_and_quantisation_last(settings: tuple[Any, Any], tuni
     assert found == expected
 
 
+def test_scales_of_fine_grids_are_tuned_only_where_steps_are_asked_for() -> None:
+    for bits, as_needed, tuned in ((4, True, False), (3, True, True), (4, False, True)):
+        last = phases(Recipe("sbc", Prune(0.9), Quantize(bits), 0.01), True, as_needed)[-1]
+        assert (last.tune, last.spared) == (tuned, not tuned)
+    fixed = Quantize(4, scale="power_of_two")
+    assert not phases(Recipe("sbc", Prune(0.9), fixed, 0.01), True, True)[-1].spared
+
+
 def test_baselines_take_one_round() -> None:
     recipe = Recipe("magnitude", Prune(0.9, rounds=3), None, 0.01)
     assert phases(recipe, tuning=False) == (Phase((recipe,), tune=False),)

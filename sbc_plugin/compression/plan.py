@@ -30,10 +30,12 @@ class Phase:
     Attributes:
         recipes: of its stages, one after the other.
         tune: whether weights or scales are tuned after the last stage.
+        spared: whether scales could be tuned, which is left out because it brings nothing.
     """
 
     recipes: tuple[Recipe, ...]
     tune: bool = False
+    spared: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def plan(
     if prune is not None:
         prune = filled(prune, steps)
     recipe = Recipe(method, prune, quantize, calibration.damping)
-    return Plan(phases(recipe, steps > 0), prune, calibration, notes, as_needed)
+    return Plan(phases(recipe, steps > 0, as_needed), prune, calibration, notes, as_needed)
 
 
 def ignored(method: str, prune: Prune | None, calibration: Calibration) -> dict[str, str]:
@@ -166,11 +168,16 @@ def silent_first(prune: Prune | None, second_order: bool) -> bool:
     return prune is not None and bool(prune.silent_first) and second_order
 
 
-def phases(recipe: Recipe, tuning: bool) -> tuple[Phase, ...]:
+def phases(recipe: Recipe, tuning: bool, as_needed: bool = False) -> tuple[Phase, ...]:
     """What to do one after the other.
 
     With tuning, pruned weights are tuned before they are quantised, in a phase of its own. Layers that share bits are
     quantised in a phase of its own as well, because what a grid costs a layer is known once the layer is pruned.
+
+    Args:
+        recipe: of the whole plan.
+        tuning: whether anything is tuned.
+        as_needed: leave out what brings nothing: scales of fine grids.
     """
     prune, quantize = recipe.prune, recipe.quantize
     if prune is None:
@@ -180,7 +187,9 @@ def phases(recipe: Recipe, tuning: bool) -> tuple[Phase, ...]:
     first = Phase(rounds(pruned, prune.rounds or 1), tuning)
     if quantize is None or not apart:
         return (first,)
-    return first, Phase((without_pruning(recipe),), tuning and scales_move(quantize))
+    movable = tuning and scales_move(quantize)
+    spared = movable and as_needed and quantize.bits >= FINE
+    return first, Phase((without_pruning(recipe),), movable and not spared, spared)
 
 
 def rounds(recipe: Recipe, count: int) -> tuple[Recipe, ...]:

@@ -58,6 +58,8 @@ def run(plan: Plan, work: Stage) -> Outcome:
             lost = None if judge is None else judge.lost()
             taken.append(0 if _negligible(lost) else plan.steps)
             state = _left(state, lost) if _negligible(lost) else _tuned(state, work, aims, plan.steps)
+        elif phase.spared:
+            taken.append(0)
         if judge is not None and phase is not plan.phases[-1]:
             judge = replace(judge, before=judge.now())
     same = not taken or min(taken) == max(taken)

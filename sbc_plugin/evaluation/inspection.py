@@ -21,7 +21,6 @@ from sbc_plugin.settings import TUNING_STEPS
 # What compress does by default when it prunes and quantises: it gathers Hessians before each, and runs about as often
 # to see spikes and outputs.
 GATHERED = 4
-TUNED = 2 * TUNING_STEPS  # steps on weights, and on scales
 STEP_SECONDS = 5e-4  # of a step beside run and gradients: the optimiser, for each layer
 
 
@@ -97,7 +96,7 @@ class Inspection:
         if self.seconds is not None:
             lines[-1] += f" and {self.seconds:,.0f} s on this machine"
             if self.tuning is not None:
-                lines[-1] += f", of which {self.tuning:,.0f} s are tuning (half to prune alone, 0 with tuning=0)"
+                lines[-1] += f", of which {self.tuning:,.0f} s are tuning (0 with tuning=0)"
         lines += [f"note: {printable(name)}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
@@ -142,7 +141,7 @@ def inspect(
     started = time.perf_counter()
     gather(runner, layers, [first], DEFAULT)
     batch = time.perf_counter() - started
-    tuning = None if step is None else TUNED * (step.seconds + STEP_SECONDS * len(layers))
+    tuning = None if step is None else TUNING_STEPS * (step.seconds + STEP_SECONDS * len(layers))
     solving = sum(plan.seconds for plan in plans)
     passes = GATHERED if step is not None else 1
     seconds = passes * batch * _batches_like(runner, first, data) + solving + (tuning or 0)
