@@ -84,6 +84,8 @@ def table(found: list[Line]) -> str:
         here = [line for line in found if (line["network"], line["budget"]) == (network, title)]
         ways = {way: {line["seed"]: line for line in here if line["method"] == way} for way in WAYS}
         seeds = sorted(set(ways["one shot"]) & set(ways["default"]))
+        if not seeds:  # of a run that was interrupted
+            continue
         alone, default = ([ways[way][seed] for seed in seeds] for way in WAYS)
         seconds = [tables.mean([line["processor_seconds"] for line in lines]) for lines in (alone, default)]
         ratios.append(seconds[1] / seconds[0])

@@ -101,8 +101,8 @@ SPECIAL = {
         "network takes, with 256 images of noise to calibrate on. Output errors are relative to the dense outputs, on\n"
         "64 other images; no network is trained, before or after. Seconds are of one processor. Where SBC refuses a\n"
         "network, all methods run with the layers whole that the audit names; the column says how many. Three seeds\n"
-        "where a spread is shown, else one. ShuffleNet and GoogLeNet answer with little more than their last bias\n"
-        "while their weights are random, so their errors tell nothing.",
+        "where a spread is shown, else one. ShuffleNet, GoogLeNet and ConvNeXt answer with little more than their\n"
+        "last bias or their stem while their weights are random, so their errors tell nothing.",
         zoo.lines,
         zoo.table,
     ),
