@@ -16,6 +16,7 @@ from integration_tests.benchmarks import (
     finetuning,
     joint,
     membrane,
+    norms,
     onnx_export,
     plots,
     records,
@@ -94,6 +95,9 @@ SPECIAL = {
         "to the dense ones.",
         channels.lines,
         channels.table,
+    ),
+    "norms": Special(
+        "norms: channels cut through a norm over all of them", norms.__doc__ or "", norms.lines, norms.table
     ),
     "zoo": Special(
         "zoo: torchvision's networks with random weights",
