@@ -47,11 +47,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "convnext_tiny": (partial(_make, "convnext_tiny"), 32),
     "swin_t": (partial(_make, "swin_t"), 32),
     "googlenet": (partial(_make, "googlenet", aux_logits=False, init_weights=False), 32),
-    "vgg11_bn": (partial(_make, "vgg11_bn"), 32),
     "vit_b_16": (_vision_transformer, 32),
     "densenet121": (partial(_make, "densenet121"), 32),
     "resnet50": (partial(_make, "resnet50"), 32),
-    "maxvit_t": (partial(_make, "maxvit_t"), 224),
 }
 
 
