@@ -8,6 +8,7 @@ then it takes what one shot takes, and two passes over the data more.
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 from torch import nn
 
@@ -62,7 +63,7 @@ def _measured(subject: Subject, budget: Budget, line: Line) -> Iterator[Line]:
         )  # fmt: skip
 
     for way, calibration in WAYS.items():
-        (model, report), effort = measured(lambda calibration=calibration: made(calibration))  # type: ignore[misc]
+        (model, report), effort = measured(partial(made, calibration))
         prune = report.settings["prune"]
         line |= {
             "method": way,

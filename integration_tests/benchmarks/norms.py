@@ -11,13 +11,12 @@ from functools import cache
 
 import torch
 import torch_pruning as tp
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from tqdm import tqdm
 
-from integration_tests.benchmarks import tables
+from integration_tests.benchmarks import brevitas_flows, tables
 from integration_tests.benchmarks.records import Line, commit
 from sbc_plugin.torch_pruning import get_pruner
 
@@ -38,11 +37,9 @@ def network() -> nn.Module:
 @cache
 def digits() -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32) in a seeded order, and labels."""
-    data = load_digits()
-    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(data.images, dtype=torch.float32)[order, None] / 16
-    images = functional.interpolate(images, size=(SIZE, SIZE), mode="bilinear").expand(-1, 3, -1, -1)
-    return images.contiguous() - 0.3, torch.tensor(data.target)[order]
+    images, labels = brevitas_flows.digits()
+    images = functional.interpolate((images + 1) / 2, size=(SIZE, SIZE), mode="bilinear").expand(-1, 3, -1, -1)
+    return images.contiguous() - 0.3, labels
 
 
 def trained(seed: int) -> nn.Module:

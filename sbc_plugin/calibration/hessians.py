@@ -4,7 +4,7 @@ Time ends here: a layer's input is filtered causally with the impulse response o
 (docs/theory.md, equation 2), brought to matrix form, and from then on a sample is a sample.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -136,7 +136,7 @@ def gather(
             collector.end_batch(number)
     for collector in collectors:
         collector.flush()
-        collector.statistics.silent = None if fired is None else fired.silent_rows(collector.layer)
+        collector.statistics.silent = None if fired is None else silent_rows(collector.layer, fired.fired)
     return {collector.layer.name: collector.statistics for collector in collectors}
 
 
@@ -213,28 +213,38 @@ def _on_step(collectors: Sequence[Collector], fired: "FiredNeurons | None" = Non
 
 
 class FiredNeurons:
-    """Notes which neurons have spiked, step by step."""
+    """Notes which neurons have spiked, step by step.
+
+    Attributes:
+        fired: name -> (...), of one sequence's neurons; None where the module sends no spikes, or of several shapes.
+    """
 
     def __init__(self) -> None:
-        self._fired: dict[str, Tensor | None] = {}
+        self.fired: dict[str, Tensor | None] = {}
 
     def __call__(self, name: str, spikes: Tensor | None) -> None:
         """Of one step, (B, ...); of an integrator None."""
         now = None if spikes is None else (spikes != 0).any(0)
-        before = self._fired.get(name, now)
+        before = self.fired.get(name, now)
         if now is None or before is None or now.shape != before.shape:
-            self._fired[name] = None
+            self.fired[name] = None
         else:
-            self._fired[name] = before | now
+            self.fired[name] = before | now
 
-    def silent_rows(self, layer: SpikingLayer) -> Tensor:
-        """(rows,), True where no neuron that the layer feeds spiked; all False where one is a readout."""
-        fired = torch.zeros(layer.rows, dtype=torch.bool, device="cpu")
-        for site in layer.sites:
-            seen = None if site.neuron is None else self._fired.get(site.neuron)
-            if seen is not None and seen.dim():
-                seen = seen.movedim(0, -1) if layer.parts[0].form.axes else seen
-            if seen is None or not seen.dim() or seen.shape[-1] != layer.rows:
-                return torch.zeros_like(fired)
-            fired |= seen.reshape(-1, layer.rows).any(0).cpu()
-        return ~fired if layer.sites else fired
+
+def silent_rows(layer: SpikingLayer, fired: Mapping[str, Tensor | None]) -> Tensor:
+    """(rows,), True where no neuron that the layer feeds spiked; none where one is a readout, or of another shape.
+
+    Args:
+        layer: whose rows.
+        fired: as of :class:`FiredNeurons`.
+    """
+    found = torch.zeros(layer.rows, dtype=torch.bool, device="cpu")
+    for site in layer.sites:
+        seen = None if site.neuron is None else fired.get(site.neuron)
+        if seen is not None and seen.dim():
+            seen = seen.movedim(0, -1) if layer.parts[0].form.axes else seen
+        if seen is None or not seen.dim() or seen.shape[-1] != layer.rows:
+            return torch.zeros_like(found)
+        found |= seen.reshape(-1, layer.rows).any(0).cpu()
+    return ~found if layer.sites else found

@@ -1,6 +1,6 @@
 """Carry out a plan on a model: all of it, or nothing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeGuard
@@ -60,7 +60,7 @@ def run(plan: Plan, work: Stage) -> Outcome:
             state = _left(state, lost) if _negligible(lost) else _tuned(state, work, aims, plan.steps)
         elif phase.spared:
             taken.append(0)
-        if judge is not None and phase is not plan.phases[-1]:
+        if judge is not None and phase is not plan.phases[-1] and plan.phases[-1].tune:
             judge = replace(judge, before=judge.now())
     same = not taken or min(taken) == max(taken)
     return Outcome(state, (taken[0] if taken else plan.calibration.tuning) if same else None)
@@ -69,40 +69,16 @@ def run(plan: Plan, work: Stage) -> Outcome:
 @contextmanager
 def all_or_nothing(model: nn.Module, layers: list[SpikingLayer]) -> Iterator[None]:
     """If the block fails, put back the weights, biases and running statistics that it began with."""
-    snapshot = Snapshot.of(model, layers)
+    weights = [layer.weight() for layer in layers]
+    others = [(tensor, tensor.clone()) for tensor in movable(model, layers)]
     try:
         yield
     except BaseException:
-        snapshot.put_back()
-        raise
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """All that stages and alignment change in a model, and the values that it had.
-
-    Attributes:
-        layers: of the model.
-        weights: name -> (rows, columns).
-        others: running statistics and biases, each with its value.
-    """
-
-    layers: list[SpikingLayer]
-    weights: Mapping[str, Tensor]
-    others: list[tuple[Tensor, Tensor]]
-
-    @classmethod
-    def of(cls, model: nn.Module, layers: list[SpikingLayer]) -> "Snapshot":
-        """What the model holds now."""
-        weights = {layer.name: layer.weight() for layer in layers}
-        return cls(layers, weights, [(tensor, tensor.clone()) for tensor in movable(model, layers)])
-
-    def put_back(self) -> None:
-        """Give the model these values again."""
-        for layer in self.layers:
-            layer.write(self.weights[layer.name])
-        for tensor, value in self.others:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.write(weight)
+        for tensor, value in others:
             tensor.copy_(value)
+        raise
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.hessians import silent_rows
 from sbc_plugin.layers import SpikingLayer
 
 LOUD = 100.0  # times the layer's largest weight: any input then lifts a neuron over its threshold
@@ -67,7 +68,8 @@ def _is_read(
         layer.write(quiet)
     now, then = _outputs(output), _outputs(expected[1])
     same = len(now) == len(then) > 0 and all(map(torch.equal, now, then))
-    if not same or bool(_silent_rows(layer, spikes)[rows].any()):
+    fired = {name: spiked.flatten(0, 1).any(0) for name, spiked in spikes.items()}
+    if not same or bool(silent_rows(layer, fired)[rows].any()):
         return True
     own = {site.neuron for site in layer.sites}
     for name, spiked in spikes.items():
@@ -99,15 +101,3 @@ def _outputs(output: Any) -> list[Tensor]:
 def _rows_last(spikes: Tensor, layer: SpikingLayer) -> Tensor:
     """Spikes (T, B, ...) with the axis of the layer's rows at the end."""
     return spikes.movedim(2, -1) if layer.parts[0].form.axes else spikes
-
-
-def _silent_rows(layer: SpikingLayer, spikes: dict[str, Tensor]) -> Tensor:
-    """(rows,), True where no neuron that the layer feeds spiked; none where one is a readout, or of another shape."""
-    fired = torch.zeros(layer.rows, dtype=torch.bool, device="cpu")
-    for site in layer.sites:
-        seen = None if site.neuron is None else spikes.get(site.neuron)
-        seen = None if seen is None else _rows_last(seen, layer)
-        if seen is None or seen.shape[-1] != layer.rows:
-            return torch.zeros_like(fired)
-        fired |= seen.flatten(0, -2).any(0).cpu()
-    return ~fired if layer.sites else fired

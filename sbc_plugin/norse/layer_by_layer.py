@@ -7,6 +7,7 @@ more with time than its neurons do, or mixes sequences, its answer is another on
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from norse.torch.functional.threshold import threshold
 from torch import Tensor, nn
 
 from sbc_plugin.core.recurrences import Firing, Parameter, Slope, leaky_sum, recurrent_spikes, spikes_of
-from sbc_plugin.norse.neurons import NEURONS, is_spiking
-from sbc_plugin.norse.steps import seam_of
+from sbc_plugin.norse.neurons import is_spiking
+from sbc_plugin.norse.steps import replaced_steps
 
 CURRENT_BASED = (lif_feed_forward_step, li_feed_forward_step)
 LEAKY = (*CURRENT_BASED, lif_box_feed_forward_step, li_box_feed_forward_step)
@@ -40,32 +41,19 @@ def layer_by_layer(model: nn.Module, steps: int, on_sequence: OnSequence) -> Ite
         steps: T.
         on_sequence: called with each neuron's name and its spikes (T, B, ...), where it spikes.
     """
-    saved: list[tuple[nn.Module, str, Any, bool]] = []
-    try:
-        for name, neuron in model.named_modules():
-            if isinstance(neuron, NEURONS):
-                seam = seam_of(neuron)
-                original = getattr(neuron, seam)
-                saved.append((neuron, seam, original, seam in vars(neuron)))
-                setattr(neuron, seam, _over_time(name, neuron, original, steps, on_sequence))
+
+    def over_time(name: str, neuron: nn.Module, original: Any) -> Any:
+        def step(x: Tensor, state: Any = None, *rest: Any) -> tuple[Tensor, Any]:
+            whole = x.unflatten(0, (steps, -1))
+            output = run_over_time(original, whole, _first(state, whole.shape[1], len(x)), rest)
+            if is_spiking(neuron):
+                on_sequence(name, output)
+            return output.flatten(0, 1), state
+
+        return step
+
+    with replaced_steps(model, over_time):
         yield
-    finally:
-        for neuron, seam, original, own in saved:
-            if own:
-                setattr(neuron, seam, original)
-            else:
-                delattr(neuron, seam)
-
-
-def _over_time(name: str, neuron: nn.Module, original: Any, steps: int, on_sequence: OnSequence) -> Any:
-    def step(x: Tensor, state: Any = None, *rest: Any) -> tuple[Tensor, Any]:
-        whole = x.unflatten(0, (steps, -1))
-        output = run_over_time(original, whole, _first(state, whole.shape[1], len(x)), rest)
-        if is_spiking(neuron):
-            on_sequence(name, output)
-        return output.flatten(0, 1), state
-
-    return step
 
 
 def _first(state: Any, sequences: int, merged: int) -> Any:
@@ -135,7 +123,7 @@ def _is_written_out(step: Any, rest: tuple[Any, ...]) -> bool:
     if step not in WRITTEN_OUT:
         return False
     parameters = rest[-2]
-    if step not in INTEGRATORS and not _has_gradient(parameters.method, parameters.alpha):
+    if step not in INTEGRATORS and not _has_gradient(parameters.method):
         return False
     if step is lif_step:
         numbers = (parameters.tau_syn_inv, parameters.tau_mem_inv, parameters.v_leak, parameters.v_th)
@@ -149,9 +137,10 @@ def _firing(parameters: Any, through_reset: bool = True) -> Firing:
     return Firing(_value(parameters.v_th), reset, _slope(parameters.method, parameters.alpha), through_reset)
 
 
-def _has_gradient(method: str, alpha: Any) -> bool:
+@cache
+def _has_gradient(method: str) -> bool:
     with torch.enable_grad():
-        return bool(threshold(torch.zeros(1, device="cpu", requires_grad=True), method, alpha).requires_grad)
+        return bool(threshold(torch.zeros(1, device="cpu", requires_grad=True), method, 1.0).requires_grad)
 
 
 def _slope(method: str, alpha: Any) -> Slope:

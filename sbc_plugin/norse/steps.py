@@ -37,6 +37,18 @@ class Step(NamedTuple):
 @contextmanager
 def intercept_steps(model: nn.Module, on_step: Callable[[Step], tuple[Tensor, Any]]) -> Iterator[None]:
     """Call ``on_step`` instead of each neuron's step, inside the block; it returns what the step shall return."""
+
+    def watched(name: str, neuron: nn.Module, original: Any) -> Any:
+        watch = _watched if seam_of(neuron) == "activation" else _watched_forward
+        return watch(name, neuron, original, on_step)
+
+    with replaced_steps(model, watched):
+        yield
+
+
+@contextmanager
+def replaced_steps(model: nn.Module, replacement: Callable[[str, nn.Module, Any], Any]) -> Iterator[None]:
+    """Put ``replacement(name, neuron, step)`` in the place of each neuron's step function, inside the block."""
     saved: list[tuple[nn.Module, str, Any, bool]] = []
     try:
         for name, neuron in model.named_modules():
@@ -44,8 +56,7 @@ def intercept_steps(model: nn.Module, on_step: Callable[[Step], tuple[Tensor, An
                 seam = seam_of(neuron)
                 original = getattr(neuron, seam)
                 saved.append((neuron, seam, original, seam in vars(neuron)))
-                watched = _watched if seam == "activation" else _watched_forward
-                setattr(neuron, seam, watched(name, neuron, original, on_step))
+                setattr(neuron, seam, replacement(name, neuron, original))
         yield
     finally:
         for neuron, seam, original, own in saved:
