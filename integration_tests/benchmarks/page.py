@@ -223,7 +223,7 @@ SAYS = {  # written by people, without a number that is not in the figure
     ),
     "rounds": (
         "This speaks against us: a second round alone gains nothing with SBC and may cost, because the errors of the "
-        "rounds add up. With tuning after it, it makes no difference, so one round is the default."
+        "rounds add up. With tuning after it, it makes no difference on these networks, so one round is the default."
     ),
     "corrections": (
         "Alignment, by forward passes alone, gains where there is BatchNorm (conv-events; the digits' network has "
