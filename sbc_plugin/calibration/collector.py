@@ -13,6 +13,8 @@ from sbc_plugin.layers import Site, SpikingLayer
 
 SEED = 20_250_603
 CHUNK = 2**25  # elements of one block of samples: 128 MiB in float32
+WAITING = 2**27  # elements of the samples that wait in all layers together, where this leaves each enough
+ENOUGH = 256  # samples of a block whose product takes much longer than its sum
 
 Emit = Callable[[list[Tensor]], None]
 
@@ -136,6 +138,11 @@ def _pieces(form: MatrixForm, filtered: list[Tensor], axis: int) -> Iterator[lis
         yield [piece]
 
 
+def waiting(layers: int, columns: int) -> int:
+    """Elements of the blocks in which a layer's samples are summed, where so many layers wait at the same time."""
+    return min(CHUNK // 4, max(WAITING // max(layers, 1), ENOUGH * columns))
+
+
 class Reservoir:
     """Gathers small blocks of samples (groups, n, columns) into large ones, keeping at most ``limit`` of each batch.
 
@@ -145,10 +152,11 @@ class Reservoir:
     Args:
         sink: takes the large blocks.
         limit: the most samples of a batch; None = all.
+        waiting: elements of a large block, see :func:`waiting`.
     """
 
-    def __init__(self, sink: Callable[[Tensor], None], limit: int | None = None) -> None:
-        self.sink, self.limit = sink, limit
+    def __init__(self, sink: Callable[[Tensor], None], limit: int | None = None, waiting: int = CHUNK // 4) -> None:
+        self.sink, self.limit, self.waiting = sink, limit, waiting
         self.ready: list[Tensor] = []
         self.batch: list[Tensor] = []
         self.keys = torch.empty(0, device="cpu")
@@ -158,7 +166,7 @@ class Reservoir:
         """Take a block."""
         if self.limit is None:
             self.ready.append(samples)
-            self._pass_on(CHUNK // 4)
+            self._pass_on(self.waiting)
             return
         self.batch.append(samples)
         drawn = torch.rand(samples.shape[1], generator=self.generator, device="cpu")
@@ -173,7 +181,7 @@ class Reservoir:
         self.ready += self.batch
         self.batch, self.keys = [], torch.empty(0, device="cpu")
         self.generator.manual_seed(SEED + number + 1)
-        self._pass_on(CHUNK // 4)
+        self._pass_on(self.waiting)
 
     def flush(self) -> None:
         """Pass on what is left."""

@@ -5,7 +5,7 @@ exit, and modes and random state are afterwards as they were before.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -18,6 +18,7 @@ from sbc_plugin.calibration.driver import Driver, check_has_values
 from sbc_plugin.calibration.wrappers import eager, unwrapped
 from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer, library_of
 
+TRACED = 2  # sequences that show what feeds what; with one, time merged into the batch would look like time alone
 OnStep: TypeAlias = Callable[[str, Tensor, Tensor | None, Tensor | None], None]
 
 
@@ -136,6 +137,10 @@ class Runner:
             batch: is run once.
             temporal: False gives every layer M = I.
         """
+        if self.sequences(batch) > TRACED:
+            piece = next(iter(self.pieces(batch, TRACED)))
+            with suppress(Exception):  # a model of a fixed batch size, or what the whole batch fails with as well
+                return self.library.find_layers(self.model, piece, self.run, temporal)
         return self.library.find_layers(self.model, batch, self.run, temporal)
 
     def pieces(self, batch: Any, sequences: int) -> Iterable[Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import peek
-from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
+from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples, waiting
 from sbc_plugin.calibration.forward import OnStep, Runner, hooked
 from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.calibration.progress import progress_bar
@@ -78,6 +78,7 @@ class HessianCollector:
     Args:
         layer: whose Hessian.
         calibration: settings.
+        layers: that are listened to at the same time.
 
     Attributes:
         layer: whose Hessian.
@@ -85,12 +86,12 @@ class HessianCollector:
         statistics: complete once :meth:`flush` was called.
     """
 
-    def __init__(self, layer: SpikingLayer, calibration: Calibration) -> None:
+    def __init__(self, layer: SpikingLayer, calibration: Calibration, layers: int = 1) -> None:
         device = calibration.device or layer.parts[0].tensor.device
         self.layer = layer
         self.statistics = Statistics(HessianAccumulator(layer.columns, layer.hessians, device))
         self.inputs = Collector(layer, self._emit)
-        self._reservoir = Reservoir(self._add, calibration.max_samples)
+        self._reservoir = Reservoir(self._add, calibration.max_samples, waiting(layers, layer.columns))
 
     def end_batch(self, number: int) -> None:
         """The batch of this number has run."""
@@ -128,7 +129,7 @@ def gather(
         progress: show a progress bar; None = on a terminal.
         silence: also note which neurons stay silent.
     """
-    collectors = [HessianCollector(layer, calibration) for layer in layers]
+    collectors = [HessianCollector(layer, calibration, len(layers)) for layer in layers]
     inputs = [collector.inputs for collector in collectors]
     fired = FiredNeurons() if silence else None
     for number in run_batches(runner, inputs, data, calibration.temporal, progress, fired):

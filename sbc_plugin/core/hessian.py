@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sbc_plugin.errors import CalibrationError, SettingsError, SingularHessianError
 
+SYMMETRIC, BLOCKS = 512, 4  # from so many columns on, the upper triangle is computed in so many blocks of rows
+
 
 class HessianAccumulator:
     """Sums ``X^T X`` over samples; sums of parts merge to the sum of the whole.
@@ -55,10 +57,10 @@ class HessianAccumulator:
                 f"samples have shape {found}, expected (..., n, {self.columns}) of {tuple(expected)}"
             )
         samples = samples.to(torch.promote_types(samples.dtype, torch.float32))
-        product = samples.mT @ samples
-        if not product.isfinite().all():
+        product = gram(samples)
+        if not product.diagonal(dim1=-2, dim2=-1).isfinite().all():  # sums of squares: nothing lies above them
             raise CalibrationError("the input holds NaN or infinity; clean the calibration data")
-        self.sum_xx += product.to(self.sum_xx)
+        self.sum_xx += product.to(self.sum_xx.device)
         self.count += samples.shape[-2]
 
     def merge(self, other: "HessianAccumulator") -> None:
@@ -82,6 +84,23 @@ class HessianAccumulator:
         if self.count == 0:
             raise CalibrationError("no sample reached this layer; give calibration data that does")
         return self.sum_xx * (2.0 / self.count)
+
+
+def gram(samples: Tensor) -> Tensor:
+    """``X^T X`` of samples (..., n, columns), (..., columns, columns): where it is large, half of it is computed.
+
+    >>> gram(torch.tensor([[1.0, 2.0]])).tolist()
+    [[1.0, 2.0], [2.0, 4.0]]
+    """
+    columns = samples.shape[-1]
+    if columns < SYMMETRIC:
+        return samples.mT @ samples
+    product = samples.new_empty(*samples.shape[:-2], columns, columns)
+    for first in range(0, columns, width := -(-columns // BLOCKS)):
+        last = min(first + width, columns)
+        torch.matmul(samples[..., first:last].mT, samples[..., first:], out=product[..., first:last, first:])
+        product[..., last:, first:last] = product[..., first:last, last:].mT
+    return product
 
 
 @dataclass(frozen=True, eq=False)

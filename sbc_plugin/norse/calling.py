@@ -5,6 +5,7 @@ from, do.
 """
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from sbc_plugin.errors import UnsupportedModelError
 from sbc_plugin.norse.neurons import NEURONS, SEQUENCE
 from sbc_plugin.norse.watched_calls import Call, Caller
 
-FEW = 4  # entries of the first axis that the calls take, if the model accepts so few
+FEW = 2  # entries of the first axes that the calls take, if the model accepts so few
 
 
 def driver_of(model: nn.Module, x: Tensor, batch_first: bool | None = None) -> Driver:
@@ -39,11 +40,11 @@ def driver_of(model: nn.Module, x: Tensor, batch_first: bool | None = None) -> D
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
         x = x.clone() if x.is_inference() else x
         caller = Caller(model)
-        sample = x[:FEW]
-        call = caller(sample)
-        if call is None and len(x) > FEW:
-            sample = x
+        call, sample = None, x
+        for sample in _samples(x):
             call = caller(sample)
+            if call is not None:
+                break
         if call is None:
             return _step_driver(caller, x, batch_first) or _guess(model, batch_first)
         _refuse_kept_states(caller, sample)
@@ -65,6 +66,16 @@ def driver_of(model: nn.Module, x: Tensor, batch_first: bool | None = None) -> D
         swapped=swapped,
         output_axes=_output_axes(call, others[time], others[1 - time], sample.shape[time]),
     )
+
+
+def _samples(x: Tensor) -> Iterator[Tensor]:
+    """Small parts of ``x`` to try, the smallest first; all of it in the end."""
+    few = x[:FEW]
+    if x.dim() > 2 and x.shape[1] > FEW:
+        yield few[:, :FEW]
+    yield few
+    if len(x) > FEW:
+        yield x
 
 
 def state_items(model: nn.Module, x: Tensor) -> int:

@@ -51,7 +51,8 @@ class Caller:
                 call.resumed.add(step.name)
             call.steps[step.name] = call.steps.get(step.name, 0) + 1
             call.lengths.add(len(step.x) if step.x.dim() else 1)
-            call.firsts.setdefault(step.name, step.x)
+            if step.name not in call.firsts:
+                call.firsts[step.name] = step.x.clone()  # of a view, what it is a view of would stay
             output, state = step.run(step.x)
             output = output + (call.steps[step.name] == self._shifted.get(step.name))
             v = state_tensor(state, "v")

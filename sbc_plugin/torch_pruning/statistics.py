@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import peek
-from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
+from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples, waiting
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import run_batches
 from sbc_plugin.calibration.plain import PlainNetworks, library_or_plain
@@ -42,7 +42,7 @@ def gather_consumers(
     runner = Runner.of(model, first, forward, library=library_or_plain(model))
     layers, skipped = find_readers(runner, first, calibration.temporal)
     layers = [layer for layer in layers if not is_depthwise(layer.parts[0].module)]
-    collectors = [_ConsumerCollector(layer, calibration) for layer in layers]
+    collectors = [_ConsumerCollector(layer, calibration, len(layers)) for layer in layers]
     inputs = [collector.inputs for collector in collectors]
     for number in run_batches(runner, inputs, data, calibration.temporal):
         for collector in collectors:
@@ -76,17 +76,18 @@ class _ConsumerCollector:
     Args:
         layer: whose inputs.
         calibration: settings.
+        layers: that are listened to at the same time.
 
     Attributes:
         inputs: filters what reaches the layer; hand it to ``run_batches``.
     """
 
-    def __init__(self, layer: SpikingLayer, calibration: Calibration) -> None:
+    def __init__(self, layer: SpikingLayer, calibration: Calibration, layers: int) -> None:
         device = calibration.device or layer.parts[0].tensor.device
         self.layer = layer
         self.inputs = Collector(layer, self._emit)
         self._accumulator = HessianAccumulator(layer.columns + 1, layer.hessians or 1, device)
-        self._reservoir = Reservoir(self._add, calibration.max_samples)
+        self._reservoir = Reservoir(self._add, calibration.max_samples, waiting(layers, layer.columns))
         self._filter = CausalFilter(layer.kernel)
         self._constants: list[Tensor] = []  # the constant 1 after 1, 2, ... steps, each (hessians, 1, 1)
 

@@ -68,11 +68,11 @@ class Block(nn.Module):
 class Tokens(nn.Module):
     """The convolutional stem: (T, B, 1, 28, 28) to currents (T, B, 16, features), positions learned by convolution."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, channels: int = 1) -> None:
         super().__init__()
         quarter, half = features // 4, features // 2
         self.current = nn.Sequential(
-            conv(1, quarter, stride=2),
+            conv(channels, quarter, stride=2),
             Spiking(TAU),
             conv(quarter, half, stride=2),
             Spiking(TAU),
