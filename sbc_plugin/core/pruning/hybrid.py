@@ -10,7 +10,7 @@ from sbc_plugin.core.hessian import LayerHessian, inverse
 from sbc_plugin.core.pruning.admm import ITERATIONS, admm_removed
 from sbc_plugin.core.pruning.obs import eliminate, pool, search_dtype
 from sbc_plugin.core.pruning.problem import Problem, pose
-from sbc_plugin.core.pruning.refit import subsystems, survivors
+from sbc_plugin.core.pruning.refit import subsystems, survivors, with_border
 from sbc_plugin.errors import SettingsError
 
 BATCH_ELEMENTS = 2**22  # of one batch of survivors' inverse Hessians: what a processor's last cache holds
@@ -89,7 +89,7 @@ def eliminate_survivors(problem: Problem, kept: Tensor, zeros: int) -> Tensor:
         mine = problem.owner == group
         pull[mine] = problem.weight[mine] @ H
     dtype = search_dtype(problem)
-    hessian, pull = problem.hessian.to(dtype), pull.to(dtype)
+    hessian, pull = with_border(problem.hessian.to(dtype)), pull.to(dtype)
     order = torch.zeros(rows, steps, dtype=torch.long, device=kept.device)
     loss = problem.weight.new_full((rows, steps), float("inf"))
     last = rows

@@ -5,14 +5,19 @@ w_P`` with ``G = H^-1`` computed once (docs/theory.md, equation 3). Rows are sor
 solved in batches.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sbc_plugin.core.hessian import LayerHessian, cholesky, inverse
 from sbc_plugin.core.pruning.problem import check_shapes
-from sbc_plugin.errors import SettingsError
+from sbc_plugin.errors import SettingsError, SingularHessianError
 
 BATCH_ELEMENTS = 2**24  # of one batch of padded systems (rows, size, size)
+SINGLE_COLUMNS = 512  # above this, systems are factored in single precision, and their solutions refined
+REFINEMENTS, CONVERGED = 8, 1e-9  # the most steps, and the change still to come, of the last one, at which they end
 MOST = 2.0  # in a row that lost more than three quarters of its mean square, a larger factor mostly amplifies errors
 
 
@@ -93,6 +98,8 @@ def solve_rows(matrix: Tensor, chosen: Tensor, target: Tensor, damping: float) -
     result = torch.zeros_like(target)
     sizes, rows = chosen.sum(1).sort(stable=True)
     count: list[int] = sizes.tolist()
+    mixed = matrix.dtype == torch.float64 and len(matrix) > SINGLE_COLUMNS
+    bordered = with_border(matrix.float() if mixed else matrix)
     first = 0
     while first < len(rows):
         last = first + 1  # rows are sorted, so a batch is as wide as its last row
@@ -101,12 +108,64 @@ def solve_rows(matrix: Tensor, chosen: Tensor, target: Tensor, damping: float) -
         if count[last - 1]:
             batch = rows[first:last]
             columns, filled = survivors(chosen[batch], count[last - 1])
-            factor = cholesky(subsystems(matrix[None], torch.zeros_like(batch), columns, filled), damping)
-            right = (target[batch].gather(1, columns) * filled)[..., None]
-            solved = torch.cholesky_solve(right, factor)[..., 0]
-            result[batch] = torch.zeros_like(result[batch]).scatter(1, columns, solved)
+            systems = _Systems(matrix, columns, filled)
+            solved = systems.refined(bordered, target[batch], damping) if mixed else None
+            if solved is None:
+                solved = systems.solved(with_border(matrix) if mixed else bordered, target[batch], damping)
+            result[batch] = solved
         first = last
     return result
+
+
+class _Systems(NamedTuple):
+    """One system ``matrix[C, C]`` a row, all as wide as the widest.
+
+    Attributes:
+        matrix: (columns, columns), of the dtype of the result.
+        columns: (rows, width), C of each row.
+        filled: (rows, width), False where ``columns`` is padding.
+    """
+
+    matrix: Tensor
+    columns: Tensor
+    filled: Tensor
+
+    def solved(self, bordered: Tensor, target: Tensor, damping: float) -> Tensor:
+        """The solutions (rows, columns), in the dtype of ``bordered``."""
+        return self._spread(self._solve(self._factor(bordered, damping), target))
+
+    def refined(self, bordered: Tensor, target: Tensor, damping: float) -> Tensor | None:
+        """The same from factors in single precision, each error made good; None where that does not converge."""
+        try:
+            factor = self._factor(bordered, damping)
+        except SingularHessianError:
+            return None
+        solution = self._spread(self._solve(factor, target.float())).to(target)
+        before = float(solution.abs().amax())
+        for _ in range(REFINEMENTS):
+            residual = target - solution @ self.matrix
+            change = self._spread(self._solve(factor, residual.float())).to(target)
+            solution += change
+            now = float(change.abs().amax())
+            if not now <= before / 2:
+                return None
+            if now * now <= CONVERGED * before * before:  # the next change is to this one as this one to that before
+                return solution
+            before = now
+        return None
+
+    def _factor(self, bordered: Tensor, damping: float) -> Tensor:
+        owner = torch.zeros_like(self.columns[:, 0])
+        return cholesky(subsystems(bordered[None], owner, self.columns, self.filled), damping)
+
+    def _solve(self, factor: Tensor, target: Tensor) -> Tensor:
+        right = (target.gather(1, self.columns) * self.filled)[..., None].to(factor)
+        half = torch.linalg.solve_triangular(factor, right, upper=False)  # cholesky_solve would copy the factors
+        solution: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        return solution[..., 0]
+
+    def _spread(self, solved: Tensor) -> Tensor:
+        return solved.new_zeros(len(solved), len(self.matrix)).scatter(1, self.columns, solved)
 
 
 def survivors(chosen: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -115,9 +174,21 @@ def survivors(chosen: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return columns, chosen.gather(1, columns)
 
 
-def subsystems(matrices: Tensor, owner: Tensor, columns: Tensor, filled: Tensor) -> Tensor:
-    """``matrices[owner][C, C]`` of each row, (rows, width, width), with the identity on padding."""
-    system = matrices[owner[:, None, None], columns[:, :, None], columns[:, None, :]]
-    system.mul_(filled[:, :, None] & filled[:, None, :])
+def with_border(matrices: Tensor) -> Tensor:
+    """The matrices (..., columns, columns) with one more row and column, of zeros, for :func:`subsystems`."""
+    return pad(matrices, (0, 1, 0, 1))
+
+
+def subsystems(bordered: Tensor, owner: Tensor, columns: Tensor, filled: Tensor) -> Tensor:
+    """``matrices[owner][C, C]`` of each row, (rows, width, width), with the identity on padding.
+
+    Args:
+        bordered: of :func:`with_border`, (groups, columns + 1, columns + 1).
+        owner: (rows,), the matrix of each row.
+        columns: (rows, width), C of each row.
+        filled: (rows, width), False where ``columns`` is padding.
+    """
+    place = columns.where(filled, bordered.shape[-1] - 1)
+    system = bordered[owner[:, None, None], place[:, :, None], place[:, None, :]]
     system.diagonal(dim1=1, dim2=2).add_((~filled).to(system))
     return system
