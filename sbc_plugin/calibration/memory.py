@@ -1,0 +1,73 @@
+"""How much memory a process may still take, on this machine and in its control group."""
+
+from pathlib import Path
+
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+KEPT_FREE = 0.1  # of what is left, for all that nobody counts
+
+
+def memory_left(limit: int | None = None) -> int | None:
+    """Bytes that this process may still take; None where the system does not tell and there is no limit.
+
+    Args:
+        limit: of the resident memory of this process; None: what the machine and the control group have left.
+    """
+    if limit is not None:
+        return max(limit - (_resident() or 0), 0)
+    found = [bytes_ for bytes_ in (_of_machine(), *_of_groups()) if bytes_ is not None]
+    return int((1 - KEPT_FREE) * min(found)) if found else None
+
+
+def _of_machine() -> int | None:
+    kibibytes = _field(PROC / "meminfo", "MemAvailable:")
+    return None if kibibytes is None else 1024 * kibibytes
+
+
+def _resident() -> int | None:
+    kibibytes = _field(PROC / "self" / "status", "VmRSS:")
+    return None if kibibytes is None else 1024 * kibibytes
+
+
+def _of_groups() -> list[int | None]:
+    """What is left below the limit of each control group that this process is in, versions 1 and 2."""
+    try:
+        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        root = GROUPS if controllers == "" else GROUPS / "memory"
+        names = ("memory.max", "memory.current", "inactive_file ")
+        if controllers:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+        folder = root / path.lstrip("/")
+        # In a container the path may be that on the host, and its own group the root.
+        for group in {root, folder, *(parent for parent in folder.parents if root in parent.parents)}:
+            found.append(_left_of(group, *names))
+    return found
+
+
+def _left_of(group: Path, limit: str, usage: str, cache: str) -> int | None:
+    most, used = _number(group / limit), _number(group / usage)
+    if most is None or used is None:
+        return None
+    # Pages of files that were not used of late are given back when memory is asked for.
+    return max(most - used + (_field(group / "memory.stat", cache) or 0), 0)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # absent, or "max"
+        return None
+
+
+def _field(path: Path, name: str) -> int | None:
+    try:
+        line = next((line for line in path.read_text().splitlines() if line.startswith(name)), None)
+    except OSError:
+        return None
+    return None if line is None else int(line[len(name) :].split()[0])
