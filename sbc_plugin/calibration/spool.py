@@ -4,6 +4,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from io import BytesIO
 from typing import Any, Generic, TypeVar, cast, overload
 
 import torch
@@ -30,7 +31,7 @@ class Spool(Sequence[T], Generic[T]):
     def __init__(self, limit: int | None = None) -> None:
         self.limit, self._used = limit, 0
         self._items: list[T] = []
-        self._places: list[int] = []
+        self._places: list[tuple[int, int]] = []  # where each item begins in the file, and its length
         self._file: Any = None
 
     @property
@@ -52,8 +53,9 @@ class Spool(Sequence[T], Generic[T]):
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the spool
             weakref.finalize(self, self._file.close)
-        self._places.append(self._file.seek(0, 2))
-        torch.save(item, self._file)
+        torch.save(item, packed := BytesIO())
+        self._places.append((self._file.seek(0, 2), len(packed.getbuffer())))
+        self._file.write(packed.getbuffer())
 
     def __len__(self) -> int:
         return len(self._items) + len(self._places)
@@ -68,9 +70,10 @@ class Spool(Sequence[T], Generic[T]):
         index = range(len(self))[index]
         if index < len(self._items):
             return self._items[index]
-        self._file.seek(self._places[index - len(self._items)])
+        start, length = self._places[index - len(self._items)]
+        self._file.seek(start)
         # What this process has written a moment ago, into a file that no other can open.
-        return cast(T, torch.load(self._file, weights_only=False))
+        return cast(T, torch.load(BytesIO(self._file.read(length)), weights_only=False))
 
 
 class Chosen(Sequence[T], Generic[T]):
