@@ -64,6 +64,8 @@ def allocate_zeros(
         scores = {name: lamp_scores(saliencies[name], 1.0).flatten().cpu() for name in sizes}
     else:
         raise SettingsError(f'method {method!r} is unknown; use "lamp", "uniform" or "loss"')
+    for score in scores.values():
+        score[score.argmax()] = math.inf  # a layer's best weight goes only when all others are gone
     return _with_present(present, budget, lambda names, left: _below_one_threshold({n: scores[n] for n in names}, left))
 
 
@@ -127,9 +129,6 @@ def _below_one_threshold(scores: dict[str, Tensor], budget: int) -> dict[str, in
     """How many of each layer's scores are among the ``budget`` smallest of all; earlier layers win ties."""
     if budget == 0:
         return dict.fromkeys(scores, 0)
-    scores = {name: score.clone() for name, score in scores.items()}
-    for score in scores.values():
-        score[score.argmax()] = math.inf  # a layer's best weight goes only when all others are gone
     threshold = torch.cat(list(scores.values())).kthvalue(budget).values
     zeros = {name: int((score < threshold).sum()) for name, score in scores.items()}
     left = budget - sum(zeros.values())
