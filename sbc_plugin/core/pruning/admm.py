@@ -75,12 +75,12 @@ def admm_removed(problem: Problem, zeros: int, iterations: int) -> Tensor:
             rho = PENALTY * GROWTH ** (iteration // STAGE)
             step = rho * inverse(normal + rho * eye, problem.damping)
             dual = dual / GROWTH if iteration else dual  # it is scaled by the penalty
-        V, pull = dual.clone(), Z - dual - W
+        V, pull = dual + W, Z - dual - W
         if len(normal) == 1:
-            V += W + pull @ step[0]
+            V.addmm_(pull, step[0])
         else:
             for group, rows in members:
-                V[rows] += W[rows] + pull[rows] @ step[group]
+                V[rows] += pull[rows] @ step[group]
         removed = least_important(V.square(), problem, zeros)
         Z = V.masked_fill(removed, 0.0)
         dual = V - Z

@@ -124,7 +124,8 @@ def smallest(score: Tensor, count: int) -> Tensor:
     threshold = flat.kthvalue(count).values
     chosen = flat < threshold
     tied = flat == threshold
-    chosen |= tied & (tied.cumsum(0) <= count - chosen.sum())
+    left = count - int(chosen.sum())
+    chosen |= tied if int(tied.sum()) == left else tied & (tied.cumsum(0) <= left)
     return chosen.view_as(score)
 
 
