@@ -1,6 +1,6 @@
 """Spiking Brain Compression: prune and quantise trained spiking networks in one shot, keeping their spike trains."""
 
-from sbc_plugin.calibration.hessians import calibrate
+from sbc_plugin.calibration.calibrate import CalibrationStatistics, calibrate
 from sbc_plugin.checkpoint.file import Checkpoint, load, save
 from sbc_plugin.cli.spike_files import read_spikes
 from sbc_plugin.compression.compress import compress
@@ -15,6 +15,7 @@ from sbc_plugin.version import __version__
 
 __all__ = [
     "Calibration",
+    "CalibrationStatistics",
     "Checkpoint",
     "Comparison",
     "Evaluation",

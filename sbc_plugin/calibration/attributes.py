@@ -1,5 +1,6 @@
 """Plain attributes of modules that hold tensors: what forward leaves there is no state of the model."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,12 @@ def _contents(value: Any) -> Any:
 
 def _holds_tensor(value: Any) -> bool:
     return any(True for _ in _tensors(value))
+
+
+def constructed_with(module: nn.Module) -> set[str]:
+    """The names of the parameters of the module's constructor, and of those of the classes that it extends."""
+    kinds = [cls for cls in type(module).__mro__ if "__init__" in vars(cls) and cls not in (nn.Module, object)]
+    return {name for cls in kinds for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
 
 
 def graph_tensors(model: nn.Module) -> dict[int, Tensor]:

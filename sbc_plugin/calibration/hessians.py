@@ -12,49 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples, waiting
 from sbc_plugin.calibration.forward import OnStep, Runner, hooked
-from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.core.hessian import HessianAccumulator
 from sbc_plugin.errors import CalibrationError, in_layer
-from sbc_plugin.layers import Forward, SNNLibrary, SpikingLayer
+from sbc_plugin.layers import SNNLibrary, SpikingLayer
 from sbc_plugin.settings import Calibration
 
 DEFAULT = Calibration()
-
-
-@autocast_off()
-def calibrate(
-    model: nn.Module,
-    calibration_data: Iterable[Any],
-    *,
-    calibration: Calibration = DEFAULT,
-    forward: Forward | None = None,
-    batch_first: bool | None = None,
-) -> dict[str, HessianAccumulator]:
-    """Gather each layer's Hessian ``H = 2 (MX)^T (MX) / count`` in one pass. Source: docs/theory.md, equation 2.
-
-    Args:
-        model: left as it was: modes, hooks and random state included.
-        calibration_data: iterable of batches, each (T, B, ...) or a tuple, list or dict that holds it.
-        calibration: settings; ``order`` does not matter here.
-        forward: ``forward(model, batch)`` runs one whole sequence.
-        batch_first: as for ``compress``.
-
-    Returns:
-        Accumulators by layer name. Those of one model merge with those of another process's data.
-
-    Raises:
-        CalibrationError: no data, data of the wrong shape, NaN or infinity, or sequences of a single step.
-        UnsupportedModelError: a model, neuron or weight without a rule.
-    """
-    first, data = peek(calibration_data)
-    runner = Runner.of(model, first, forward, batch_first)
-    layers, _ = runner.find_layers(first, calibration.temporal)
-    gathered = gather(runner, layers, data, calibration)
-    return {name: statistics.accumulator for name, statistics in gathered.items()}
 
 
 @dataclass
@@ -119,7 +85,9 @@ def gather(
     progress: bool | None = False,
     silence: bool = False,
 ) -> dict[str, Statistics]:
-    """One pass over the data that fills one accumulator a layer. Raises as :func:`calibrate`.
+    """One pass over the data that fills one accumulator a layer.
+
+    Raises as :func:`~sbc_plugin.calibration.calibrate.calibrate` does.
 
     Args:
         runner: of the model.

@@ -76,15 +76,23 @@ def _reduction(runner: Runner, batch: Any) -> Reduction | None:
             return None
         if steps is None or not isinstance(output, Tensor) or spikes.keys() != expected.keys():
             return None
-        if not all(_alike(spikes[name], train, 0.0) for name, train in expected.items()):
+        if not all(alike(spikes[name], train, 0.0) for name, train in expected.items()):
             return None
-        tolerance = TOLERANCE * float(output.abs().max()) if output.numel() else 0.0
-        return next((reduce for reduce in REDUCTIONS if _alike(reduce(steps), output, tolerance)), None)
+        return next((reduce for reduce in REDUCTIONS if alike(reduce(steps), output)), None)
 
 
-def _alike(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+def alike(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
+    """Whether two outputs differ by no more than rounding explains.
+
+    Args:
+        found: any shape.
+        expected: is of another shape where they are not alike.
+        tolerance: of a number; None = a thousandth of the largest.
+    """
     if found.shape != expected.shape:
         return False
+    if tolerance is None:
+        tolerance = TOLERANCE * float(expected.abs().max()) if expected.numel() else 0.0
     other = ~((found - expected).abs() <= tolerance)  # NaN is another
     return not found.numel() or float(other.double().mean()) <= SHARE
 

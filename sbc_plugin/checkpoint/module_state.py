@@ -9,7 +9,6 @@ counts if torch knows it (a buffer), or if it is what the module was constructed
 the signature of its constructor.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping
 from math import isfinite
 from types import BuiltinFunctionType, FunctionType
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.attributes import constructed_with
 from sbc_plugin.errors import CheckpointError, in_layer
 
 DTYPES = {
@@ -64,7 +64,7 @@ def setters(model: nn.Module, groups: list[Any], tensors: Mapping[str, Tensor]) 
             for name, stored in record.items():
                 with in_layer(module_name or type(model).__name__):
                     if name not in held or (held[name] is None and isinstance(stored, dict)):
-                        if name not in _constructed_with(module):
+                        if name not in constructed_with(module):
                             continue  # a forward has left it in the model that was saved
                         raise CheckpointError(f"the file has {name!r}, this model has not; build it with the same code")
                     if stored is None or isinstance(stored, bool | str):
@@ -85,14 +85,8 @@ def _counts(name: str, value: Any, module: nn.Module) -> bool:
     if isinstance(module, nn.modules.conv._ConvNd) and name == "groups":
         return True
     if isinstance(value, Tensor):
-        return name in module._buffers or name in _constructed_with(module)
+        return name in module._buffers or name in constructed_with(module)
     return isinstance(value, float) or _is_record(value)
-
-
-def _constructed_with(module: nn.Module) -> set[str]:
-    """The names of the parameters of the module's constructor, and of those of the classes that it extends."""
-    kinds = [cls for cls in type(module).__mro__ if "__init__" in vars(cls) and cls not in (nn.Module, object)]
-    return {name for cls in kinds for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
 
 
 def _is_record(value: Any) -> bool:

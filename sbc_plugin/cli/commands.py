@@ -80,6 +80,7 @@ def compress(options: argparse.Namespace) -> None:
         quantize=quantize,
         calibration=calibration,
         backend="brevitas" if onnx else None,
+        checkpoint=options.resume,
     )
     write_model(output, small, report, next(iter(data)))
     evaluation = None

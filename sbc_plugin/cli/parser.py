@@ -28,7 +28,7 @@ EXIT = """exit status:
   0  done
   1  a model, a file or a setting does not fit; one line on standard error says which and what to do
   2  the command line itself is wrong
-  130  interrupted; nothing half-written is left
+  130  interrupted; nothing half-written is left, and with --resume the same command goes on
 """
 EXAMPLES = {
     "sbc": """examples:
@@ -146,6 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     _budget(compress)
     compress.add_argument("--test", metavar="DATA", help="held-out data to measure on, as --data")
     compress.add_argument("--report", metavar="FILE", help="write what happened to report.html or report.json")
+    compress.add_argument(
+        "--resume",
+        metavar="FOLDER",
+        help="keep there what is computed: after an interruption the same command goes on (made if there is none)",
+    )
     _reading(compress)
 
     compare = _command(add, "compare", "run two models on the same data: spikes, operations, size", commands.compare)

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import wraps
+from os import PathLike
 from typing import Any, ParamSpec, TypeAlias
 
 import torch
 from torch import nn
 
 from sbc_plugin.calibration.batches import holds_values, peek, repeatable
+from sbc_plugin.calibration.calibrate import CalibrationStatistics, check_statistics
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.calibration.plain import refuse_computed
@@ -18,6 +20,7 @@ from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
 from sbc_plugin.compression.layer import Recipe, check_granularity
 from sbc_plugin.compression.plan import obstacle, plan
+from sbc_plugin.compression.resume import Job, journal_in
 from sbc_plugin.compression.run import all_or_nothing, run
 from sbc_plugin.compression.stage import Stage
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
@@ -61,6 +64,8 @@ def compress(
     progress: bool | None = None,
     backend: str | None = None,
     batch_first: bool | None = None,
+    statistics: CalibrationStatistics | None = None,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> tuple[nn.Module, Report]:
     """Prune and quantise a trained spiking network in one call, without labels, keeping its spike trains.
 
@@ -86,6 +91,11 @@ def compress(
         backend: "brevitas" returns a model of Brevitas layers with the same integers and scales; None plain layers.
         batch_first: whether the batches are (B, T, ...); None: as the model itself takes them, and (T, B, ...) for a
             step model. Without effect on a ``forward`` of the user's own.
+        statistics: what :func:`sbc_plugin.calibrate` gathered on this model, instead of gathering it again; with data
+            of the same kind, which tuning and all stages but the first still read.
+        checkpoint: a folder, made if there is none, that keeps what is computed: after an interruption the same call
+            goes on there, and ends in the same bits; a finished one returns at once. It needs data that is the same
+            each time it is read (``shuffle=False``); an iterator is kept in memory. Source: docs/resume.md.
 
     Returns:
         The compressed model, without a wrapper such as ``torch.compile`` or ``DataParallel``, and a report with a row a
@@ -96,10 +106,12 @@ def compress(
         UnsupportedModelError: a model, neuron or weight without a rule.
         CalibrationError: no data, data that does not fit, or a layer that stays silent.
         SingularHessianError: a Hessian that damping does not make invertible.
+        CheckpointError: the folder is of another job, in use, or cannot be written; or the data changes.
     """
     started = time.perf_counter()
     # 1. Check what was asked for.
     _check_settings(method, prune, quantize, calibration)
+    check_statistics(statistics)
     if method == "obc":
         calibration = replace(calibration, temporal=False)
     adapter = None if backend is None else backend_called(backend)
@@ -125,10 +137,13 @@ def compress(
     if todo.steps:
         todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))
     data = repeatable(data) if todo.reads_data_again else data
+    known = None if statistics is None else statistics.by_layer(target, layers, calibration)
     # 4. Carry it out: everything, or nothing.
     whole = Recipe(method, todo.prune, quantize, calibration.damping)
-    with all_or_nothing(target, layers):
-        outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, whole))
+    given: dict[str, Any] = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
+    given |= {"batch_first": batch_first, "statistics": None if statistics is None else statistics.checksum}
+    with journal_in(checkpoint, Job(runner, first, data, given)) as (journal, data), all_or_nothing(target, layers):
+        outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, whole, journal), known)
         notes = joined(skipped | todo.notes, outcome.state.notes)
         if adapter is not None and quantize is not None:
             target, left = adapter.into_backend(target, layers, quantize, outcome.state.grids)

@@ -1,6 +1,6 @@
 """Carry out a plan on a model: all of it, or nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeGuard
@@ -8,12 +8,16 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.hessians import Statistics
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
-from sbc_plugin.compression.bias_correction import align, expected, movable
+from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.compression.bias_correction import Expected, align, expected, movable
+from sbc_plugin.compression.journal import Steps
 from sbc_plugin.compression.objective import Targets, expected_losses, targets, upper_bound
 from sbc_plugin.compression.plan import Plan
-from sbc_plugin.compression.stage import Stage, State
-from sbc_plugin.compression.tuning import tune
+from sbc_plugin.compression.stage import Stage, State, Weights
+from sbc_plugin.compression.tuning import Tuned, tune
+from sbc_plugin.core.adam import Adam
 from sbc_plugin.evaluation.report import joined
 from sbc_plugin.layers import SpikingLayer
 
@@ -33,37 +37,68 @@ class Outcome:
     tuning: int | None
 
 
-def run(plan: Plan, work: Stage) -> Outcome:
+def run(plan: Plan, work: Stage, known: Mapping[str, Statistics] | None = None) -> Outcome:
     """Solve, write and tune all layers as planned.
 
     Args:
         plan: what to do.
-        work: a stage whose recipe is that of the whole plan.
+        work: a stage whose recipe is that of the whole plan; its journal keeps what is computed.
+        known: statistics of the dense network, if they are known already.
 
     Raises:
         CompressionError: as :func:`sbc_plugin.compress`; the model is then changed half, see :func:`all_or_nothing`.
     """
+    state, tuning, others = work.journal.once("result", _carried_out, plan, work, known)
+    work.journal.finish("result")
+    _put(work, state.weights, others)
+    return Outcome(state, tuning)
+
+
+def _carried_out(
+    plan: Plan, work: Stage, known: Mapping[str, Statistics] | None
+) -> tuple[State, int | None, list[Tensor]]:
+    """The state in the end, the steps of tuning, and what alignment has moved."""
     # First of all, because it names the layer and the batch that do not fit.
-    known = work.gather() if plan.steps else None
+    known = work.gather() if plan.steps and known is None else known
     aims = targets(work.runner, work.data, work.calibration.outputs == "classes") if plan.steps else None
     moments = expected(work.runner, work.layers, work.data) if plan.aligns else None
     judge = None if aims is None or not plan.as_needed else _Judge(work.runner, aims, None)
     state, taken = State(work.weights()), []
-    for phase in plan.phases:
-        for recipe in phase.recipes:
-            state, known = replace(work, recipe=recipe).run(state, known), None
+    for number, phase in enumerate(plan.phases, 1):
+        here = replace(work, journal=work.journal.within(f"phase {number}"))
+        for stage, recipe in enumerate(phase.recipes, 1):
+            journal = here.journal.within(f"stage {stage}")
+            state, known = replace(work, recipe=recipe, journal=journal).run(state, known), None
             if moments is not None:
-                align(work.runner, moments)
+                _put(work, state.weights, journal.once("alignment", _aligned, work, moments))
         if phase.tune and aims is not None:
-            lost = None if judge is None else judge.lost()
+            lost = None if judge is None else here.journal.once("lost", judge.lost)
             taken.append(0 if _negligible(lost) else plan.steps)
-            state = _left(state, lost) if _negligible(lost) else _tuned(state, work, aims, plan.steps)
+            state = _left(state, lost) if _negligible(lost) else _tuned(state, here, aims, plan.steps)
         elif phase.spared:
             taken.append(0)
         if judge is not None and phase is not plan.phases[-1] and plan.phases[-1].tune:
-            judge = replace(judge, before=judge.now())
+            judge = replace(judge, before=here.journal.once("losses", judge.now))
     same = not taken or min(taken) == max(taken)
-    return Outcome(state, (taken[0] if taken else plan.calibration.tuning) if same else None)
+    tuning = (taken[0] if taken else plan.calibration.tuning) if same else None
+    return replace(state, active={}), tuning, _aligned_tensors(work)
+
+
+def _put(work: Stage, weights: Weights, others: list[Tensor]) -> None:
+    """Put weights, and what alignment moves, into the model."""
+    for layer in work.layers:
+        layer.write(weights[layer.name])
+    for tensor, value in zip(movable(work.runner.model, work.layers), others, strict=True):
+        tensor.copy_(value)
+
+
+def _aligned(work: Stage, moments: Expected) -> list[Tensor]:
+    align(work.runner, moments)
+    return _aligned_tensors(work)
+
+
+def _aligned_tensors(work: Stage) -> list[Tensor]:
+    return [tensor.clone() for tensor in movable(work.runner.model, work.layers)]
 
 
 @contextmanager
@@ -116,11 +151,22 @@ def _left(state: State, lost: Tensor) -> State:
 
 
 def _tuned(state: State, work: Stage, aims: Targets, steps: int) -> State:
-    tuned = tune(work.runner, work.layers, state.grids, aims, steps, work.progress)
+    tuned, weights = work.journal.once("tuned", _tuned_weights, state, work, aims, steps)
+    work.journal.forget(Steps.NAME)
+    for layer in work.layers:
+        layer.write(weights[layer.name])
     notes = state.notes
     if tuned.before > 0 and not tuned.after < tuned.before:
         terms = " + ".join(aims.terms)
         notes = joined(
             notes, {"tuning": f"{steps} steps lowered its objective no further: {terms} = {tuned.before:.3f}"}
         )
-    return replace(state, weights=work.weights(), grids=tuned.grids, notes=notes)
+    return replace(state, weights=weights, grids=tuned.grids, notes=notes)
+
+
+def _tuned_weights(state: State, work: Stage, aims: Targets, steps: int) -> tuple[Tuned, dict[str, Tensor]]:
+    def steps_of(adam: Adam) -> Iterable[int]:
+        return progress_bar(Steps(adam, work.journal), "tuning", "step", work.progress)
+
+    tuned = tune(work.runner, work.layers, state.grids, aims, steps, steps_of)
+    return tuned, work.weights()

@@ -12,6 +12,7 @@ from sbc_plugin.calibration.hessians import Statistics, gather
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.calibration.sequential import Prefix, gather_drift
 from sbc_plugin.compression.budgets import share_bits, share_zeros
+from sbc_plugin.compression.journal import NOT_KEPT, Journal
 from sbc_plugin.compression.layer import (
     SECOND_ORDER,
     Recipe,
@@ -66,6 +67,7 @@ class Stage:
         calibration: settings.
         progress: show progress bars; None = on a terminal.
         recipe: what to do to each layer.
+        journal: keeps what is computed.
     """
 
     runner: Runner
@@ -74,10 +76,14 @@ class Stage:
     calibration: Calibration
     progress: bool | None
     recipe: Recipe
+    journal: Journal = NOT_KEPT
 
     def gather(self) -> dict[str, Statistics]:
         """The statistics of all layers, of the network as it is."""
-        return gather(self.runner, self.layers, self.data, self.calibration, self.progress, self.silent_first)
+        return self.journal.once(
+            "statistics", gather,
+            self.runner, self.layers, self.data, self.calibration, self.progress, self.silent_first,
+        )  # fmt: skip
 
     def run(self, state: State, known: Mapping[str, Statistics] | None = None) -> State:
         """Solve all layers and write them into the model.
@@ -128,14 +134,15 @@ class Stage:
                 check_active(statistics[layer.name].accumulator.sum_xx)
         # 2. Share the budgets.
         weights = self._without_silent(state.weights, statistics, silent)
-        budget = self._budget(weights, statistics)
+        budget = self.journal.once("budget", self._budget, weights, statistics)
         # 3. Solve.
         solutions, rows = {}, []
         for layer in progress_bar(self.layers, "compressing", "layer", self.progress):
-            started = time.perf_counter()
             name = layer.name
-            solutions[name] = self._solve(layer, weights[name], _hessian(name, statistics[name]), budget)
-            rows.append(_row(layer, solutions[name], statistics[name], started))
+            solutions[name], row = self.journal.within("layer").once(
+                name, self._solved, layer, weights[name], statistics[name], budget
+            )
+            rows.append(row)
         # 4. Write.
         for layer in self.layers:
             layer.write(solutions[layer.name].weight)
@@ -147,22 +154,17 @@ class Stage:
         needs_losses = any(part is not None and part.allocation == "loss" for part in (prune, quantize))
         statistics = (known or self.gather()) if needs_losses or self.silent_first else {}
         start = self._without_silent(state.weights, statistics, _silent(statistics))
-        budget = self._budget(start, statistics)
+        budget = self.journal.once("budget", self._budget, start, statistics)
         prefix = Prefix(self.layers, dict(state.weights), {})
         solutions, rows = {}, []
         for layer in progress_bar(self.layers, "compressing", "layer", self.progress):
-            started = time.perf_counter()
-            seen, drift = gather_drift(self.runner, layer, self.data, self.calibration, prefix)
-            hessian, target = _hessian(layer.name, seen), start[layer.name]
-            if prefix.compressed and self.second_order:
-                with in_layer(layer.name):
-                    groups = layer.groups if hessian.dim() == 3 else None
-                    alpha, damping = self.calibration.alpha, self.calibration.damping
-                    target = sequential_target(target, hessian, drift, alpha, damping, groups)
-            solution = solutions[layer.name] = self._solve(layer, target, hessian, budget)
+            solution, row = self.journal.within("layer").once(
+                layer.name, self._solved_behind, layer, start[layer.name], prefix, budget
+            )
+            solutions[layer.name] = solution
             prefix = replace(prefix, compressed={**prefix.compressed, layer.name: solution.weight})
             layer.write(solution.weight)
-            rows.append(_row(layer, solution, seen, started))
+            rows.append(row)
         return _after(state, solutions, rows, state.active, budget.notes)
 
     def _without_silent(
@@ -180,7 +182,7 @@ class Stage:
         zeros = round(self.recipe.prune.sparsity * sum(weight.numel() for weight in weights.values()))
         return give_silent(weights, dead, unread, zeros) or weights
 
-    def _budget(self, weights: Weights, statistics: Mapping[str, Statistics]) -> "_Budget":
+    def _budget(self, weights: Weights, statistics: Mapping[str, Statistics]) -> "Budget":
         """The zeros and the grid of each layer.
 
         Raises:
@@ -196,16 +198,39 @@ class Stage:
 
         zeros, notes = ({}, {}) if prune is None else share_zeros(self.layers, weights, prune, saliency_of)
         if quantize is None:
-            return _Budget(zeros, {}, notes)
+            return Budget(zeros, {}, notes)
         reasons = {layer.name: unfit_granularity(layer, quantize) for layer in self.layers}
         notes = joined(notes, {name: f"not quantised: {reason}" for name, reason in reasons.items() if reason})
         fitting = [layer for layer in self.layers if not reasons[layer.name]]
         grids = {layer.name: quantize for layer in fitting}
         if quantize.allocation == "loss":
             grids = share_bits(fitting, weights, hessian_of, self.recipe, self.progress)
-        return _Budget(zeros, grids, notes)
+        return Budget(zeros, grids, notes)
 
-    def _solve(self, layer: SpikingLayer, weight: Tensor, hessian: Tensor, budget: "_Budget") -> Solution:
+    def _solved(
+        self, layer: SpikingLayer, weight: Tensor, statistics: Statistics, budget: "Budget"
+    ) -> tuple[Solution, LayerReport]:
+        """The solution of one layer on the network as it was, and its row."""
+        started = time.perf_counter()
+        solution = self._solve(layer, weight, _hessian(layer.name, statistics), budget)
+        return solution, _row(layer, solution, statistics, started)
+
+    def _solved_behind(
+        self, layer: SpikingLayer, target: Tensor, prefix: Prefix, budget: "Budget"
+    ) -> tuple[Solution, LayerReport]:
+        """The solution of one layer on what a compressed prefix sends, and its row."""
+        started = time.perf_counter()
+        seen, drift = gather_drift(self.runner, layer, self.data, self.calibration, prefix)
+        hessian = _hessian(layer.name, seen)
+        if prefix.compressed and self.second_order:
+            with in_layer(layer.name):
+                groups = layer.groups if hessian.dim() == 3 else None
+                alpha, damping = self.calibration.alpha, self.calibration.damping
+                target = sequential_target(target, hessian, drift, alpha, damping, groups)
+        solution = self._solve(layer, target, hessian, budget)
+        return solution, _row(layer, solution, seen, started)
+
+    def _solve(self, layer: SpikingLayer, weight: Tensor, hessian: Tensor, budget: "Budget") -> Solution:
         recipe = self.recipe if layer.name in budget.zeros else without_pruning(self.recipe)
         recipe = replace(recipe, quantize=budget.quantize.get(layer.name))
         with in_layer(layer.name):
@@ -213,7 +238,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class _Budget:
+class Budget:
     """What each layer gets.
 
     Attributes:

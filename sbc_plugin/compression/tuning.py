@@ -6,7 +6,7 @@ model's own surrogate gradients; and, of a classifier, how its classes differ (e
 codes: of a quantised layer the scales move.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
 from sbc_plugin.calibration.precision import at_least_single
-from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.compression.journal import Steps
 from sbc_plugin.compression.objective import Targets, distance_on, mean_distance
 from sbc_plugin.core.adam import Adam
 from sbc_plugin.core.quantization.grids import Grid
@@ -50,7 +50,7 @@ def tune(
     grids: Mapping[str, Grid],
     aims: Targets,
     steps: int,
-    progress: bool | None = False,
+    steps_of: Callable[[Adam], Iterable[int]] = Steps,
 ) -> Tuned:
     """Move the layers' nonzero weights, in place, so that the model's spikes come closer to the targets.
 
@@ -66,7 +66,7 @@ def tune(
         grids: by layer name, of those that are quantised.
         aims: of :func:`~sbc_plugin.compression.objective.targets`.
         steps: how many, at least 1. From a distance of 0 no step is taken.
-        progress: show a progress bar; None = on a terminal.
+        steps_of: the steps that are still to be taken, by number; may bring Adam to where an earlier run was.
 
     Raises:
         UnsupportedModelError: no gradient reaches any weight.
@@ -80,18 +80,19 @@ def tune(
     with torch.enable_grad(), gradients(runner.model, layers), layer_by_layer(runner, first) as source:
         movable = [_movable(layer, grids.get(layer.name)) for layer in layers]
         adam = Adam([each.moved for each in movable], [each.step for each in movable], steps)
-        for step in progress_bar(range(steps), "tuning", "step", progress):
+        left = steps_of(adam)
+        if adam.taken:
+            _write(movable)
+        for step in left:
             loss = distance_on(source, aims, aims.train[order[step]])
             if not loss.requires_grad:
                 raise UnsupportedModelError(f"{no_gradient(runner.model)}, or use Calibration(tuning=0)")
             loss.backward()
             adam.step([each.gradient(taken_gradient(each.layer)) for each in movable])
-            for each in movable:
-                each.layer.write(each.weight())
+            _write(movable)
     # 2. The whole way, half of it, or a quarter: the first that brings the validation pieces closer stays.
     for part in PARTS:
-        for each in movable:
-            each.layer.write(each.weight(part))
+        _write(movable, part)
         if (after := mean_distance(runner, aims)) < before:
             moved = {each.layer.name: each.grid(part) for each in movable if isinstance(each, _Scales)}
             return Tuned(before, after, {**grids, **moved})
@@ -157,6 +158,12 @@ class _Scales:
     def _weight(self, part: float = 1.0) -> Tensor:
         grid = replace(self.start, scale=self.start.scale * (part * self.moved).exp())
         return at_least_single(grid.dequantise(self.codes).to(self.layer.parts[0].tensor.dtype))
+
+
+def _write(movable: Sequence[_Weights | _Scales], part: float = 1.0) -> None:
+    """Put what moves into the model, so much of its way."""
+    for each in movable:
+        each.layer.write(each.weight(part))
 
 
 def _movable(layer: SpikingLayer, grid: Grid | None) -> _Weights | _Scales:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,13 @@ class Adam:
         moved: tensors, changed in place.
         lengths: of each tensor's first step.
         steps: after which the step length is 0: ``length * (1 + cos(pi t / steps)) / 2`` at step t, from 0 on.
+        taken: how many steps were taken.
     """
 
     moved: Sequence[Tensor]
     lengths: Sequence[float]
     steps: int
-    _taken: int = 0
+    taken: int = field(default=0, init=False)
     _means: list[Tensor] = field(init=False)
     _squares: list[Tensor] = field(init=False)
 
@@ -34,12 +36,24 @@ class Adam:
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move each tensor against its gradient."""
-        share = (1 + math.cos(math.pi * self._taken / self.steps)) / 2
-        self._taken += 1
-        first, second = 1 - FIRST**self._taken, 1 - SECOND**self._taken
+        share = (1 + math.cos(math.pi * self.taken / self.steps)) / 2
+        self.taken += 1
+        first, second = 1 - FIRST**self.taken, 1 - SECOND**self.taken
         rows = zip(self.moved, self.lengths, gradients, self._means, self._squares, strict=True)
         for tensor, length, gradient, mean, square in rows:
             mean.lerp_(gradient, 1 - FIRST)
             square.mul_(SECOND).addcmul_(gradient, gradient, value=1 - SECOND)
             root = square.sqrt().div_(math.sqrt(second)).add_(TINY)
             tensor.addcdiv_(mean, root, value=-length * share / first)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, beside the arguments; no copies."""
+        return {"taken": self.taken, "moved": [*self.moved], "means": self._means, "squares": self._squares}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on, in place, from what :meth:`state` was."""
+        self.taken = state["taken"]
+        own = (*self.moved, *self._means, *self._squares)
+        for tensor, value in zip(own, (*state["moved"], *state["means"], *state["squares"]), strict=True):
+            tensor.copy_(value)
