@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import peek
+from sbc_plugin.calibration.driver import Driver
 from sbc_plugin.calibration.fingerprint import of_batch, of_model
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, Statistics, gather
@@ -15,7 +16,7 @@ from sbc_plugin.errors import CalibrationError, SettingsError
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import Calibration
 
-DECISIVE = ("temporal", "max_samples")  # settings that decide the sums
+DECISIVE = ("temporal", "max_samples", "device")  # settings that decide the sums
 
 
 class CalibrationStatistics(dict[str, HessianAccumulator]):
@@ -25,14 +26,15 @@ class CalibrationStatistics(dict[str, HessianAccumulator]):
 
     Attributes:
         calibration: the settings that it was gathered with.
+        driver: how whole sequences were run; None where a forward of the user's own ran them.
         model: the checksum of every weight, buffer and module of the dense model, by name.
         sequences: how many sequences reached each layer, by name.
         silent: (rows,) of each layer, by name, True where the neuron never spiked.
     """
 
-    def __init__(self, gathered: Mapping[str, Statistics], calibration: Calibration, model: Mapping[str, str]) -> None:
+    def __init__(self, gathered: Mapping[str, Statistics], calibration: Calibration, runner: Runner) -> None:
         super().__init__({name: each.accumulator for name, each in gathered.items()})
-        self.calibration, self.model = calibration, dict(model)
+        self.calibration, self.driver, self.model = calibration, _driver(runner), of_model(runner.model)
         self.sequences = {name: each.sequences for name, each in gathered.items()}
         self.silent: dict[str, Tensor] = {
             name: each.silent for name, each in gathered.items() if each.silent is not None
@@ -52,20 +54,25 @@ class CalibrationStatistics(dict[str, HessianAccumulator]):
             self.silent[name] = self.silent[name] & other.silent[name]
 
     def by_layer(
-        self, model: nn.Module, layers: Sequence[SpikingLayer], calibration: Calibration
+        self, runner: Runner, layers: Sequence[SpikingLayer], calibration: Calibration
     ) -> dict[str, Statistics]:
         """The statistics of these layers of a model, for a compression with these settings.
 
         Args:
-            model: as it is before the compression.
+            runner: of the model as it is before the compression.
             layers: of it.
             calibration: of the compression.
 
         Raises:
-            CalibrationError: they are of another model, of other settings, or of other shapes.
+            CalibrationError: they are of another model or forward, of other settings, or of other shapes.
         """
-        _check_model(self.model, of_model(model))
+        _check_model(self.model, of_model(runner.model))
         _check_settings(self.calibration, calibration)
+        if self.driver != _driver(runner):
+            raise CalibrationError(
+                "statistics were gathered while the model was run in another way; give calibrate and compress the same "
+                "forward, batch_first and kind of data"
+            )
         found = {}
         for layer in layers:
             if layer.name not in self:
@@ -121,7 +128,7 @@ def calibrate(
     runner = Runner.of(model, first, forward, batch_first)
     layers, _ = runner.find_layers(first, calibration.temporal)
     gathered = gather(runner, layers, data, calibration, silence=True)
-    return CalibrationStatistics(gathered, calibration, of_model(runner.model))
+    return CalibrationStatistics(gathered, calibration, runner)
 
 
 def check_statistics(statistics: Any) -> None:
@@ -136,6 +143,10 @@ def check_statistics(statistics: Any) -> None:
         )
 
 
+def _driver(runner: Runner) -> Driver | None:
+    return runner.run if isinstance(runner.run, Driver) else None
+
+
 def _check_model(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
     names = [name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name)]
     if names:
@@ -148,7 +159,7 @@ def _check_model(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
 def _check_settings(theirs: Calibration, ours: Calibration) -> None:
     for name in DECISIVE:
         there, here = getattr(theirs, name), getattr(ours, name)
-        if there != here:
+        if str(there) != str(here):
             raise CalibrationError(
                 f"statistics were gathered with {name}={there!r}, here it is {here!r}; "
                 f"calibrate(model, data, calibration=Calibration({name}={here!r}))"

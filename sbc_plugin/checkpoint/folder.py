@@ -1,8 +1,7 @@
 """A folder of pieces: values under names, each in a safetensors file that is whole or not there; never pickled.
 
 A folder belongs to one job and, while it is open, to one process. A piece says to which job it belongs and has a
-checksum. One that is damaged counts as missing, with a warning: whoever keeps pieces makes it again, from what it was
-made of the first time, so that the result is the same.
+checksum.
 """
 
 import hashlib
@@ -10,7 +9,6 @@ import json
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +78,7 @@ class Folder:
             )
 
     def read(self, name: Name) -> Kept | None:
-        """The value of this name; None if there is none, or none that is whole, of which there is a warning.
+        """The value of this name; None if there is none, or none that is whole.
 
         Raises:
             CheckpointError: it belongs to another job, is of a newer format, or cannot be read.
@@ -91,21 +89,24 @@ class Folder:
                 head = json.loads(opened.metadata()[KEY])
                 tensors = [opened.get_tensor(each) for each in sorted(opened.keys(), key=int)]
             if head.pop("sha256") != _checksum(head, tensors) or head["name"] != list(name):
-                _warn_damaged(file, "its checksum is not that of its content")
                 return None
             version, job = int(head["format"]), str(head["job"])
         except FileNotFoundError:
             return None
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {reason_of(error)}; {WAY_OUT}") from error
-        except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError, RecursionError) as error:
-            _warn_damaged(file, str(error)[:200])
+        except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError, RecursionError):
             return None
         if version > FORMAT:
             raise CheckpointError(f"{file} has format {version}, this version reads {FORMAT}; update sbc-plugin")
         if job != self.job:
             raise CheckpointError(f"{file} belongs to another job; {WAY_OUT}")
         return Kept(decode(head["tree"], self.records, tensors))
+
+    def is_empty(self) -> bool:
+        """Whether no value was written yet but that of the job."""
+        own = self.file(JOB).name
+        return all(file.suffix != SUFFIX or file.name.startswith((".", own)) for file in self.path.iterdir())
 
     def holds(self, name: Name) -> bool:
         """Whether there is a file of this name, whole or not."""
@@ -187,10 +188,6 @@ def _lock(file: Any) -> bool:
     except OSError:  # a file system without locks
         return True
     return True
-
-
-def _warn_damaged(file: Path, reason: str) -> None:
-    warnings.warn(f"{file} is damaged ({reason}), and is made again", stacklevel=3)
 
 
 def _apart(tensors: list[Tensor]) -> list[Tensor]:

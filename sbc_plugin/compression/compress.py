@@ -19,7 +19,7 @@ from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
 from sbc_plugin.compression.layer import Recipe, check_granularity
-from sbc_plugin.compression.plan import obstacle, plan
+from sbc_plugin.compression.plan import given_statistics, obstacle, plan
 from sbc_plugin.compression.resume import Job, journal_in
 from sbc_plugin.compression.run import all_or_nothing, run
 from sbc_plugin.compression.stage import Stage
@@ -137,7 +137,10 @@ def compress(
     if todo.steps:
         todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))
     data = repeatable(data) if todo.reads_data_again else data
-    known = None if statistics is None else statistics.by_layer(target, layers, calibration)
+    known = None
+    if statistics is not None:
+        known = statistics.by_layer(runner, layers, calibration)
+        skipped |= given_statistics(todo)
     # 4. Carry it out: everything, or nothing.
     whole = Recipe(method, todo.prune, quantize, calibration.damping)
     given: dict[str, Any] = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}

@@ -5,6 +5,7 @@ be said about where a run was: it is run again from the start, and what was comp
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec, TypeVar
@@ -67,8 +68,17 @@ class Journal:
         return found
 
     def latest(self, name: str) -> Any:
-        """What was kept last under a name; None if nothing was."""
-        kept = None if self.folder is None else self.folder.read((*self.place, name))
+        """What was kept last under a name; None if nothing was.
+
+        A damaged file counts as nothing, with a warning: its value follows from what is there without it, so it will be
+        the same again.
+        """
+        if self.folder is None:
+            return None
+        place = (*self.place, name)
+        kept = self.folder.read(place)
+        if kept is None and self.folder.holds(place):
+            warnings.warn(f"{self.folder.file(place)} is damaged, and is made again", stacklevel=2)
         return None if kept is None else kept.value
 
     def keep(self, name: str, value: Any) -> None:

@@ -132,6 +132,13 @@ def ignored(method: str, prune: Prune | None, calibration: Calibration) -> dict[
     return {"settings": "; ".join(reasons)} if reasons else {}
 
 
+def given_statistics(todo: Plan) -> dict[str, str]:
+    """A note that statistics were given to a compression, and what it does with them."""
+    sequential = todo.second_order and todo.calibration.order == "sequential"
+    use = ', and serve budgets alone: order="sequential" gathers those of each layer anew' if sequential else ""
+    return {"statistics": f"were given{use}"}
+
+
 def _given(settings: Any, default: Any, names: tuple[str, ...]) -> list[str]:
     """Those of the settings that are not as they are by default, as they were written."""
     chosen = [] if settings is None else [(name, getattr(settings, name)) for name in names]

@@ -23,7 +23,7 @@ from sbc_plugin.compression.tuning import Tuned
 from sbc_plugin.core.hessian import HessianAccumulator
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.core.solution import Solution
-from sbc_plugin.errors import CheckpointError
+from sbc_plugin.errors import CheckpointError, SettingsError
 from sbc_plugin.evaluation.report import LayerReport
 from sbc_plugin.settings import Quantize
 from sbc_plugin.version import __version__
@@ -75,14 +75,17 @@ def journal_in(folder: str | PathLike[str] | None, job: Job) -> Iterator[tuple[J
     Raises:
         CheckpointError: the folder is of another job, in use, or cannot be written; or the data changes.
         CalibrationError: a batch holds something that cannot be compared.
+        SettingsError: no path of a folder.
     """
     if folder is None:
         yield NOT_KEPT, job.data
         return
+    if not isinstance(folder, str | PathLike):
+        raise SettingsError(f"checkpoint={folder!r} is no path of a folder; give one, or None")
     with opened(folder, RECORDS) as pieces:
         _check_same_job(pieces, job.description())
-        known = pieces.read(DATA)
-        data = SameBatches(repeatable(job.data), job.first, None if known is None else known.value)
+        known = _known_batches(pieces)
+        data = SameBatches(repeatable(job.data), job.first, known)
         if known is not None:
             data.check()
         journal = Journal(pieces, data)
@@ -106,6 +109,23 @@ def _check_same_job(folder: Folder, job: Description) -> None:
             f"{folder.path} is of another job: {difference}; give the arguments of that job, or another folder"
         )
     folder.job = of_batch(job)
+
+
+def _known_batches(folder: Folder) -> tuple[list[str], bool] | None:
+    """The checksums of the batches that were read before; None if nothing was made of them yet.
+
+    Raises:
+        CheckpointError: something was, and of which batches cannot be told.
+    """
+    kept = folder.read(DATA)
+    if kept is not None:
+        batches: tuple[list[str], bool] = kept.value
+        return batches
+    if folder.is_empty():
+        return None
+    raise CheckpointError(
+        f"{folder.path}: of which data its content was made cannot be read any more; delete it, and start again"
+    )
 
 
 def _difference(there: Description, here: Description) -> str:
@@ -137,7 +157,7 @@ def _check_answer(journal: Journal, job: Job) -> None:
 
     def answer() -> Tensor | None:
         result = result_of(job.runner(job.first))
-        return result.detach() if isinstance(result, Tensor) else None
+        return result.detach().double().nan_to_num() if isinstance(result, Tensor) else None
 
     started = journal.latest(ANSWER) is None
     before = journal.once(ANSWER, answer)
