@@ -41,6 +41,7 @@ fuzz: install
 	$(BIN)/python -m integration_tests.strangers.onnx_files $(N)
 	$(BIN)/python -m integration_tests.strangers.mutations $(N)
 	$(BIN)/python -m integration_tests.strangers.kills $(N)
+	$(BIN)/python -m integration_tests.strangers.resumed_kills $(N)
 
 # The hosts' own suites and pipelines, Norse's models, and other simulators that read our NIR files, where pip has them.
 test-hosts: install

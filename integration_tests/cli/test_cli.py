@@ -15,6 +15,7 @@ import torch
 import sbc_plugin
 from integration_tests.models.nir_graphs import DT, chain, dense, lif, run
 from sbc_plugin import load
+from sbc_plugin.checkpoint.folder import Folder
 from sbc_plugin.cli import parser as cli
 from sbc_plugin.cli.parser import main
 from sbc_plugin.nir import read
@@ -317,3 +318,30 @@ def test_what_was_read_is_told_by_its_axes(folder: Path, capsys: pytest.CaptureF
     """Data with its axes turned may run all the same: the numbers of sequences and steps show it."""
     assert told(capsys, *COMPRESS)[1].startswith("spikes.npz: ")
     assert "sequences of " in told(capsys, *COMPRESS)[1].splitlines()[0]
+
+
+def test_the_same_command_goes_on_after_an_interrupt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(capsys, *COMPRESS)[0] == 0
+    wanted = read("small.nir").state_dict()
+    Path("small.nir").unlink()
+    write, left = Folder.write, [5]
+
+    def interrupted(self: Folder, name: tuple[str, ...], value: object) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        write(self, name, value)
+
+    monkeypatch.setattr(Folder, "write", interrupted)
+    command = (*COMPRESS, "--resume", "job")
+    assert told(capsys, *command) == (130, "", "sbc: interrupted\n")
+    assert not Path("small.nir").exists() and os.listdir("job")
+    assert told(capsys, *command)[0] == 0
+    found = read("small.nir").state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    left[0] = 1  # what is finished writes nothing into the folder
+    assert told(capsys, *command)[0] == 0
+    status, out, err = told(capsys, *replaced(bits="3"), "--resume", "job")
+    assert (status, out) == (1, "") and "quantize.bits is 4 there and 3 here" in err and err.count("\n") == 1

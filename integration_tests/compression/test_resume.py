@@ -3,7 +3,6 @@
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +14,15 @@ from torch.utils.data import DataLoader
 import sbc_plugin
 from integration_tests.models.cases import CASES
 from integration_tests.models.networks import over_time
+from integration_tests.models.resumed import RUNS, assert_same, compressed
 from sbc_plugin import Calibration, Prune, Quantize, Report
 from sbc_plugin.checkpoint import folder as folders
 from sbc_plugin.compression import journal, plan, resume, run
 from sbc_plugin.errors import CheckpointError, SettingsError
 
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tuned": ("step", {"prune": Prune(0.5), "quantize": Quantize(3), "calibration": Calibration(tuning=4)}),
-    "as needed": ("step", {"prune": Prune(0.7)}),
-    "one-shot": (
-        "conv",
-        {"prune": Prune(0.5, allocation="loss"), "quantize": Quantize(3, allocation="loss")}
-        | {"calibration": Calibration(tuning=0)},
-    ),
-    "sequential": (
-        "step",
-        {"prune": Prune(0.5, silent_first=True), "quantize": Quantize(4)}
-        | {"calibration": Calibration(order="sequential", tuning=0, max_samples=9)},
-    ),
-    "rounds": (
-        "conv",
-        {"prune": Prune(0.8, rounds=2), "calibration": Calibration(align=True, tuning=3)},
-    ),
-    "recurrent": (
-        "LIFRecurrentCell",
-        {"prune": Prune(0.5, rounds=2), "quantize": Quantize(2, symmetric=False)}
-        | {"calibration": Calibration(order="sequential", tuning=2)},
-    ),
-    "baseline": ("step", {"method": "magnitude", "prune": Prune(0.5), "quantize": Quantize(4)}),
-}
-
 
 class StoppedError(Exception):
     """Stands for whatever ends a process."""
-
-
-def compressed(name: str, **more: Any) -> tuple[nn.Module, Report]:
-    case, settings = CASES[RUNS[name][0]], RUNS[name][1]
-    data = [case.batch(seed=seed) for seed in range(1, 6)]
-    return sbc_plugin.compress(case.model(), data, forward=case.forward, progress=False, **settings | more)
-
-
-def assert_same(found: tuple[nn.Module, Report], wanted: tuple[nn.Module, Report]) -> None:
-    expected = wanted[0].state_dict()
-    assert found[0].state_dict().keys() == expected.keys()
-    for name, tensor in found[0].state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
-    rows = [[replace(row, seconds=0.0) for row in report.layers] for _, report in (found, wanted)]
-    assert rows[0] == rows[1]
-    assert replace(found[1], layers=[], seconds=0.0) == replace(wanted[1], layers=[], seconds=0.0)
 
 
 @pytest.fixture
@@ -164,7 +123,7 @@ def batches(*seeds: int) -> list[Any]:
 
 OTHERS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "sparsity": (lambda: {"prune": Prune(0.6)}, r"prune.sparsity is 0.5 there and 0.6 here"),
-    "grid": (lambda: {"quantize": Quantize(4)}, "quantize"),
+    "grid": (lambda: {"quantize": Quantize(4)}, "quantize is None there and Quantize here"),
     "tuning": (lambda: {"calibration": Calibration(tuning=5)}, "calibration.tuning is 4 there and 5 here"),
     "method": (lambda: {"method": "obc"}, "method is 'sbc' there and 'obc' here"),
     "weight": (lambda: {"model": moved("0.weight")}, "'0.weight' of the model is not the same"),
@@ -176,7 +135,7 @@ OTHERS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "first batch": (lambda: {"calibration_data": batches(2, 1, 3, 4, 5)}, "first batch.*shuffle=False"),
     "later batch": (lambda: {"calibration_data": batches(1, 2, 3, 5, 4)}, "batch 3 is another.*shuffle=False"),
-    "fewer batches": (lambda: {"calibration_data": batches(1, 2, 3, 4)}, "4 batches, and were 5"),
+    "fewer batches": (lambda: {"calibration_data": batches(1, 2, 3, 4)}, "there are 4 batches, and there were 5"),
     "more batches": (lambda: {"calibration_data": batches(1, 2, 3, 4, 5, 6)}, "batch 5 is another"),
     "another type": (lambda: {"calibration_data": [x.double() for x in batches(1, 2, 3, 4, 5)]}, "first batch"),
 }

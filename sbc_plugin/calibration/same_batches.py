@@ -53,17 +53,16 @@ class SameBatches:
                 self._checksums.append(checksum)
                 self.grown = True
             if checksum != (self._checksums[number] if number < len(self._checksums) else None):
-                raise CheckpointError(_other(f"batch {number} is another"))
+                raise CheckpointError(_other(f"batch {number} is another than"))
             read = number + 1
             yield batch
         if read < len(self._checksums):
-            raise CheckpointError(_other(f"there are {read} batches, and were {len(self._checksums)}"))
+            raise CheckpointError(_other(f"there are {read} batches, and there were {len(self._checksums)}"))
         self.grown, self._all = self.grown or not self._all, True
 
 
 def _other(what: str) -> str:
     return (
-        f"calibration data: {what} than when it was read before; what is kept for a later start needs data that is the "
-        "same each time it is read: a loader with shuffle=False and without random transforms; for other data give "
-        "another folder"
+        f"calibration data: {what} when it was read before; with a checkpoint it has to be the same each time: read it "
+        "with shuffle=False and without random transforms; for other data give another folder"
     )

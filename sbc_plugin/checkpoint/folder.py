@@ -144,9 +144,9 @@ def opened(path: str | PathLike[str], records: Sequence[type]) -> Iterator[Folde
         CheckpointError: another process holds it, it holds something else, or one may not write to it.
     """
     folder = Folder(Path(path), records)
-    real = os.path.realpath(path)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
+        real = os.path.realpath(path)
         foreign = _foreign(folder)
         file = None if foreign or real in _OPEN else (folder.path / LOCK).open("a")  # to close it would end the lock
     except (OSError, ValueError) as error:

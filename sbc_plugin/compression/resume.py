@@ -53,8 +53,11 @@ class Job:
         """The job as texts."""
         settings: dict[str, str] = {}
         for name, value in self.settings.items():
-            inside = asdict(value) if is_dataclass(value) and not isinstance(value, type) else {}
-            settings |= {f"{name}.{key}": repr(part) for key, part in inside.items()} or {name: repr(value)}
+            if is_dataclass(value) and not isinstance(value, type):
+                settings[name] = type(value).__name__
+                settings |= {f"{name}.{key}": repr(part) for key, part in asdict(value).items()}
+            else:
+                settings[name] = repr(value)
         devices = sorted({str(tensor.device) for tensor in self.runner.model.parameters()})
         return {
             "version": {"sbc-plugin": __version__, "torch": str(torch.__version__)},
@@ -144,7 +147,7 @@ def _difference(there: Description, here: Description) -> str:
             if part == "model":
                 kind = "is not the same" if name in now and name in before else "is in one of the models alone"
                 return f"{name!r} of the model {kind}"
-            return f"{name} is {old} there and {new} here"
+            return f"{name} is {old:.60} there and {new:.60} here"
     return ""
 
 
