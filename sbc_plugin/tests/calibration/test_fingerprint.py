@@ -29,7 +29,8 @@ ALL_DIFFERENT: list[Any] = [
     X[:0], X[:, :0], torch.tensor(1.0), torch.tensor(float("nan")), 1.0, 1, True, None, "1", b"1", float("nan"),
     [X], (X,), [X, X], [[X], X], [[X, X]], {"x": X}, {"y": X}, {"x": X, "y": 1}, {"x": (X, "y", 1)}, [], (), {}, [[]],
     ["ab", "c"], ["a", "bc"], X.numpy(), X.double().numpy(), np.zeros((0, 3)), np.float32(1),
-    Graph(X, [1]), Graph(X, [2]), Pair(X, 1), (X, 1), torch.float32, torch.device("cpu"), "\ud800", np.array(["a"]), np.array(["b"]),
+    Graph(X, [1]), Graph(X, [2]), Pair(X, 1), (X, 1), torch.float32, torch.device("cpu"), "\ud800",
+    np.array(["a"]), np.array(["b"]),
 ]  # fmt: skip
 
 
