@@ -40,8 +40,22 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     monkeypatch.setattr(folders.Folder, "write", counted)
     monkeypatch.setattr(journal, "SECONDS", 0.0)  # the state of tuning is kept after each step
     monkeypatch.setattr(journal, "SHARE", 0)
-    monkeypatch.setattr(plan, "TUNING_STEPS", 6)
+    monkeypatch.setattr(plan, "TUNING_STEPS", 3)
     return lambda number: left.__setitem__(0, number)
+
+
+@pytest.mark.parametrize("name", ["tuned", "rounds", "recurrent"])
+def test_tuning_moves_what_is_interrupted_below(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune, gained = run.tune, []
+
+    def watched(*arguments: Any) -> Any:
+        tuned = tune(*arguments)
+        gained.append(tuned.after < tuned.before)
+        return tuned
+
+    monkeypatch.setattr(run, "tune", watched)
+    compressed(name)
+    assert gained and all(gained)
 
 
 @pytest.mark.parametrize("name", RUNS)

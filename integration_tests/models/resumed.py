@@ -10,9 +10,13 @@ import sbc_plugin
 from integration_tests.models.cases import CASES
 from sbc_plugin import Calibration, Prune, Quantize, Report
 
+CLOSE = Prune(0.6, silent_first=False)  # leaves something to tune
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tuned": ("step", {"prune": Prune(0.5), "quantize": Quantize(3), "calibration": Calibration(tuning=4)}),
-    "as needed": ("step", {"prune": Prune(0.7)}),
+    "tuned": (
+        "LIFRecurrentCell",
+        {"prune": replace(CLOSE, sparsity=0.8), "quantize": Quantize(3), "calibration": Calibration(tuning=5)},
+    ),
+    "as needed": ("conv", {"prune": Prune(0.8), "quantize": Quantize(3)}),
     "one-shot": (
         "conv",
         {"prune": Prune(0.5, allocation="loss"), "quantize": Quantize(3, allocation="loss")}
@@ -29,8 +33,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "recurrent": (
         "LIFRecurrentCell",
-        {"prune": Prune(0.5, rounds=2), "quantize": Quantize(2, symmetric=False)}
-        | {"calibration": Calibration(order="sequential", tuning=2)},
+        {"prune": replace(CLOSE, rounds=2), "quantize": Quantize(2)}
+        | {"calibration": Calibration(order="sequential", tuning=4)},
     ),
     "baseline": ("step", {"method": "magnitude", "prune": Prune(0.5), "quantize": Quantize(4)}),
 }

@@ -23,3 +23,16 @@ def test_steps_are_those_of_torchs_adam_along_a_cosine() -> None:
         for found, wanted in zip(moved, expected, strict=True):
             torch.testing.assert_close(found, wanted.detach(), rtol=1e-9, atol=1e-9)
     assert all(not torch.equal(found, start) for found, start in zip(moved, starts, strict=True))
+
+
+def test_a_descent_goes_on_from_its_state_in_the_same_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(6, 4, generator=generator) for _ in range(7)]
+    whole, parts, other = ([torch.ones(6, 4)] for _ in range(3))
+    at_once, first, second = (Adam(moved, [0.1], steps=7) for moved in (whole, parts, other))
+    for number, gradient in enumerate(gradients):
+        at_once.step([gradient])
+        (first if number < 3 else second).step([gradient])
+        if number == 2:
+            second.restore(first.state())
+    assert torch.equal(whole[0], other[0]) and second.taken == 7
