@@ -9,6 +9,7 @@
     ├── SingularHessianError    (ArithmeticError)  a factorisation failed: layer, columns, samples, damping
     ├── GridMovedError          (RuntimeError)     a quantizer derived another scale after write-back
     ├── CheckpointError         (ValueError)       file does not fit the model, is damaged, or of a newer format
+    ├── RankError               (RuntimeError)     another rank of torch.distributed failed, was killed or did not come
     └── MissingPackageError     (ImportError)      an optional package is not installed: names the extra that brings it
 
 Each message says what was asked, what was found and what to do. ``core`` does not know layer names, so the
@@ -56,6 +57,10 @@ class GridMovedError(CompressionError, RuntimeError):
 
 class CheckpointError(CompressionError, ValueError):
     """A file does not fit the model, is damaged, or was written by a newer format."""
+
+
+class RankError(CompressionError, RuntimeError):
+    """Another rank of ``torch.distributed`` failed, was killed, or did not come."""
 
 
 class MissingPackageError(CompressionError, ModuleNotFoundError):

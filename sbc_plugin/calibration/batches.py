@@ -5,8 +5,8 @@ it if there are any. A batch of any other kind is for a ``forward`` of the user'
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any
+from itertools import chain, islice
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -127,6 +127,19 @@ def peek(calibration_data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     Raises:
         CalibrationError: there is no batch, or the first is empty.
     """
+    found, data = begun(calibration_data)
+    if not found:
+        refuse_none()
+    check_batch(found[0], 0)
+    return found[0], data
+
+
+def begun(calibration_data: Iterable[Any]) -> tuple[list[Any], Iterable[Any]]:
+    """The first batch in a list, which is empty if there is none, and an iterable of all batches, the first included.
+
+    Raises:
+        CalibrationError: the data is no iterable of batches.
+    """
     if isinstance(calibration_data, Tensor):
         shape = tuple(calibration_data.shape)
         raise CalibrationError(
@@ -140,12 +153,17 @@ def peek(calibration_data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
         raise CalibrationError(
             f"calibration_data is no iterable of batches but {kind}; give a list or loader"
         ) from None
-    try:
-        first = next(iterator)
-    except StopIteration:
-        raise CalibrationError("calibration_data holds no batch; give at least one, or a fresh iterator") from None
-    check_batch(first, 0)
-    return first, (chain([first], iterator) if iterator is calibration_data else calibration_data)
+    found = list(islice(iterator, 1))
+    return found, (chain(found, iterator) if iterator is calibration_data else calibration_data)
+
+
+def refuse_none() -> NoReturn:
+    """Refuse calibration data without a batch.
+
+    Raises:
+        CalibrationError: always.
+    """
+    raise CalibrationError("calibration_data holds no batch; give at least one, or a fresh iterator")
 
 
 def repeatable(data: Iterable[Any]) -> Iterable[Any]:

@@ -5,12 +5,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.batches import peek
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.driver import Driver
 from sbc_plugin.calibration.fingerprint import of_batch, of_model
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, Statistics, gather
 from sbc_plugin.calibration.precision import autocast_off
+from sbc_plugin.calibration.shares import peek
+from sbc_plugin.calibration.sums import check_same
 from sbc_plugin.core.hessian import HessianAccumulator
 from sbc_plugin.errors import CalibrationError, SettingsError
 from sbc_plugin.layers import Forward, SpikingLayer
@@ -95,6 +97,7 @@ class CalibrationStatistics(dict[str, HessianAccumulator]):
         return of_batch([(name, each.count, each.sum_xx, self.silent[name]) for name, each in self.items()])
 
 
+@ranks.joined()
 @autocast_off()
 def calibrate(
     model: nn.Module,
@@ -117,8 +120,8 @@ def calibrate(
         batch_first: as for ``compress``.
 
     Returns:
-        A dict of accumulators by layer name, which holds the rest as attributes. Those of one model merge with those
-        of another process's data.
+        A dict of accumulators by layer name, which holds the rest as attributes; each is the sum over the data of all
+        ranks of ``torch.distributed``, where there are several. Those of one model merge with those of other data.
 
     Raises:
         CalibrationError: no data, data of the wrong shape, NaN or infinity, or sequences of a single step.
@@ -127,6 +130,7 @@ def calibrate(
     first, data = peek(calibration_data)
     runner = Runner.of(model, first, forward, batch_first)
     layers, _ = runner.find_layers(first, calibration.temporal)
+    check_same(runner.model, layers, {"calibration": calibration, "batch_first": batch_first})
     gathered = gather(runner, layers, data, calibration, silence=True)
     return CalibrationStatistics(gathered, calibration, runner)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.core.kernels import CausalFilter
 from sbc_plugin.core.matrix_form import MatrixForm
 from sbc_plugin.errors import in_layer
@@ -160,7 +161,7 @@ class Reservoir:
         self.ready: list[Tensor] = []
         self.batch: list[Tensor] = []
         self.keys = torch.empty(0, device="cpu")
-        self.generator = torch.Generator("cpu").manual_seed(SEED)
+        self.generator = torch.Generator("cpu").manual_seed(SEED + ranks.rank())
 
     def add(self, samples: Tensor) -> None:
         """Take a block."""
@@ -177,10 +178,10 @@ class Reservoir:
             self.keys = self.keys[best]
 
     def end_batch(self, number: int) -> None:
-        """The batch is complete; the next one draws from a seed of its own."""
+        """The batch of this number is complete; this rank's next one draws from a seed of its own."""
         self.ready += self.batch
         self.batch, self.keys = [], torch.empty(0, device="cpu")
-        self.generator.manual_seed(SEED + number + 1)
+        self.generator.manual_seed(SEED + number + ranks.count())
         self._pass_on(self.waiting)
 
     def flush(self) -> None:

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples, waiting
 from sbc_plugin.calibration.forward import OnStep, Runner, hooked
 from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.calibration.shares import check_lengths
+from sbc_plugin.calibration.sums import sum_fired, sum_statistics
 from sbc_plugin.core.hessian import HessianAccumulator
 from sbc_plugin.errors import CalibrationError, in_layer
 from sbc_plugin.layers import SNNLibrary, SpikingLayer
@@ -85,14 +88,14 @@ def gather(
     progress: bool | None = False,
     silence: bool = False,
 ) -> dict[str, Statistics]:
-    """One pass over the data that fills one accumulator a layer.
+    """One pass over the data that fills one accumulator a layer, with all ranks' sums.
 
     Raises as :func:`~sbc_plugin.calibration.calibrate.calibrate` does.
 
     Args:
         runner: of the model.
         layers: whose statistics.
-        data: batches.
+        data: batches, of this rank's share.
         calibration: settings.
         progress: show a progress bar; None = on a terminal.
         silence: also note which neurons stay silent.
@@ -105,7 +108,12 @@ def gather(
             collector.end_batch(number)
     for collector in collectors:
         collector.flush()
-        collector.statistics.silent = None if fired is None else silent_rows(collector.layer, fired.fired)
+    check_lengths(data)
+    sum_statistics(collector.statistics for collector in collectors)
+    if fired is not None:
+        spiked = sum_fired(fired.fired)
+        for collector in collectors:
+            collector.statistics.silent = silent_rows(collector.layer, spiked)
     return {collector.layer.name: collector.statistics for collector in collectors}
 
 
@@ -118,7 +126,7 @@ def run_batches(
     fired: "FiredNeurons | None" = None,
 ) -> Iterator[int]:
     """Run every batch through the model while the collectors listen; yield the number of each batch when it is done."""
-    for number, batch in enumerate(progress_bar(data, "calibrating", "batch", progress)):
+    for number, batch in ranks.numbered(progress_bar(data, "calibrating", "batch", progress)):
         run_batch(runner, collectors, batch, number, temporal, fired)
         yield number
 

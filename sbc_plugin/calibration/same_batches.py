@@ -18,11 +18,12 @@ class SameBatches:
         checksums: of the batches as they were read before, and whether these were all.
 
     Attributes:
+        source: the data.
         grown: whether more checksums are known than were given or told by :meth:`known`.
     """
 
     def __init__(self, data: Iterable[Any], first: Any, checksums: tuple[list[str], bool] | None = None) -> None:
-        self._data = data
+        self.source = data
         self._checksums, self._all = ([of_batch(first)], False) if checksums is None else checksums
         self.grown = checksums is None
 
@@ -43,11 +44,11 @@ class SameBatches:
                     break
 
     def __len__(self) -> int:
-        return len(self._data)  # type: ignore[arg-type]  # TypeError where there is none, as of any iterable
+        return len(self.source)  # type: ignore[arg-type]  # TypeError where there is none, as of any iterable
 
     def __iter__(self) -> Iterator[Any]:
         read = 0
-        for number, batch in enumerate(self._data):
+        for number, batch in enumerate(self.source):
             checksum = of_batch(batch)
             if number == len(self._checksums) and not self._all:
                 self._checksums.append(checksum)

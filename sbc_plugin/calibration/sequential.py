@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Statistics, run_batch
+from sbc_plugin.calibration.sums import sum_statistics
 from sbc_plugin.core.hessian import HessianAccumulator
 from sbc_plugin.errors import in_layer
 from sbc_plugin.layers import SpikingLayer
@@ -55,7 +57,7 @@ def gather_drift(
     Args:
         runner: of the model; it holds the compressed weights before and after.
         layer: whose input.
-        data: batches, iterable more than once.
+        data: batches of this rank's share, iterable more than once; sums are those of all ranks.
         calibration: settings.
         prefix: which layers are compressed.
 
@@ -84,7 +86,7 @@ def gather_drift(
             reservoir.add(torch.cat([now, then], dim=-1) if moved else now)
 
     remember, collect = Collector(layer, memory.append), Collector(layer, emit)
-    for number, batch in enumerate(data):
+    for number, batch in ranks.numbered(data):
         if moved:
             with prefix.dense_again():
                 run_batch(runner, [remember], batch, number, calibration.temporal)
@@ -92,4 +94,5 @@ def gather_drift(
         reservoir.end_batch(number)
         statistics.sequences += collect.sequences
     reservoir.flush()
+    sum_statistics([statistics], [cross])
     return statistics, cross * (2.0 / max(statistics.accumulator.count, 1))

@@ -7,11 +7,13 @@ by layer, each on what the compressed layers before it send. Source: docs/theory
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.forward import Runner, eval_mode, hooked
 from sbc_plugin.layers import SpikingLayer
 
@@ -49,7 +51,7 @@ def expected(runner: Runner, layers: list[SpikingLayer], data: Iterable[Any]) ->
     Args:
         runner: of the dense model.
         layers: of the model; those with a bias count, and all BatchNorms.
-        data: batches.
+        data: batches of this rank's share; the moments are those of all ranks.
     """
     batches = _first_batches(runner, data, SEQUENCES)
     return Expected(_moments(runner, _modules(runner.model, layers), batches), batches)
@@ -125,17 +127,34 @@ def _moments(runner: Runner, modules: Mapping[str, Norm | Biased], batches: list
     with torch.no_grad(), hooked(hooks), eval_mode(runner.model):
         for batch in batches:
             runner.run(runner.model, batch)
-    means = {name: (total / count, squares / count) for name, (total, squares, count) in sums.items()}
+    means = {name: (total / count, squares / count) for name, (total, squares, count) in _of_all_ranks(sums).items()}
     return {name: Moments(mean, (square - mean.square()).clamp_min(0)) for name, (mean, square) in means.items()}
 
 
+def _of_all_ranks(sums: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """Sums over all ranks, in the order of the first that has any: one without a batch does not know what is called."""
+    if ranks.count() == 1:
+        return sums
+    channels = next(filter(None, ranks.everyone({name: len(found[0]) for name, found in sums.items()})), {})
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
+    joint = {
+        name: sums.get(name, [zero.new_zeros(count), zero.new_zeros(count), zero.clone()])
+        for name, count in channels.items()
+    }
+    ranks.total([each for found in joint.values() for each in found])
+    return joint
+
+
 def _first_batches(runner: Runner, data: Iterable[Any], sequences: int) -> list[Any]:
-    """The first batches, whole ones, until they hold so many sequences together."""
-    batches: list[Any] = []
-    found = 0
-    for batch in data:
-        batches.append(batch)
-        found += runner.sequences(batch)
-        if found >= sequences:
+    """The first batches, whole ones, until they hold so many sequences together, over all ranks in turns."""
+    batches: list[tuple[int, Any]] = []
+    sizes: dict[int, int] = {}
+    for number, batch in ranks.numbered(data):
+        batches.append((number, batch))
+        sizes[number] = runner.sequences(batch)
+        if sum(sizes.values()) >= sequences:
             break
-    return batches
+    joint = {number: size for held in ranks.everyone(sizes) for number, size in held.items()}
+    numbers = sorted(joint)
+    before = dict(zip(numbers, accumulate((joint[number] for number in numbers), initial=0), strict=False))
+    return [batch for number, batch in batches if before[number] < sequences]

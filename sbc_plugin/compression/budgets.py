@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern, without_pruning
 from sbc_plugin.core.allocation.knapsack import cheapest_options
 from sbc_plugin.core.allocation.lamp import allocate_zeros
@@ -58,7 +58,9 @@ def share_zeros(
         raise SettingsError(f"pattern {prune.pattern!r} fits no layer of the model; {first!r}: {reasons[first]}")
     if pattern.kind == "n:m":
         return {layer.name: pattern_zeros(pattern, layer.rows, layer.columns, 0) for layer in fitting}, notes
-    saliencies = {layer.name: saliency_of(layer) for layer in fitting} if prune.allocation == "loss" else None
+    saliencies = None
+    if prune.allocation == "loss":
+        saliencies = {name: found for name, (found, _) in dealt(fitting, saliency_of, "sharing zeros").items()}
     chosen = {layer.name: weights[layer.name] for layer in fitting}
     return allocate_zeros(chosen, prune.sparsity, method=prune.allocation, saliencies=saliencies), notes
 
@@ -94,12 +96,17 @@ def share_bits(
     budget = TRITS * recipe.quantize.bits * sum(sizes.values())
     least = grids[0][1]
     spare = budget - least * sum(sizes.values())
-    losses, costs = {}, {}
-    for layer in progress_bar(layers, "sharing bits", "layer", progress):
-        name, size, hessian = layer.name, sizes[layer.name], hessian_of(layer.name)
-        tried = [(grid, size * fifths) for grid, fifths in grids if size * (fifths - least) <= spare]
-        recipes = [replace(without_pruning(recipe), quantize=grid) for grid, _ in tried]
-        with in_layer(name):
-            losses[name] = [solve(layer, weights[name], hessian, None, each).loss for each in recipes]
-        costs[name] = [cost for _, cost in tried]
+    tried = {
+        name: [(grid, size * fifths) for grid, fifths in grids if size * (fifths - least) <= spare]
+        for name, size in sizes.items()
+    }
+
+    def losses_of(layer: SpikingLayer) -> list[float]:
+        hessian = hessian_of(layer.name)
+        recipes = [replace(without_pruning(recipe), quantize=grid) for grid, _ in tried[layer.name]]
+        with in_layer(layer.name):
+            return [solve(layer, weights[layer.name], hessian, None, each).loss for each in recipes]
+
+    losses = {name: found for name, (found, _) in dealt(layers, losses_of, "sharing bits", progress).items()}
+    costs = {name: [cost for _, cost in options] for name, options in tried.items()}
     return {name: grids[option][0] for name, option in cheapest_options(losses, costs, budget).items()}

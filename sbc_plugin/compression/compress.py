@@ -10,16 +10,19 @@ from typing import Any, ParamSpec, TypeAlias
 import torch
 from torch import nn
 
-from sbc_plugin.calibration.batches import holds_values, peek, repeatable
+from sbc_plugin.calibration import ranks
+from sbc_plugin.calibration.batches import holds_values
 from sbc_plugin.calibration.calibrate import CalibrationStatistics, check_statistics
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.calibration.plain import refuse_computed
 from sbc_plugin.calibration.precision import autocast_off
+from sbc_plugin.calibration.shares import peek, repeatable
+from sbc_plugin.calibration.sums import check_same
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
 from sbc_plugin.compression.layer import Recipe, check_granularity
-from sbc_plugin.compression.plan import given_statistics, obstacle, plan
+from sbc_plugin.compression.plan import given_statistics, obstacle_of_any, plan
 from sbc_plugin.compression.resume import Job, journal_in
 from sbc_plugin.compression.run import all_or_nothing, run
 from sbc_plugin.compression.stage import Stage
@@ -48,6 +51,7 @@ def _noting_autocast(function: Callable[Given, Result]) -> Callable[Given, Resul
     return noted
 
 
+@ranks.joined()
 @_noting_autocast
 @torch.inference_mode(False)  # around no_grad, which it would end: tuning takes gradients where it says so
 @torch.no_grad()
@@ -117,7 +121,7 @@ def compress(
     adapter = None if backend is None else backend_called(backend)
     if adapter is not None and quantize is None:
         raise SettingsError(f"backend={backend!r} holds quantised weights; give quantize=Quantize(bits)")
-    # 2. Look at the model and at the first batch.
+    # 2. Look at the model and at the first batch, the same on all ranks.
     model = unwrapped(model)
     library = library_of(model)
     first, data = peek(calibration_data)
@@ -127,13 +131,20 @@ def compress(
     skipped |= {layer.name: layer.note for layer in layers if layer.note}
     others = weights_left_alone(target, layers)
     _check_weights(layers)
+    given: dict[str, Any] = {
+        "method": method, "prune": prune, "quantize": quantize, "calibration": calibration, "backend": backend,
+    }  # fmt: skip
+    given |= {"batch_first": batch_first, "statistics": None if statistics is None else statistics.checksum}
+    check_same(target, layers, given)
     if quantize is not None:
         check_granularity(layers, quantize)
     if adapter is not None and quantize is not None:
         adapter.check_backend(layers, quantize)
     # 3. Plan.
     outputs = calibration.outputs or ("values" if holds_values(first) else "classes")
-    todo = plan(method, prune, quantize, calibration, lambda: obstacle(runner, layers, first, outputs == "classes"))
+    todo = plan(
+        method, prune, quantize, calibration, lambda: obstacle_of_any(runner, layers, first, outputs == "classes")
+    )
     if todo.steps:
         todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))
     data = repeatable(data) if todo.reads_data_again else data
@@ -143,18 +154,17 @@ def compress(
         skipped |= given_statistics(todo)
     # 4. Carry it out: everything, or nothing.
     whole = Recipe(method, todo.prune, quantize, calibration.damping)
-    given: dict[str, Any] = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
-    given |= {"batch_first": batch_first, "statistics": None if statistics is None else statistics.checksum}
     with journal_in(checkpoint, Job(runner, first, data, given)) as (journal, data), all_or_nothing(target, layers):
         outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, whole, journal), known)
         notes = joined(skipped | todo.notes, outcome.state.notes)
         if adapter is not None and quantize is not None:
             target, left = adapter.into_backend(target, layers, quantize, outcome.state.grids)
             notes = joined(notes, left)
+        ranks.meet("the compressed model")
     # 5. Report.
     todo = replace(todo, calibration=replace(todo.calibration, tuning=outcome.tuning))
     settings = {"method": method, "prune": todo.prune, "quantize": quantize, "calibration": todo.calibration}
-    return target, Report(
+    report = Report(
         list(outcome.state.rows),
         notes,
         settings,
@@ -162,6 +172,7 @@ def compress(
         left_alone=sum(weight.numel() for weight in others.values()),
         left_alone_zeros=sum(int((weight == 0).sum()) for weight in others.values()),
     )
+    return target, ranks.handed(report)
 
 
 def _check_settings(method: str, prune: Prune | None, quantize: Quantize | None, calibration: Calibration) -> None:

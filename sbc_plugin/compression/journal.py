@@ -8,10 +8,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.same_batches import SameBatches
 from sbc_plugin.checkpoint.folder import Folder, Name
 from sbc_plugin.core.adam import Adam
@@ -44,7 +46,7 @@ class Journal:
         return replace(self, place=(*self.place, *place))
 
     def once(self, name: str, compute: Callable[Given, Value], *arguments: Given.args, **named: Given.kwargs) -> Value:
-        """``compute(*arguments, **named)``, or what it returned when the run was here before.
+        """``compute(*arguments, **named)``, or what it returned when the run was here before, on all ranks alike.
 
         Random numbers go on as they did then.
 
@@ -58,8 +60,17 @@ class Journal:
             CheckpointError: the value cannot be written or read.
         """
         kept = self.latest(name)
+        if not all(ranks.everyone(kept is not None)):
+            kept = None
+        return self._known_or(kept, name, partial(compute, *arguments, **named))
+
+    def own(self, name: str, compute: Callable[Given, Value], *arguments: Given.args, **named: Given.kwargs) -> Value:
+        """The same of a value that this rank computes without the others."""
+        return self._known_or(self.latest(name), name, partial(compute, *arguments, **named))
+
+    def _known_or(self, kept: Any, name: str, compute: Callable[[], Value]) -> Value:
         if kept is None:
-            value = compute(*arguments, **named)
+            value = compute()
             self.keep(name, (value, torch.get_rng_state()))
             return value
         found: Value
@@ -122,7 +133,9 @@ class Steps:
 
     def __init__(self, adam: Adam, journal: Journal = NOT_KEPT) -> None:
         self._adam, self._journal = adam, journal
-        if (kept := journal.latest(self.NAME)) is not None:
+        kept = journal.latest(self.NAME)
+        taken = ranks.everyone(None if kept is None else kept["taken"])
+        if kept is not None and len(set(taken)) == 1:  # ranks that were killed between two states begin anew
             adam.restore(kept)
 
     def __len__(self) -> int:

@@ -3,14 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.driver import result_of
 from sbc_plugin.calibration.forward import Runner, Source
 from sbc_plugin.calibration.precision import at_least_single
+from sbc_plugin.calibration.shares import first_held
 from sbc_plugin.core.distillation import divergence, inverse_temperature
 from sbc_plugin.core.spikes import total_distance
 from sbc_plugin.evaluation.accuracy import scores_of
@@ -47,15 +50,21 @@ Target = tuple[Any, Observation]  # a piece of a batch, and what the dense model
 class Targets:
     """What the dense model did on the calibration data.
 
+    Of several ranks each holds the pieces of its own share, and the rest is the same on all.
+
     Attributes:
         train: pieces that gradients are taken on.
         validation: pieces that decide; those of ``train`` where there are too few to spare any.
         inverse_temperature: factor from scores to logits; None where the output is not to be compared as classes.
+        example: the first piece of all.
+        readout: whether the output of a piece that decides is no spike train.
     """
 
     train: list[Target]
     validation: list[Target]
     inverse_temperature: float | None
+    example: Any = None
+    readout: bool = False
 
     @property
     def all(self) -> list[Target]:
@@ -65,8 +74,9 @@ class Targets:
     @property
     def terms(self) -> list[str]:
         """What :func:`distance` sums, in words."""
-        readout = any(seen.readout is not None for _, seen in self.validation)
-        others = ["error of the readout"] * readout + ["divergence of classes"] * (self.inverse_temperature is not None)
+        others = ["error of the readout"] * self.readout + ["divergence of classes"] * (
+            self.inverse_temperature is not None
+        )
         return ["distance of spikes", *others]
 
 
@@ -106,24 +116,37 @@ def targets(runner: Runner, data: Iterable[Any], classes: bool = False) -> Targe
 
     Args:
         runner: of the dense model.
-        data: batches.
+        data: batches of this rank's share.
         classes: the output scores classes, and these are a target too.
 
     Raises:
         CalibrationError: an empty batch, or NaN or infinity in it.
     """
     observed: list[Target] = []
+    places: list[tuple[int, int]] = []  # of each piece: its batch, and where in that
     with torch.no_grad():
-        for number, batch in enumerate(data):
+        for number, batch in ranks.numbered(data):
             runner.check(batch, number)
-            for piece in runner.pieces(batch, TUNED_SEQUENCES):
+            for place, piece in enumerate(runner.pieces(batch, TUNED_SEQUENCES)):
                 seen = observe(runner, piece, classes)
                 spikes = {name: value.to(torch.uint8) for name, value in seen.spikes.items()}
                 observed.append((piece, Observation(spikes, seen.readout, seen.scores)))
-    scores = [seen.scores for _, seen in observed if seen.scores is not None]
-    validation = observed[VALIDATION - 1 :: VALIDATION]
-    train = [target for number, target in enumerate(observed, 1) if number % VALIDATION] if validation else observed
-    return Targets(train, validation or observed, inverse_temperature(torch.cat(scores)) if scores else None)
+                places.append((number, place))
+    return _split(observed, places)
+
+
+def _split(observed: list[Target], places: list[tuple[int, int]]) -> Targets:
+    """Targets of this rank's pieces, dealt to fitting and deciding by their places among those of all ranks."""
+    order = {place: number for number, place in enumerate(sorted(chain(*ranks.everyone(places))))}
+    decides = [order[place] % VALIDATION == VALIDATION - 1 for place in places]
+    train, validation = observed, observed
+    if len(order) >= VALIDATION:
+        train = [target for target, chosen in zip(observed, decides, strict=True) if not chosen]
+        validation = [target for target, chosen in zip(observed, decides, strict=True) if chosen]
+    scores = ranks.listed([seen.scores for _, seen in observed if seen.scores is not None])
+    temperature = inverse_temperature(torch.cat(scores)) if scores else None
+    readout = any(ranks.everyone(any(seen.readout is not None for _, seen in validation)))
+    return Targets(train, validation, temperature, first_held([piece for piece, _ in observed]), readout)
 
 
 def distance(seen: Observation, target: Observation, inverse_temperature: float | None = None) -> Tensor:
@@ -166,7 +189,7 @@ def expected_losses(source: Source, aims: Targets) -> Tensor | None:
         aims: what the dense model did.
 
     Returns:
-        (n,), float64, from 0 to 1; None where nothing is compared as classes.
+        (n,), float64, from 0 to 1, of all ranks' sequences; None where nothing is compared as classes.
     """
     if aims.inverse_temperature is None:
         return None
@@ -177,6 +200,7 @@ def expected_losses(source: Source, aims: Targets) -> Tensor | None:
             if wanted.scores is not None and scores is not None:
                 likely = (aims.inverse_temperature * wanted.scores.double()).softmax(1)
                 losses.append(likely.amax(1) - likely.gather(1, scores.argmax(1, keepdim=True)).squeeze(1))
+    losses = ranks.listed(losses)
     return torch.cat(losses) if losses else None
 
 
@@ -191,7 +215,8 @@ def upper_bound(losses: Tensor) -> float:
 
 
 def mean_distance(runner: Runner, aims: Targets) -> float:
-    """The mean :func:`distance` of the model from its targets over the validation pieces."""
+    """The mean :func:`distance` of the model from its targets over the validation pieces of all ranks."""
     with torch.no_grad():
         distances = [float(distance_on(runner, aims, target)) for target in aims.validation]
-    return sum(distances) / len(distances)
+    summed, pieces = ranks.sums(sum(distances), len(distances))
+    return summed / pieces

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression.layer import SECOND_ORDER, Recipe, without_pruning
 from sbc_plugin.compression.objective import distance_on, targets
@@ -217,6 +218,13 @@ def rounds(recipe: Recipe, count: int) -> tuple[Recipe, ...]:
 def scales_move(quantize: Quantize) -> bool:
     """Whether tuning can move the grid's scales; powers of two have to stay."""
     return quantize.scale != "power_of_two"
+
+
+def obstacle_of_any(runner: Runner, layers: list[SpikingLayer], batch: Any, classes: bool) -> str:
+    """The :func:`obstacle` of the first rank that meets one: all ranks tune, or none does."""
+    with ranks.alone():
+        found = obstacle(runner, layers, batch, classes)
+    return next(filter(None, ranks.everyone(found)), "")
 
 
 def obstacle(runner: Runner, layers: list[SpikingLayer], batch: Any, classes: bool) -> str:

@@ -4,18 +4,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from sbc_plugin.calibration.batches import repeatable
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.driver import result_of
 from sbc_plugin.calibration.fingerprint import of_batch, of_model
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Statistics
 from sbc_plugin.calibration.layer_by_layer import alike
 from sbc_plugin.calibration.same_batches import SameBatches
+from sbc_plugin.calibration.shares import repeatable
 from sbc_plugin.checkpoint.folder import JOB, Folder, opened
 from sbc_plugin.compression.journal import ANSWER, DATA, NOT_KEPT, Journal
 from sbc_plugin.compression.stage import Budget, State
@@ -72,7 +74,8 @@ def journal_in(folder: str | PathLike[str] | None, job: Job) -> Iterator[tuple[J
     """The journal of a job, and its data, which has to be the same each time it is read; both for the block.
 
     Args:
-        folder: where the journal is kept, made if there is none; None keeps nothing.
+        folder: where the journal is kept, made if there is none; None keeps nothing. Of several ranks each keeps its
+            own in a folder there, which may be on a disk of its own.
         job: what is done.
 
     Raises:
@@ -85,7 +88,8 @@ def journal_in(folder: str | PathLike[str] | None, job: Job) -> Iterator[tuple[J
         return
     if not isinstance(folder, str | PathLike):
         raise SettingsError(f"checkpoint={folder!r} is no path of a folder; give one, or None")
-    with opened(folder, RECORDS) as pieces:
+    several = ranks.count() > 1
+    with opened(Path(folder, f"rank {ranks.rank()} of {ranks.count()}") if several else folder, RECORDS) as pieces:
         _check_same_job(pieces, job.description())
         known = _known_batches(pieces)
         data = SameBatches(repeatable(job.data), job.first, known)

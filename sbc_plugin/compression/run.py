@@ -132,7 +132,7 @@ class _Judge:
 
     def now(self) -> Tensor | None:
         """(n,), the expected loss of each sequence; None where nothing is compared as classes."""
-        with layer_by_layer(self.runner, self.aims.all[0][0]) as source:
+        with layer_by_layer(self.runner, self.aims.example) as source:
             return expected_losses(source, self.aims)
 
     def lost(self) -> Tensor | None:

@@ -3,15 +3,19 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Statistics, gather
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.calibration.sequential import Prefix, gather_drift
+from sbc_plugin.calibration.shares import first_of
 from sbc_plugin.compression.budgets import share_bits, share_zeros
+from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.journal import NOT_KEPT, Journal
 from sbc_plugin.compression.layer import (
     SECOND_ORDER,
@@ -63,7 +67,7 @@ class Stage:
     Attributes:
         runner: of the model.
         layers: of the model.
-        data: batches, iterable more than once where a plan says so.
+        data: batches of this rank's share, iterable more than once where a plan says so.
         calibration: settings.
         progress: show progress bars; None = on a terminal.
         recipe: what to do to each layer.
@@ -134,18 +138,22 @@ class Stage:
                 check_active(statistics[layer.name].accumulator.sum_xx)
         # 2. Share the budgets.
         weights = self._without_silent(state.weights, statistics, silent)
-        budget = self.journal.once("budget", self._budget, weights, statistics)
+        budget = self._agreed_budget(weights, statistics)
+
         # 3. Solve.
-        solutions, rows = {}, []
-        for layer in progress_bar(self.layers, "compressing", "layer", self.progress):
-            name = layer.name
-            solutions[name], row = self.journal.within("layer").once(
-                name, self._solved, layer, weights[name], statistics[name], budget
+        def solved(layer: SpikingLayer) -> Solution:
+            return self.journal.within("layer").own(
+                layer.name, self._solve, layer, weights[layer.name], statistics[layer.name], budget
             )
-            rows.append(row)
+
+        found = dealt(self.layers, solved, progress=self.progress)
         # 4. Write.
+        solutions, rows = {}, []
         for layer in self.layers:
-            layer.write(solutions[layer.name].weight)
+            solution, seconds = found[layer.name]
+            layer.write(solution.weight)
+            rows.append(_row(layer, solution, statistics[layer.name], seconds))
+            solutions[layer.name] = solution
         return _after(state, solutions, rows, active, budget.notes)
 
     def _sequential(self, state: State, known: Mapping[str, Statistics] | None) -> State:
@@ -154,7 +162,7 @@ class Stage:
         needs_losses = any(part is not None and part.allocation == "loss" for part in (prune, quantize))
         statistics = (known or self.gather()) if needs_losses or self.silent_first else {}
         start = self._without_silent(state.weights, statistics, _silent(statistics))
-        budget = self.journal.once("budget", self._budget, start, statistics)
+        budget = self._agreed_budget(start, statistics)
         prefix = Prefix(self.layers, dict(state.weights), {})
         solutions, rows = {}, []
         for layer in progress_bar(self.layers, "compressing", "layer", self.progress):
@@ -178,9 +186,13 @@ class Stage:
             layer.name: LayerHessian(statistics[layer.name].accumulator.sum_xx, layer.groups).dead_weights(layer.rows)
             for layer in self.layers
         }
-        unread = unread_neurons(self.runner, self.layers, dead, silent, next(iter(self.data)))
+        unread = unread_neurons(self.runner, self.layers, dead, silent, first_of(self.data))
         zeros = round(self.recipe.prune.sparsity * sum(weight.numel() for weight in weights.values()))
         return give_silent(weights, dead, unread, zeros) or weights
+
+    def _agreed_budget(self, weights: Weights, statistics: Mapping[str, Statistics]) -> "Budget":
+        """That of the first rank, as it was when the run was here before."""
+        return ranks.handed(self.journal.once("budget", self._budget, weights, statistics))
 
     def _budget(self, weights: Weights, statistics: Mapping[str, Statistics]) -> "Budget":
         """The zeros and the grid of each layer.
@@ -207,30 +219,30 @@ class Stage:
             grids = share_bits(fitting, weights, hessian_of, self.recipe, self.progress)
         return Budget(zeros, grids, notes)
 
-    def _solved(
-        self, layer: SpikingLayer, weight: Tensor, statistics: Statistics, budget: "Budget"
-    ) -> tuple[Solution, LayerReport]:
-        """The solution of one layer on the network as it was, and its row."""
-        started = time.perf_counter()
-        solution = self._solve(layer, weight, _hessian(layer.name, statistics), budget)
-        return solution, _row(layer, solution, statistics, started)
-
     def _solved_behind(
         self, layer: SpikingLayer, target: Tensor, prefix: Prefix, budget: "Budget"
     ) -> tuple[Solution, LayerReport]:
         """The solution of one layer on what a compressed prefix sends, and its row."""
         started = time.perf_counter()
         seen, drift = gather_drift(self.runner, layer, self.data, self.calibration, prefix)
-        hessian = _hessian(layer.name, seen)
-        if prefix.compressed and self.second_order:
+        moved = drift if prefix.compressed and self.second_order else None
+        solution = dealt([layer], partial(self._solve_on_prefix, target, seen, moved, budget))[layer.name][0]
+        return solution, _row(layer, solution, seen, time.perf_counter() - started)
+
+    def _solve_on_prefix(
+        self, target: Tensor, seen: Statistics, drift: Tensor | None, budget: "Budget", layer: SpikingLayer
+    ) -> Solution:
+        """One layer on what the compressed prefix sends; the drift is None where that is what the dense one sends."""
+        if drift is not None:
+            hessian = _hessian(layer.name, seen)
             with in_layer(layer.name):
                 groups = layer.groups if hessian.dim() == 3 else None
                 alpha, damping = self.calibration.alpha, self.calibration.damping
                 target = sequential_target(target, hessian, drift, alpha, damping, groups)
-        solution = self._solve(layer, target, hessian, budget)
-        return solution, _row(layer, solution, seen, started)
+        return self._solve(layer, target, seen, budget)
 
-    def _solve(self, layer: SpikingLayer, weight: Tensor, hessian: Tensor, budget: "Budget") -> Solution:
+    def _solve(self, layer: SpikingLayer, weight: Tensor, statistics: Statistics, budget: "Budget") -> Solution:
+        hessian = _hessian(layer.name, statistics)
         recipe = self.recipe if layer.name in budget.zeros else without_pruning(self.recipe)
         recipe = replace(recipe, quantize=budget.quantize.get(layer.name))
         with in_layer(layer.name):
@@ -275,7 +287,7 @@ def _after(
     )
 
 
-def _row(layer: SpikingLayer, solution: Solution, statistics: Statistics, started: float) -> LayerReport:
+def _row(layer: SpikingLayer, solution: Solution, statistics: Statistics, seconds: float) -> LayerReport:
     return LayerReport(
         name=layer.name,
         kind=layer.kind,
@@ -286,5 +298,5 @@ def _row(layer: SpikingLayer, solution: Solution, statistics: Statistics, starte
         sparsity=float((solution.weight == 0).double().mean()),
         bits=solution.grid.bits if solution.grid else layer.parts[0].tensor.dtype.itemsize * 8,
         loss=solution.loss,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
 from sbc_plugin.calibration.precision import at_least_single
@@ -58,7 +59,9 @@ def tune(
     end the spikes are no closer on the validation pieces together, half of the way is tried, then a quarter; if that
     brings nothing, all is put back.
 
-    Adam, one piece a step in seeded random order, with a step length that falls to 0 along a cosine.
+    Adam, one piece a step in seeded random order, with a step length that falls to 0 along a cosine. Of several ranks,
+    each takes one of its own pieces in a step. The step goes down the mean of their gradients, each weighted by how
+    many pieces its rank has, so that every piece of the data counts the same.
 
     Args:
         runner: of the model, which holds the compressed weights before and the tuned ones after.
@@ -76,20 +79,22 @@ def tune(
         return Tuned(before, before, grids)
     # 1. Steps down the gradient, one piece each.
     order = _shuffled(len(aims.train), steps)
-    first = aims.train[0][0]
-    with torch.enable_grad(), gradients(runner.model, layers), layer_by_layer(runner, first) as source:
+    share = share_of(len(aims.train))
+    with torch.enable_grad(), gradients(runner.model, layers), layer_by_layer(runner, aims.example) as source:
         movable = [_movable(layer, grids.get(layer.name)) for layer in layers]
         adam = Adam([each.moved for each in movable], [each.step for each in movable], steps)
         left = steps_of(adam)
         if adam.taken:
             _write(movable)
         for step in left:
-            loss = distance_on(source, aims, aims.train[order[step]])
-            if not loss.requires_grad:
-                raise UnsupportedModelError(f"{no_gradient(runner.model)}, or use Calibration(tuning=0)")
-            loss.backward()
-            adam.step([each.gradient(taken_gradient(each.layer)) for each in movable])
+            if order:
+                loss = distance_on(source, aims, aims.train[order[step]])
+                if not loss.requires_grad:
+                    raise UnsupportedModelError(f"{no_gradient(runner.model)}, or use Calibration(tuning=0)")
+                loss.backward()
+            adam.step(mean_gradients([each.gradient(taken_gradient(each.layer)) for each in movable], share))
             _write(movable)
+        ranks.spread([each.moved for each in movable])
     # 2. The whole way, half of it, or a quarter: the first that brings the validation pieces closer stays.
     for part in PARTS:
         _write(movable, part)
@@ -176,8 +181,30 @@ def _movable(layer: SpikingLayer, grid: Grid | None) -> _Weights | _Scales:
     return _Scales(layer, factors, grid, grid.codes(weight), 0.0 if grid.power_of_two else SCALE_STEP)
 
 
+def share_of(pieces: int) -> float:
+    """This rank's part of all ranks' pieces."""
+    (together,) = ranks.sums(pieces)
+    return pieces / together
+
+
+def mean_gradients(found: list[Tensor], weight: float) -> list[Tensor]:
+    """The ranks' gradients, summed with their weights.
+
+    Args:
+        found: of this rank's piece, by what moves.
+        weight: of this rank; those of all ranks sum to 1.
+    """
+    if ranks.count() == 1:
+        return found
+    weighted = [gradient * weight for gradient in found]
+    ranks.total(weighted)
+    return weighted
+
+
 def _shuffled(pieces: int, steps: int) -> list[int]:
-    """Which piece each step takes: all in a seeded random order, then all in another."""
+    """Which piece each step takes: all in a seeded random order, then all in another; [] where there is none."""
+    if not pieces:
+        return []
     generator = torch.Generator().manual_seed(SEED)
     rounds = [torch.randperm(pieces, generator=generator, device="cpu") for _ in range(-(-steps // pieces))]
     chosen: list[int] = torch.cat(rounds)[:steps].tolist()

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.batches import peek
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples, waiting
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import run_batches
 from sbc_plugin.calibration.plain import PlainNetworks, library_or_plain
+from sbc_plugin.calibration.shares import check_lengths, peek
+from sbc_plugin.calibration.sums import check_same, sum_statistics
 from sbc_plugin.compression.layer import check_active
 from sbc_plugin.core.hessian import HessianAccumulator, LayerHessian
 from sbc_plugin.core.kernels import CausalFilter
@@ -20,10 +22,13 @@ from sbc_plugin.settings import Calibration
 from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise, matrix
 
 
+@ranks.joined()
 def gather_consumers(
     model: nn.Module, data: Iterable[Any], calibration: Calibration, forward: Forward | None = None
 ) -> tuple[list[Consumer], dict[str, str]]:
     """The layers that read channels with their statistics, in the order in which they run, and what was left out.
+
+    Statistics are those of the data of all ranks of ``torch.distributed``, where there are several.
 
     Args:
         model: left as it was.
@@ -42,11 +47,16 @@ def gather_consumers(
     runner = Runner.of(model, first, forward, library=library_or_plain(model))
     layers, skipped = find_readers(runner, first, calibration.temporal)
     layers = [layer for layer in layers if not is_depthwise(layer.parts[0].module)]
+    check_same(model, layers, {"calibration": calibration})
     collectors = [_ConsumerCollector(layer, calibration, len(layers)) for layer in layers]
     inputs = [collector.inputs for collector in collectors]
     for number in run_batches(runner, inputs, data, calibration.temporal):
         for collector in collectors:
             collector.end_batch(number)
+    for collector in collectors:
+        collector.flush()
+    check_lengths(data)
+    sum_statistics(collectors)
     return [collector.consumer(calibration.damping) for collector in collectors], skipped
 
 
@@ -80,13 +90,16 @@ class _ConsumerCollector:
 
     Attributes:
         inputs: filters what reaches the layer; hand it to ``run_batches``.
+        accumulator: the sum, complete once :meth:`flush` was called.
+        sequences: how many sequences were seen.
     """
 
     def __init__(self, layer: SpikingLayer, calibration: Calibration, layers: int) -> None:
         device = calibration.device or layer.parts[0].tensor.device
         self.layer = layer
         self.inputs = Collector(layer, self._emit)
-        self._accumulator = HessianAccumulator(layer.columns + 1, layer.hessians or 1, device)
+        self.sequences = 0
+        self.accumulator = HessianAccumulator(layer.columns + 1, layer.hessians or 1, device)
         self._reservoir = Reservoir(self._add, calibration.max_samples, waiting(layers, layer.columns))
         self._filter = CausalFilter(layer.kernel)
         self._constants: list[Tensor] = []  # the constant 1 after 1, 2, ... steps, each (hessians, 1, 1)
@@ -94,6 +107,11 @@ class _ConsumerCollector:
     def end_batch(self, number: int) -> None:
         """The batch of this number has run."""
         self._reservoir.end_batch(number)
+        self.sequences += self.inputs.sequences
+
+    def flush(self) -> None:
+        """All batches have run: sum what still waits for a larger block."""
+        self._reservoir.flush()
 
     def consumer(self, damping: float) -> Consumer:
         """The layer with the statistics of all batches.
@@ -101,9 +119,8 @@ class _ConsumerCollector:
         Raises:
             CalibrationError: the layer stayed silent, or its input holds NaN or infinity.
         """
-        self._reservoir.flush()
         with in_layer(self.layer.name):
-            return _consumer(self.layer, self._accumulator.hessian(), damping)
+            return _consumer(self.layer, self.accumulator.hessian(), damping)
 
     def _emit(self, filtered: list[Tensor]) -> None:
         while len(self._constants) < self.inputs.age:
@@ -115,7 +132,7 @@ class _ConsumerCollector:
 
     def _add(self, samples: Tensor) -> None:
         with in_layer(self.layer.name):
-            self._accumulator.add(samples)
+            self.accumulator.add(samples)
 
 
 def _consumer(layer: SpikingLayer, hessian: Tensor, damping: float) -> Consumer:

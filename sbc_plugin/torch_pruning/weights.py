@@ -7,13 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sbc_plugin.calibration.batches import peek
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, gather
 from sbc_plugin.calibration.plain import library_or_plain
+from sbc_plugin.calibration.shares import peek
+from sbc_plugin.calibration.sums import check_same
+from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern
 from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.pruning.patterns import Pattern, parse_pattern, pattern_zeros
+from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import Calibration, Prune
@@ -98,6 +102,7 @@ class WeightPruner:
         self.masks: dict[str, Tensor] = {}
         self.skipped: dict[str, str] = {}
 
+    @ranks.joined()
     def step(self) -> None:
         """Prune to the next ratio; all layers are solved before the first is written.
 
@@ -115,15 +120,19 @@ class WeightPruner:
         layers = [layer for layer in layers if self._prunable(layer, prune)]
         if not layers:
             raise SettingsError(f"pattern {self.pattern} fits no layer: {self.skipped}")
+        check_same(runner.model, layers, {"method": self.method, "prune": prune, "calibration": self.calibration})
         found = gather(runner, layers, data, self.calibration)
-        zeros = self._zeros(layers, prune)
+        zeros = ranks.handed(self._zeros(layers, prune))
         recipe = Recipe(self.method, prune, None, self.calibration.damping)
-        solved = []
-        for layer in layers:
+
+        def solved(layer: SpikingLayer) -> Solution:
             with in_layer(layer.name):
                 hessian = found[layer.name].accumulator.hessian()
-                solved.append(solve(layer, layer.weight(), hessian, zeros[layer.name], recipe))
-        for layer, solution in zip(layers, solved, strict=True):
+                return solve(layer, layer.weight(), hessian, zeros[layer.name], recipe)
+
+        solutions = dealt(layers, solved)
+        for layer in layers:
+            solution = solutions[layer.name][0]
             layer.write(solution.weight)
             sizes = [part.form.columns for part in layer.parts]
             for part, mask in zip(layer.parts, solution.mask.split(sizes, dim=1), strict=True):

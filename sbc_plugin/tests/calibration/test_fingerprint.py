@@ -115,7 +115,7 @@ def test_a_model_that_computes_otherwise_is_another(other: nn.Module, name: str)
 def test_what_a_forward_leaves_and_modes_do_not_count() -> None:
     def use(module: Own) -> None:
         module.last = X
-        module.calls = 3
+        module.__dict__["calls"] = 3
         module.train(not module.training)
         module.requires_grad_(False)
 

@@ -58,7 +58,8 @@ def test_a_second_pass_that_differs_is_refused_before_it_is_used(second: list[An
     list(data)
     seen = []
     with pytest.raises(CheckpointError, match=rf"{message} .*shuffle=False"):
-        seen += [seen.append(x) for x in data]
+        for x in data:
+            seen.append(x)
     assert len(seen) == passed
 
 
