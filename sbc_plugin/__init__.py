@@ -1,6 +1,8 @@
 """Spiking Brain Compression: prune and quantise trained spiking networks in one shot, keeping their spike trains."""
 
 from sbc_plugin.calibration.calibrate import CalibrationStatistics, calibrate
+from sbc_plugin.calibration.ranks import alone
+from sbc_plugin.calibration.shares import sharded
 from sbc_plugin.checkpoint.file import Checkpoint, load, save
 from sbc_plugin.cli.spike_files import read_spikes
 from sbc_plugin.compression.compress import compress
@@ -27,6 +29,7 @@ __all__ = [
     "Report",
     "__version__",
     "accuracy",
+    "alone",
     "calibrate",
     "compare",
     "compress",
@@ -36,4 +39,5 @@ __all__ = [
     "read_spikes",
     "record_spikes",
     "save",
+    "sharded",
 ]

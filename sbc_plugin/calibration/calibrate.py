@@ -130,7 +130,7 @@ def calibrate(
     first, data = peek(calibration_data)
     runner = Runner.of(model, first, forward, batch_first)
     layers, _ = runner.find_layers(first, calibration.temporal)
-    check_same(runner.model, layers, {"calibration": calibration, "batch_first": batch_first})
+    check_same(runner.model, layers, {"call": "calibrate", "calibration": calibration, "batch_first": batch_first})
     gathered = gather(runner, layers, data, calibration, silence=True)
     return CalibrationStatistics(gathered, calibration, runner)
 

@@ -216,7 +216,7 @@ def _parts(thing: Any) -> Iterator[bytes]:
     elif isinstance(thing, str | bytes | int | float | complex | None):
         yield repr(thing).encode()
     else:
-        yield type(thing).__qualname__.encode()
+        yield getattr(thing, "__qualname__", type(thing).__qualname__).encode()
 
 
 def _each(thing: Any, look: Callable[[Tensor], bool]) -> list[bool]:

@@ -99,5 +99,5 @@ def _told(kernel: Kernel) -> str:
 def _is_settings(value: Any) -> bool:
     """Whether an attribute of a module is a neuron's parameters, which have no axis of sequences as states have."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return all(_is_settings(part) or isinstance(part, str | int | float) for part in value)
+        return all(_is_settings(part) or isinstance(part, str | int | float | None) or callable(part) for part in value)
     return isinstance(value, Tensor) and value.dim() < 2 and not isinstance(value, nn.Parameter)

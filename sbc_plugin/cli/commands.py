@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.checkpoint.atomic import check_target, replacing
 from sbc_plugin.cli.results import import_plots, rehearse, write_model
 from sbc_plugin.cli.sources import load_data, load_model
 from sbc_plugin.cli.spike_files import Batches
+from sbc_plugin.cli.torchrun import under_torchrun
 from sbc_plugin.compression.compress import compress as compress_model
 from sbc_plugin.errors import CheckpointError, CompressionError, SettingsError
 from sbc_plugin.evaluation.comparison import compare as compare_models
@@ -53,7 +55,17 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def compress(options: argparse.Namespace) -> None:
-    """Compress a model, measure what that did to it, and write both.
+    """Compress a model, measure what that did to it, and write both; under ``torchrun``, as one of its ranks.
+
+    Raises:
+        CompressionError: as :func:`sbc_plugin.compress`, and for the files.
+    """
+    with under_torchrun(), ranks.joined():
+        _compress(options)
+
+
+def _compress(options: argparse.Namespace) -> None:
+    """Compress on all ranks; the first one alone writes and prints.
 
     Raises:
         SettingsError: settings that contradict each other, or that the file to be written cannot hold.
@@ -82,6 +94,27 @@ def compress(options: argparse.Namespace) -> None:
         backend="brevitas" if onnx else None,
         checkpoint=options.resume,
     )
+    if ranks.rank() == 0:
+        with ranks.alone():
+            _tell(options, (dense, small), (data, held_out), report)
+
+
+def _tell(
+    options: argparse.Namespace,
+    models: tuple[nn.Module, nn.Module],
+    batches: tuple[Iterable[Any], Iterable[Any] | None],
+    report: Report,
+) -> None:
+    """Write and print what has come of it.
+
+    Args:
+        options: of the command line, with files that can be written.
+        models: dense and compressed.
+        batches: of calibration, and held out.
+        report: of ``compress``.
+    """
+    output, report_file = Path(options.output), None if options.report is None else Path(options.report)
+    (dense, small), (data, held_out) = models, batches
     write_model(output, small, report, next(iter(data)))
     evaluation = None
     with _told_as_written(output):

@@ -131,11 +131,9 @@ def compress(
     skipped |= {layer.name: layer.note for layer in layers if layer.note}
     others = weights_left_alone(target, layers)
     _check_weights(layers)
-    given: dict[str, Any] = {
-        "method": method, "prune": prune, "quantize": quantize, "calibration": calibration, "backend": backend,
-    }  # fmt: skip
+    given: dict[str, Any] = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
     given |= {"batch_first": batch_first, "statistics": None if statistics is None else statistics.checksum}
-    check_same(target, layers, given)
+    check_same(target, layers, given | {"call": "compress", "backend": backend})
     if quantize is not None:
         check_granularity(layers, quantize)
     if adapter is not None and quantize is not None:

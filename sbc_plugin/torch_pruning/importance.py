@@ -14,6 +14,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.core.matrix_form import WEIGHTED
 from sbc_plugin.core.pruning.channels import channel_losses, elimination_scores
@@ -154,9 +155,12 @@ class SBCImportance(tp.importance.Importance):  # type: ignore[misc]
             readers += coupling.consumer.readers(fed, _placed(coupling.rows, place, units)) if fed else []
         if not any(edge.reads for edge in edges(group)):
             return None
-        if not self.greedy:
-            return channel_losses(readers, units).repeat(ties)
-        return elimination_scores(readers, units, None if limit is None else -(-limit // ties)).repeat(ties)
+        if self.greedy:
+            scores = elimination_scores(readers, units, None if limit is None else -(-limit // ties)).repeat(ties)
+        else:
+            scores = channel_losses(readers, units).repeat(ties)
+        ranks.spread([scores])  # processors differ in the last bits, which a tie would show
+        return scores
 
     def calibrate(self) -> None:
         """Gather the statistics of the model as it is now.

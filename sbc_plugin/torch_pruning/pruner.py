@@ -6,6 +6,7 @@ from typing import Any
 import torch_pruning as tp
 from torch import nn
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.calibration.wrappers import unwrapped
@@ -76,6 +77,20 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         self.statistics.attach(self.DG)
         model.eval()  # as torch-pruning's pruners leave it, on which scripts rely that run single examples next
 
+    def step(self, interactive: bool = False) -> Any:
+        """Prune one step, on all ranks of ``torch.distributed`` or on none; as a generator of groups if interactive.
+
+        Args:
+            interactive: as of BasePruner.
+
+        Raises:
+            CompressionError: as :meth:`estimate_importance`, or on another rank.
+        """
+        if interactive:
+            return super().step(interactive=True)
+        with ranks.joined():
+            return super().step()
+
     def estimate_importance(self, group: Any) -> Any:
         """A score for each channel; those that have to go together share one, unless heads are ranked.
 
@@ -125,6 +140,7 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             problems = dict(audit(self.model, self.example_inputs, self.DG, **given).problems)
             self._problems = with_way_out(problems, self, self.example_inputs, self._forward_fn)
         plans = list(super()._prune())
+        self._agree(plans)
         if self.check and plans:
             self._refuse(plans)
         self.left_whole = left_whole(self, plans, self._problems or {})
@@ -139,6 +155,17 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 yield group
         if plans and self.reestimate:
             reestimate_batchnorm(self.model, self.statistics.calibration_data, self.statistics.forward)
+
+    def _agree(self, plans: list[Any]) -> None:
+        """Refuse to cut where the ranks would cut differently.
+
+        Raises:
+            SettingsError: they would.
+        """
+        names = self.DG._module2name
+        cuts = {f"those of {names[plan[0].dep.target.module]!r}": str(sorted(plan[0].idxs)) for plan in plans}
+        with ranks.joined():
+            ranks.agree("channels to be cut", cuts, "call the pruner with the same arguments on each")
 
     def _refuse(self, plans: list[Any]) -> None:
         """Refuse groups with a layer whose channels the dependency graph does not know exactly.

@@ -47,7 +47,7 @@ def gather_consumers(
     runner = Runner.of(model, first, forward, library=library_or_plain(model))
     layers, skipped = find_readers(runner, first, calibration.temporal)
     layers = [layer for layer in layers if not is_depthwise(layer.parts[0].module)]
-    check_same(model, layers, {"calibration": calibration})
+    check_same(model, layers, {"call": "channels", "calibration": calibration})
     collectors = [_ConsumerCollector(layer, calibration, len(layers)) for layer in layers]
     inputs = [collector.inputs for collector in collectors]
     for number in run_batches(runner, inputs, data, calibration.temporal):

@@ -120,7 +120,11 @@ class WeightPruner:
         layers = [layer for layer in layers if self._prunable(layer, prune)]
         if not layers:
             raise SettingsError(f"pattern {self.pattern} fits no layer: {self.skipped}")
-        check_same(runner.model, layers, {"method": self.method, "prune": prune, "calibration": self.calibration})
+        check_same(
+            runner.model,
+            layers,
+            {"call": "weights", "method": self.method, "prune": prune, "calibration": self.calibration},
+        )
         found = gather(runner, layers, data, self.calibration)
         zeros = ranks.handed(self._zeros(layers, prune))
         recipe = Recipe(self.method, prune, None, self.calibration.damping)
