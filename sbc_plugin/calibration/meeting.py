@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sbc_plugin.errors import CompressionError, RankError
 
-WAIT = timedelta(minutes=30)  # at most, for the others; torch's own default
+WAIT = timedelta(hours=1)  # at most, for the others, of whom one may solve a large layer
 MESSAGE = 4096  # bytes of what a rank says when it meets the others
 GONE = "no longer answers: it was killed, or its machine or network is gone; nothing was changed"
 ONE_BY_ONE = (

@@ -109,6 +109,11 @@ def peek(calibration_data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, data
 
 
+def kept(data: Iterable[Any]) -> Iterable[Any]:
+    """Calibration data as it was given, as a list where it could be run through only once."""
+    return Sharded(kept(data.batches)) if isinstance(data, Sharded) else batches.repeatable(data)
+
+
 def repeatable(data: Iterable[Any]) -> Iterable[Any]:
     """This rank's batches, as a list where they could be run through only once.
 
@@ -118,10 +123,10 @@ def repeatable(data: Iterable[Any]) -> Iterable[Any]:
     Raises:
         SettingsError: data that were to be the same on all ranks have not as many batches on each.
     """
-    kept = batches.repeatable(data)
-    if kept is not data:
+    listed = batches.repeatable(data)
+    if listed is not data:
         check_lengths(data)
-    return kept
+    return listed
 
 
 def first_of(data: Iterable[Any]) -> Any:

@@ -5,12 +5,13 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from sbc_plugin.calibration import ranks
+from sbc_plugin.calibration.shares import first_of
 from sbc_plugin.checkpoint.atomic import check_target, replacing
 from sbc_plugin.cli.results import import_plots, rehearse, write_model
 from sbc_plugin.cli.sources import load_data, load_model
@@ -24,6 +25,10 @@ from sbc_plugin.evaluation.inspection import inspect as inspect_model
 from sbc_plugin.evaluation.report import Report
 from sbc_plugin.evaluation.text import as_json
 from sbc_plugin.settings import Calibration, Prune, Quantize
+
+_Models: TypeAlias = tuple[nn.Module, nn.Module]
+_Batches: TypeAlias = tuple[Iterable[Any], Iterable[Any] | None]
+_Done: TypeAlias = tuple[_Models, _Batches, Report]
 
 OUTPUTS, PAGES = (".nir", ".safetensors", ".onnx"), (".html", ".json")
 LOOK_STEPS, LOOK_RATE = 10, 0.1  # of random spikes, to look at a .nir file without data
@@ -60,12 +65,20 @@ def compress(options: argparse.Namespace) -> None:
     Raises:
         CompressionError: as :func:`sbc_plugin.compress`, and for the files.
     """
-    with under_torchrun(), ranks.joined():
-        _compress(options)
+    with under_torchrun():
+        with ranks.joined():
+            models, batches, report = _compress(options)
+            first = ranks.rank() == 0
+        if first:  # the others need not wait until it has measured
+            with ranks.alone():
+                _tell(options, models, batches, report)
 
 
-def _compress(options: argparse.Namespace) -> None:
-    """Compress on all ranks; the first one alone writes and prints.
+def _compress(options: argparse.Namespace) -> _Done:
+    """Compress on all ranks, and write on the first.
+
+    Returns:
+        Dense and compressed model, batches of calibration and held out, and the report.
 
     Raises:
         SettingsError: settings that contradict each other, or that the file to be written cannot hold.
@@ -94,18 +107,14 @@ def _compress(options: argparse.Namespace) -> None:
         backend="brevitas" if onnx else None,
         checkpoint=options.resume,
     )
+    first = first_of(data)
     if ranks.rank() == 0:
-        with ranks.alone():
-            _tell(options, (dense, small), (data, held_out), report)
+        write_model(output, small, report, first)
+    return (dense, small), (data, held_out), report
 
 
-def _tell(
-    options: argparse.Namespace,
-    models: tuple[nn.Module, nn.Module],
-    batches: tuple[Iterable[Any], Iterable[Any] | None],
-    report: Report,
-) -> None:
-    """Write and print what has come of it.
+def _tell(options: argparse.Namespace, models: _Models, batches: _Batches, report: Report) -> None:
+    """Measure what has come of it, and print that.
 
     Args:
         options: of the command line, with files that can be written.
@@ -115,7 +124,6 @@ def _tell(
     """
     output, report_file = Path(options.output), None if options.report is None else Path(options.report)
     (dense, small), (data, held_out) = models, batches
-    write_model(output, small, report, next(iter(data)))
     evaluation = None
     with _told_as_written(output):
         try:

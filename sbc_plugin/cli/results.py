@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from sbc_plugin.calibration.batches import input_of, peek
+from sbc_plugin.calibration.batches import input_of
+from sbc_plugin.calibration.shares import peek
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.checkpoint.file import as_bytes, save
 from sbc_plugin.errors import CheckpointError, extra

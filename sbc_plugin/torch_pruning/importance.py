@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.hessians import DEFAULT
+from sbc_plugin.calibration.shares import kept
 from sbc_plugin.core.matrix_form import WEIGHTED
 from sbc_plugin.core.pruning.channels import channel_losses, elimination_scores
 from sbc_plugin.errors import CalibrationError, SettingsError
@@ -117,8 +118,7 @@ class SBCImportance(tp.importance.Importance):  # type: ignore[misc]
                 'method "sbc" scores channels on data: pass calibration_data, an iterable of batches (T, B, ...) for a '
                 "spiking network, (B, ...) for any other; labels may be beside them, a few hundred samples are enough"
             )
-        once = iter(calibration_data) is calibration_data
-        self.calibration_data = list(calibration_data) if once else calibration_data
+        self.calibration_data = kept(calibration_data)
         self.forward, self.calibration = forward, calibration
         self.recalibrate, self.compensate, self.greedy = recalibrate, compensate, greedy
         self.skipped: dict[str, str] = {}

@@ -11,7 +11,7 @@ from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, gather
 from sbc_plugin.calibration.plain import library_or_plain
-from sbc_plugin.calibration.shares import peek
+from sbc_plugin.calibration.shares import kept, peek
 from sbc_plugin.calibration.sums import check_same
 from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern
@@ -88,8 +88,7 @@ class WeightPruner:
         if allocation == "loss":
             raise SettingsError('allocation="loss" is not available in steps; use "lamp" or "uniform"')
         self.model, self.method, self.forward = model, method, forward
-        once = iter(calibration_data) is calibration_data
-        self.calibration_data = list(calibration_data) if once else calibration_data
+        self.calibration_data = kept(calibration_data)
         self.temporal = calibration.temporal and method == "sbc"
         self.calibration = Calibration(
             temporal=self.temporal, damping=calibration.damping, max_samples=calibration.max_samples,
