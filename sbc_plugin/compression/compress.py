@@ -133,7 +133,7 @@ def compress(
     _check_weights(layers)
     given: dict[str, Any] = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
     given |= {"batch_first": batch_first, "statistics": None if statistics is None else statistics.checksum}
-    check_same(target, layers, given | {"call": "compress", "backend": backend})
+    check_same(target, layers, {"call": "compress"} | given | {"backend": backend})
     if quantize is not None:
         check_granularity(layers, quantize)
     if adapter is not None and quantize is not None:

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -62,11 +61,11 @@ class Journal:
         kept = self.latest(name)
         if not all(ranks.everyone(kept is not None)):
             kept = None
-        return self._known_or(kept, name, partial(compute, *arguments, **named))
+        return self._known_or(kept, name, lambda: compute(*arguments, **named))
 
     def own(self, name: str, compute: Callable[Given, Value], *arguments: Given.args, **named: Given.kwargs) -> Value:
         """The same of a value that this rank computes without the others."""
-        return self._known_or(self.latest(name), name, partial(compute, *arguments, **named))
+        return self._known_or(self.latest(name), name, lambda: compute(*arguments, **named))
 
     def _known_or(self, kept: Any, name: str, compute: Callable[[], Value]) -> Value:
         if kept is None:
