@@ -56,7 +56,7 @@ class GridMovedError(CompressionError, RuntimeError):
 
 
 class CheckpointError(CompressionError, ValueError):
-    """A file does not fit the model, is damaged, or was written by a newer format."""
+    """A file or folder does not fit the model or the job, is damaged, or was written by a newer format."""
 
 
 class RankError(CompressionError, RuntimeError):
