@@ -19,6 +19,7 @@ from integration_tests.benchmarks import (
     norms,
     onnx_export,
     plots,
+    ranks,
     records,
     retraining,
     solver_speed,
@@ -31,6 +32,7 @@ from integration_tests.benchmarks.subjects import SUBJECTS, Subject
 
 ROOT = Path(__file__).parents[2]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+DISTRIBUTED = ROOT / "docs" / "distributed.md"
 START, END = "<!-- made by `make bench`: -->", "<!-- end -->"
 NOT_RUN = "Not run yet."
 HEAD = """# Results
@@ -127,6 +129,7 @@ SPECIAL = {
         solver_speed.lines,
         solver_speed.table,
     ),
+    "ranks": Special("ranks: the work of one process, dealt to several", ranks.__doc__ or "", ranks.lines, ranks.table),
     "brevitas_speed": Special(
         "brevitas_speed: one update in Brevitas",
         "The table shows the wall time of `update()` in Brevitas' `gptq_mode` and in `sbc_mode`, both in the type\n"
@@ -306,9 +309,18 @@ def ablation_sections(lines: list[Line]) -> list[str]:
 
 def readme() -> str:
     """The README with its short table made anew."""
-    before, _, rest = README.read_text().partition(START)
+    return _with_table(README, tables.summary(records.read("digits")))
+
+
+def distributed() -> str:
+    """The page on several processes with its table made anew."""
+    return _with_table(DISTRIBUTED, ranks.table(records.read("ranks")))
+
+
+def _with_table(path: Path, table: str) -> str:
+    before, _, rest = path.read_text().partition(START)
     _, _, after = rest.partition(END)
-    return f"{before}{START}\n{tables.summary(records.read('digits'))}\n{END}{after}"
+    return f"{before}{START}\n{table}\n{END}{after}"
 
 
 def figures() -> dict[str, tuple[list[Line], Callable[[list[Line], Path], Path]]]:
@@ -336,3 +348,4 @@ def write() -> None:
             draw(lines, figure_of(name))
     PAGE.write_text(page())
     README.write_text(readme())
+    DISTRIBUTED.write_text(distributed())

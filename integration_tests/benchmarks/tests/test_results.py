@@ -6,6 +6,7 @@ from integration_tests.benchmarks import few_spikes, finetuning, page, records, 
 def test_the_pages_are_up_to_date() -> None:
     assert page.PAGE.read_text() == page.page()
     assert page.README.read_text() == page.readme()
+    assert page.DISTRIBUTED.read_text() == page.distributed()
 
 
 def test_every_figure_was_drawn_from_the_lines() -> None:
