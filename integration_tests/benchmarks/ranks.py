@@ -157,10 +157,11 @@ def table(found: list[Line]) -> str:
     heads = ["ranks", "calibration, model", "measured", "solving, model", "all-reduce, MB a rank", "exchange, model"]
     text = "Seconds."
     if len(by_count) > 1:
-        steps, two = by_count[1]["steps"], by_count[2]
-        each = [(line["tuned"] - line["compress"]) / steps for line in (by_count[1], two)]
+        more = [by_count[count]["tuned"] - by_count[count]["compress"] for count in MEASURED]
         text += (
-            f" A step of tuning takes {each[0]:.2f} s of processor with one process, {each[1]:.2f} s on each of two."
+            f" Tuning of {by_count[1]['steps']} steps, with its passes over the data to aim and to judge, takes "
+            f"{more[0]:.1f} s more of processor with one process, {more[1]:.1f} s on each of two, which see twice the "
+            "pieces."
         )
     return f"{tables.markdown([*heads, 'compress, model', 'measured', 'wall'], rows)}\n\n{text}"
 
