@@ -12,6 +12,7 @@ BUILT_IN = {
     errors.SingularHessianError: ArithmeticError,
     errors.GridMovedError: RuntimeError,
     errors.CheckpointError: ValueError,
+    errors.RankError: RuntimeError,
     errors.MissingPackageError: ModuleNotFoundError,
 }
 
