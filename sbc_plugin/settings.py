@@ -7,6 +7,7 @@ from numbers import Real
 import torch
 
 from sbc_plugin.core.pruning.patterns import parse_pattern
+from sbc_plugin.core.sizes import bytes_of
 from sbc_plugin.errors import SettingsError
 
 SOLVERS = ("auto", "magnitude", "obs", "admm", "hybrid")
@@ -135,6 +136,10 @@ class Calibration:
             "sbc" 200 where weights go, and as many again on the scales where they are quantised to 2 or 3 bits as well;
             100 at 2 and 3 bits alone; all of it if gradients can be taken, and where accuracy is expected to be lost
             without. The report holds the number of steps; None where only some of these were taken.
+        memory: what the process may hold at most, in bytes or as "8 GiB". It decides how many layers' Hessians are
+            gathered in one pass over the data, how many sequences a step of tuning takes, and what goes to a temporary
+            file. None = what the machine and the control group have left. Results do not depend on it, but for the
+            pieces of tuning.
         outputs: what tuning takes the model's output for: "classes", scores of classes once they are summed over time,
             or "values", numbers of which each counts. None = "values" where labels are numbers to fit, that is floats
             that are no one-hot classes; else "classes".
@@ -152,8 +157,11 @@ class Calibration:
     align: bool = False
     tuning: int | None = None
     outputs: str | None = None
+    memory: int | str | None = None
 
     def __post_init__(self) -> None:
+        if self.memory is not None:
+            bytes_of(self.memory, "memory")
         _choice("order", self.order, ORDERS)
         if self.outputs is not None:
             _choice("outputs", self.outputs, OUTPUTS)
@@ -176,6 +184,11 @@ class Calibration:
                 raise SettingsError(
                     f"device={self.device!r} is unknown to torch; use e.g. 'cpu' or 'cuda:0', or None"
                 ) from None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """``memory`` as a number of bytes; None if it is left open."""
+        return None if self.memory is None else bytes_of(self.memory, "memory")
 
 
 def _is_number(value: object) -> bool:

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sbc_plugin import inspect
+from sbc_plugin.core.costs import solver_memory
 from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.pruning.prune import prune
 from sbc_plugin.core.quantization.scale_search import quantise
-from sbc_plugin.evaluation.estimates import solver_memory
 
 
 class LiveBytes(TorchDispatchMode):

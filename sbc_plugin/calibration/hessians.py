@@ -18,7 +18,7 @@ from sbc_plugin.calibration.forward import OnStep, Runner, hooked
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.calibration.shares import check_lengths
 from sbc_plugin.calibration.sums import sum_fired, sum_statistics
-from sbc_plugin.core.hessian import HessianAccumulator
+from sbc_plugin.core.hessian import DiagonalAccumulator, HessianAccumulator, owner_of_rows
 from sbc_plugin.errors import CalibrationError, in_layer
 from sbc_plugin.layers import SNNLibrary, SpikingLayer
 from sbc_plugin.settings import Calibration
@@ -40,6 +40,35 @@ class Statistics:
     sequences: int = 0
     silent: Tensor | None = None
 
+    @property
+    def overview(self) -> "Overview":
+        """The same without the Hessian."""
+        found = self.accumulator
+        return Overview(found.diagonal, found.count, self.sequences, self.silent)
+
+
+@dataclass
+class Overview:
+    """What is known of a layer's Hessian without it.
+
+    Attributes:
+        diagonal: (columns,) or (groups, columns) of the sum of squares, 0 where an input was 0 in every sample.
+        samples: how many samples were seen.
+        sequences: how many sequences were seen.
+        silent: as of :class:`Statistics`.
+    """
+
+    diagonal: Tensor
+    samples: int
+    sequences: int
+    silent: Tensor | None
+
+    def dead_weights(self, layer: SpikingLayer) -> Tensor:
+        """True where a weight of the layer reads an input that was always 0, (rows, columns)."""
+        dead = self.diagonal == 0
+        dead = dead if dead.dim() == 2 else dead[None]
+        return dead[owner_of_rows(layer.rows, len(dead), layer.groups, dead.device)]
+
 
 class HessianCollector:
     """Gathers one layer's statistics while the model runs.
@@ -48,24 +77,39 @@ class HessianCollector:
         layer: whose Hessian.
         calibration: settings.
         layers: that are listened to at the same time.
+        whole: False gathers the diagonal alone, for :attr:`overview`.
 
     Attributes:
         layer: whose Hessian.
         inputs: filters what reaches the layer; hand it to :func:`run_batch` or :func:`listening`.
-        statistics: complete once :meth:`flush` was called.
+        silent: of :class:`Statistics`; whoever watches the neurons sets it.
     """
 
-    def __init__(self, layer: SpikingLayer, calibration: Calibration, layers: int = 1) -> None:
+    def __init__(self, layer: SpikingLayer, calibration: Calibration, layers: int = 1, *, whole: bool = True) -> None:
         device = calibration.device or layer.parts[0].tensor.device
         self.layer = layer
-        self.statistics = Statistics(HessianAccumulator(layer.columns, layer.hessians, device))
+        kind: type[HessianAccumulator | DiagonalAccumulator] = HessianAccumulator if whole else DiagonalAccumulator
+        self.accumulator = kind(layer.columns, layer.hessians, device)
+        self.sequences = 0
+        self.silent: Tensor | None = None
         self.inputs = Collector(layer, self._emit)
         self._reservoir = Reservoir(self._add, calibration.max_samples, waiting(layers, layer.columns))
+
+    @property
+    def statistics(self) -> Statistics:
+        """Complete once :meth:`flush` was called; without ``whole`` there are none."""
+        assert isinstance(self.accumulator, HessianAccumulator)
+        return Statistics(self.accumulator, self.sequences, self.silent)
+
+    @property
+    def overview(self) -> Overview:
+        """Complete once :meth:`flush` was called."""
+        return Overview(self.accumulator.diagonal, self.accumulator.count, self.sequences, self.silent)
 
     def end_batch(self, number: int) -> None:
         """The batch of this number has run."""
         self._reservoir.end_batch(number)
-        self.statistics.sequences += self.inputs.sequences
+        self.sequences += self.inputs.sequences
 
     def flush(self) -> None:
         """All batches have run: sum what still waits for a larger block."""
@@ -77,7 +121,7 @@ class HessianCollector:
 
     def _add(self, samples: Tensor) -> None:
         with in_layer(self.layer.name):
-            self.statistics.accumulator.add(samples if self.layer.hessians is not None else samples[0])
+            self.accumulator.add(samples if self.layer.hessians is not None else samples[0])
 
 
 def gather(
@@ -101,6 +145,35 @@ def gather(
         silence: also note which neurons stay silent.
     """
     collectors = [HessianCollector(layer, calibration, len(layers)) for layer in layers]
+    _fill(collectors, runner, data, calibration, progress, silence)
+    found = {each.layer.name: each.statistics for each in collectors}
+    sum_statistics(found.values())
+    return found
+
+
+def gather_overview(
+    runner: Runner,
+    layers: Sequence[SpikingLayer],
+    data: Iterable[Any],
+    calibration: Calibration,
+    progress: bool | None = False,
+    silence: bool = False,
+) -> dict[str, Overview]:
+    """The same of what can be known without Hessians, in little memory."""
+    collectors = [HessianCollector(layer, calibration, len(layers), whole=False) for layer in layers]
+    _fill(collectors, runner, data, calibration, progress, silence)
+    return {each.layer.name: each.overview for each in collectors}
+
+
+def _fill(
+    collectors: Sequence[HessianCollector],
+    runner: Runner,
+    data: Iterable[Any],
+    calibration: Calibration,
+    progress: bool | None,
+    silence: bool,
+) -> None:
+    """Run all of this rank's data while the collectors listen."""
     inputs = [collector.inputs for collector in collectors]
     fired = FiredNeurons() if silence else None
     for number in run_batches(runner, inputs, data, calibration.temporal, progress, fired):
@@ -109,12 +182,10 @@ def gather(
     for collector in collectors:
         collector.flush()
     check_lengths(data)
-    sum_statistics(collector.statistics for collector in collectors)
     if fired is not None:
         spiked = sum_fired(fired.fired)
         for collector in collectors:
-            collector.statistics.silent = silent_rows(collector.layer, spiked)
-    return {collector.layer.name: collector.statistics for collector in collectors}
+            collector.silent = silent_rows(collector.layer, spiked)
 
 
 def run_batches(

@@ -1,17 +1,18 @@
 """How layers share a budget: zeros by the importance of their weights, bits by what each grid costs a layer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from sbc_plugin.compression.dealing import dealt
-from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern, without_pruning
+from sbc_plugin.compression.layer import Recipe, saliency, solve, unfit_granularity, unfit_pattern, without_pruning
 from sbc_plugin.core.allocation.knapsack import cheapest_options
 from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.packing import TRIT, TRITS
 from sbc_plugin.core.pruning.patterns import parse_pattern, pattern_zeros
 from sbc_plugin.errors import SettingsError, in_layer
+from sbc_plugin.evaluation.report import joined
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Prune, Quantize
 
@@ -110,3 +111,54 @@ def share_bits(
     losses = {name: found for name, (found, _) in dealt(layers, losses_of, "sharing bits", progress).items()}
     costs = {name: [cost for _, cost in options] for name, options in tried.items()}
     return {name: grids[option][0] for name, option in cheapest_options(losses, costs, budget).items()}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each layer gets.
+
+    Attributes:
+        zeros: by layer name; a layer that is not in it is not pruned.
+        quantize: by layer name; a layer that is not in it is not quantised.
+        notes: why layers are not pruned, or not quantised.
+    """
+
+    zeros: dict[str, int]
+    quantize: dict[str, Quantize]
+    notes: dict[str, str]
+
+
+def shared(
+    layers: list[SpikingLayer],
+    weights: Mapping[str, Tensor],
+    hessian_of: Callable[[str], Tensor],
+    recipe: Recipe,
+    progress: bool | None,
+) -> Budget:
+    """The zeros and the grid of each layer.
+
+    Args:
+        layers: of the model.
+        weights: by layer name, (rows, columns).
+        hessian_of: the Hessian of a layer, by name; asked for in order, where layers share by loss.
+        recipe: of the stage.
+        progress: show progress bars; None = on a terminal.
+
+    Raises:
+        SettingsError: the pattern fits no layer.
+    """
+    prune, quantize = recipe.prune, recipe.quantize
+
+    def saliency_of(layer: SpikingLayer) -> Tensor:
+        return saliency(layer, weights[layer.name], hessian_of(layer.name), recipe.damping)
+
+    zeros, notes = ({}, {}) if prune is None else share_zeros(layers, weights, prune, saliency_of)
+    if quantize is None:
+        return Budget(zeros, {}, notes)
+    reasons = {layer.name: unfit_granularity(layer, quantize) for layer in layers}
+    notes = joined(notes, {name: f"not quantised: {reason}" for name, reason in reasons.items() if reason})
+    fitting = [layer for layer in layers if not reasons[layer.name]]
+    grids = {layer.name: quantize for layer in fitting}
+    if quantize.allocation == "loss":
+        grids = share_bits(fitting, weights, hessian_of, recipe, progress)
+    return Budget(zeros, grids, notes)

@@ -129,7 +129,16 @@ def check_active(hessian: Tensor) -> None:
     Raises:
         CalibrationError: it is zero.
     """
-    if not hessian.diagonal(dim1=-2, dim2=-1).any():
+    check_reached(hessian.diagonal(dim1=-2, dim2=-1))
+
+
+def check_reached(diagonal: Tensor) -> None:
+    """The same, told from the diagonal, (columns,) or (groups, columns).
+
+    Raises:
+        CalibrationError: it is zero.
+    """
+    if not diagonal.any():
         raise CalibrationError(
             "its input stayed silent on all calibration data, so nothing is known about it; give data that drives it "
             "(in sequential order the compressed layers before it may have silenced it)"

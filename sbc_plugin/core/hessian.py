@@ -63,6 +63,11 @@ class HessianAccumulator:
         self.sum_xx += product.to(self.sum_xx.device)
         self.count += samples.shape[-2]
 
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal of the sum, (columns,) or (groups, columns); 0 where a column was 0 in every sample."""
+        return self.sum_xx.diagonal(dim1=-2, dim2=-1)
+
     def merge(self, other: "HessianAccumulator") -> None:
         """Add another accumulator's samples to this one.
 
@@ -84,6 +89,38 @@ class HessianAccumulator:
         if self.count == 0:
             raise CalibrationError("no sample reached this layer; give calibration data that does")
         return self.sum_xx * (2.0 / self.count)
+
+
+class DiagonalAccumulator:
+    """Sums the squares of samples: the diagonal of what :class:`HessianAccumulator` sums, without the rest.
+
+    Args:
+        columns: width of a sample.
+        groups: as there.
+        device: where the sum is kept.
+
+    >>> accumulator = DiagonalAccumulator(columns=2)
+    >>> accumulator.add(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
+    >>> accumulator.diagonal.tolist(), accumulator.count
+    ([2.0, 4.0], 2)
+    """
+
+    def __init__(self, columns: int, groups: int | None = None, device: torch.device | str | None = None) -> None:
+        shape = (columns,) if groups is None else (groups, columns)
+        self.diagonal = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.count = 0
+
+    def add(self, samples: Tensor) -> None:
+        """Add samples (n, columns), or (groups, n, columns) when there are groups.
+
+        Raises:
+            CalibrationError: NaN or infinity among the samples.
+        """
+        squares = samples.to(torch.promote_types(samples.dtype, torch.float32)).square().sum(-2)
+        if not squares.isfinite().all():
+            raise CalibrationError("the input holds NaN or infinity; clean the calibration data")
+        self.diagonal += squares.to(self.diagonal)
+        self.count += samples.shape[-2]
 
 
 def gram(samples: Tensor) -> Tensor:

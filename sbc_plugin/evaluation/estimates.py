@@ -14,22 +14,13 @@ from torch import Tensor
 
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
-from sbc_plugin.core.pruning.hybrid import OBS_WORK, PRESELECT
-from sbc_plugin.core.pruning.obs import BATCH_ELEMENTS, EXACT_COLUMNS, PANEL
-from sbc_plugin.core.pruning.prune import SMALL
-from sbc_plugin.core.quantization.scale_search import CHUNK
+from sbc_plugin.core.costs import solver_products
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import TUNED_SEQUENCES
 
-KEPT = 0.1  # of the weights
-COPIES = 4  # of one Hessian that a solver holds: undamped, damped, inverse, factor
-CANDIDATES = 160  # copies of the weight that the search of scales holds, as far as they stay below a few CHUNKs
 # What pruning and quantising together took on layers of 50 to 2,312 inputs: seconds a layer and a column, of Python
 # around small tensors; then multiplications and additions, at the speed of a product of matrices
 LAYER, LOOPS = 0.03, 6e-4
-ELIMINATING = 3  # times rows * columns^3: exact OBS, which "auto" takes up to SMALL
-SHARING, ROWS = 18, 5  # times columns^3 and rows * columns^2: ADMM and what follows, above
-ROUNDING = 7  # times columns^3: GPTQ with the search of scales, and descent
 PROBE = 512  # columns of the matrices with which this machine's speed is measured
 
 
@@ -53,32 +44,7 @@ def solver_seconds(layer: SpikingLayer, speed: float) -> float:
         layer: of which the sizes count.
         speed: of :func:`products_per_second`.
     """
-    hessians, cube = layer.hessians or 1, layer.columns**3
-    if layer.rows * cube <= SMALL:
-        work = ELIMINATING * layer.rows * cube
-    else:
-        work = SHARING * hessians * cube + ROWS * layer.rows * layer.columns**2
-    return LAYER + LOOPS * layer.columns + (work + ROUNDING * hessians * cube) / speed
-
-
-def solver_memory(rows: int, columns: int) -> int:
-    """Bytes that the solvers of a layer hold at most, beside its Hessians.
-
-    Exact OBS holds an inverse Hessian for each row of a batch, and a smaller one while it drops columns; the hybrid
-    does so for the weights that ADMM leaves. The search of scales holds many copies of the weight.
-
-    >>> solver_memory(4096, 128) / 1e9 > 1
-    True
-    """
-    if rows * columns**3 <= SMALL:
-        size, itemsize = columns, 8 if columns <= EXACT_COLUMNS else 4
-    else:
-        reach = rows * (OBS_WORK / rows) ** (1 / 3)
-        size, itemsize = round(columns * KEPT / max(PRESELECT, KEPT * rows * columns / reach)), 4
-    batch = min(rows, max(1, BATCH_ELEMENTS // max(size, 1) ** 2))
-    pruning = itemsize * batch * size * (2 * size + PANEL)
-    rounding = 8 * min(CANDIDATES * rows * columns, 8 * CHUNK)
-    return COPIES * 8 * columns**2 + max(pruning, rounding)
+    return LAYER + LOOPS * layer.columns + solver_products(layer.rows, layer.columns, layer.hessians) / speed
 
 
 def products_per_second(device: torch.device) -> float:

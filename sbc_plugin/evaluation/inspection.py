@@ -11,8 +11,9 @@ from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, gather
 from sbc_plugin.calibration.precision import autocast_off
+from sbc_plugin.core.costs import solver_memory
 from sbc_plugin.core.kernels import Kernel
-from sbc_plugin.evaluation.estimates import products_per_second, solver_memory, solver_seconds, tuning_step
+from sbc_plugin.evaluation.estimates import products_per_second, solver_seconds, tuning_step
 from sbc_plugin.evaluation.report import table
 from sbc_plugin.evaluation.text import printable
 from sbc_plugin.layers import Forward, SpikingLayer
