@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import norse.torch as norse
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import sbc_plugin
+import sbc_plugin.nir
 from sbc_plugin import Calibration, Prune, Quantize, compress
 from sbc_plugin.calibration import ranks
 from sbc_plugin.torch_pruning import get_pruner
@@ -106,6 +108,10 @@ def share(empty: int) -> Any:
     return sbc_plugin.sharded(data[holders.index(rank) :: len(holders)] if rank in holders else [])
 
 
+def collated(found: list[Any]) -> Tensor:
+    return torch.stack([each[0] for each in found], dim=1)
+
+
 def sampled() -> DataLoader[Any]:
     """A loader as in scripts of DDP; 42 sequences are as many for each of 2 ranks, and padded by 2 for 4."""
     sequences = torch.cat(spikes(), dim=1).transpose(0, 1)
@@ -113,10 +119,7 @@ def sampled() -> DataLoader[Any]:
     if place()[1] > 1:
         sampler = DistributedSampler(TensorDataset(sequences), shuffle=False)
 
-    def collate(found: list[Any]) -> Tensor:
-        return torch.stack([each[0] for each in found], dim=1)
-
-    return DataLoader(TensorDataset(sequences), batch_size=3, sampler=sampler, collate_fn=collate)
+    return DataLoader(TensorDataset(sequences), batch_size=3, sampler=sampler, collate_fn=collated)
 
 
 def place() -> tuple[int, int]:
@@ -232,12 +235,64 @@ def no_data() -> Result:
     return compressed(feedforward(), sbc_plugin.sharded([]), prune=Prune(0.5))
 
 
+def unpicklable() -> Result:
+    """The first batch shows all ranks how the model is called, and this one cannot be sent."""
+    batches = [{"x": x, "own": lambda: None} for x in spikes()]
+    return compressed(feedforward(), sbc_plugin.sharded(batches), prune=Prune(0.5))
+
+
 def one_alone() -> Result:
     """Rank 0 works by itself, as scripts do that compress on one rank only."""
     if place()[0]:
         return {}
     with sbc_plugin.alone():
         return compressed(feedforward(), spikes(), prune=Prune(0.5))
+
+
+def shuffled() -> Result:
+    """A loader that draws another order in each pass, from a generator that is seeded alike on all ranks."""
+    torch.manual_seed(3)
+    sequences = TensorDataset(torch.cat(spikes(), dim=1).transpose(0, 1))
+    loader = DataLoader(sequences, batch_size=5, shuffle=True, collate_fn=collated)
+    return compressed(feedforward(), loader, prune=Prune(0.6), calibration={"order": "sequential", "align": True})
+
+
+def wrapped() -> Result:
+    model = feedforward()
+    if place()[1] > 1:
+        model = nn.parallel.DistributedDataParallel(model)
+    return compressed(model, spikes(), prune=Prune(0.6))
+
+
+def file() -> Result:
+    """A .nir file that all ranks read, and the first one writes."""
+    with TemporaryDirectory() as own:
+        folder = Path(sys.argv[1]) if place()[1] > 1 else Path(own)
+        source, target = folder / f"source.{place()[0]}.nir", folder / "target.nir"
+        sbc_plugin.nir.write(source, feedforward().float(), input_shape=(16,))
+        network, _ = sbc_plugin.nir.compress_file(
+            source,
+            target,
+            [x.float() for x in spikes()],
+            prune=Prune(0.6),
+            calibration=Calibration(tuning=0, temporal=False),
+        )
+        written = weights(sbc_plugin.nir.read(target))
+    assert all(torch.equal(written[name], value) for name, value in weights(network).items())
+    return {"weights": {name: value.double() for name, value in written.items()}, "rows": []}
+
+
+def killed_while_summing() -> Result:
+    """One rank is gone while the others are in the middle of a sum."""
+    reduce = dist.all_reduce
+
+    def gone(*given: Any, **named: Any) -> Any:
+        if place()[0] == place()[1] - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reduce(*given, **named)
+
+    dist.all_reduce = gone
+    return compressed(feedforward(), spikes(), prune=Prune(0.5))
 
 
 def killed() -> Result:
@@ -278,8 +333,13 @@ JOBS: dict[str, Callable[[], Result]] = {
     "other_length": other_length,
     "other_call": other_call,
     "no_data": no_data,
+    "unpicklable": unpicklable,
     "one_alone": one_alone,
+    "shuffled": shuffled,
+    "wrapped": wrapped,
+    "file": file,
     "killed": killed,
+    "killed_while_summing": killed_while_summing,
 }
 
 

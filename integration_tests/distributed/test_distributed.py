@@ -20,7 +20,7 @@ from sbc_plugin.compression import objective, tuning
 
 EQUAL = (
     "joint", "recurrent", "sequential", "rounds", "aligned", "by_loss", "samples", "once", "shares", "sampled",
-    "calibrated", "channels", "single_weights",
+    "calibrated", "channels", "single_weights", "shuffled", "wrapped", "file",
 )  # fmt: skip
 TUNED = ("tuned", "tuned_scales", "shares_tuned", "default")
 FAILING = {
@@ -33,6 +33,7 @@ FAILING = {
     "other_data": ("SettingsError: calibration data differ between ranks: the first batch",) * 2,
     "other_length": ("SettingsError: calibration data differ between ranks: the number of batches is 8",) * 2,
     "other_call": ("SettingsError: settings differ between ranks: call",) * 2,
+    "unpicklable": ("", "RankError: rank 0: "),
     "no_data": ("CalibrationError: calibration_data holds no batch",) * 2,
 }  # fmt: skip
 FOUR = (
@@ -80,14 +81,14 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
 @pytest.fixture(scope="module")
 def of_two(launch: Launch) -> dict[str, list[Any]]:
-    codes, found = launch(2, *EQUAL, *TUNED, *FAILING, "one_alone")
-    assert codes == [0, 0]
+    codes, found = launch(2, *EQUAL, *TUNED, *FAILING, "one_alone", "killed")
+    assert codes == [0, -9]
     return found
 
 
 @pytest.fixture(scope="module")
 def of_four(launch: Launch) -> dict[str, list[Any]]:
-    codes, found = launch(4, *FOUR, "killed")
+    codes, found = launch(4, *FOUR, "killed_while_summing")
     assert codes == [0, 0, 0, -9]
     return found
 
@@ -218,13 +219,16 @@ def test_one_rank_alone(of_two: dict[str, list[Any]]) -> None:
     check_same(of_two["one_alone"][:1], expected)
 
 
-def test_a_killed_rank_is_named(of_four: dict[str, list[Any]]) -> None:
-    for told in of_four["killed"][:3]:
-        assert told["error"] == (
-            "RankError: rank 3: no longer answers: it was killed, or its machine or network is gone; "
-            "nothing was changed"
-        )
-    assert of_four["killed"][3] is None
+def test_a_killed_rank_is_named(of_two: dict[str, list[Any]], of_four: dict[str, list[Any]]) -> None:
+    """While it calibrates, and in the middle of a sum, where ranks that are not its neighbours wait for others."""
+    for found in (of_two["killed"], of_four["killed_while_summing"]):
+        *others, last = found
+        assert last is None
+        for told in others:
+            assert told["error"] == (
+                f"RankError: rank {len(others)}: no longer answers: it was killed, or its machine or network is gone; "
+                "nothing was changed"
+            )
 
 
 NETWORK = """

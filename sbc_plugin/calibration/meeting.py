@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -106,12 +107,18 @@ class Meeting:
         self.meet(place)
         try:
             run()
-        except RuntimeError as error:
+        except BaseException as error:
+            clear_frames(error.__traceback__)  # they hold the group, whose connections are to close now
             self._end_exchange()
-            self.over = True
-            verdict = self._hear({"lost": f"{place} failed: {_line(error)}"})
-            told: CompressionError = _error_of(verdict or {"rank": self.rank, "error": _line(error)})
-            raise told from error
+            if not isinstance(error, RuntimeError):
+                raise
+            lost = f"{place} failed: {_line(error)}"
+        else:
+            return
+        self.over = True
+        verdict = self._hear({"lost": lost})
+        told: CompressionError = _error_of(verdict or {"rank": self.rank, "error": lost})
+        raise told
 
     def close(self) -> None:
         """End the groups."""

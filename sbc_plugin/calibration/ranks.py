@@ -6,11 +6,13 @@ function here does nothing and hands back what it got, so that the code around r
 Where one rank fails, all do, see :mod:`sbc_plugin.calibration.meeting`.
 """
 
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -133,9 +135,14 @@ def everyone(thing: Item) -> list[Item]:
     ranks = _here.get()
     if ranks is None:
         return [thing]
-    things: list[Any] = [None] * ranks.count
-    ranks.exchange("an exchange", lambda: dist.all_gather_object(things, thing, group=ranks.data))
-    return things
+    own = _as_bytes(thing)
+    sizes = [torch.zeros(1, dtype=torch.long, device="cpu") for _ in range(ranks.count)]
+    ranks.exchange("sizes", lambda: dist.all_gather(sizes, torch.tensor([len(own)], device="cpu"), group=ranks.data))
+    largest = max(int(size) for size in sizes)
+    found = [own.new_zeros(largest) for _ in sizes]
+    padded = torch.cat([own, own.new_zeros(largest - len(own))])
+    ranks.exchange("an exchange", lambda: dist.all_gather(found, padded, group=ranks.data))
+    return [_from_bytes(content[: int(size)]) for content, size in zip(found, sizes, strict=True)]
 
 
 def listed(tensors: list[Tensor]) -> list[Tensor]:
@@ -150,9 +157,12 @@ def handed(thing: Item, owner: int = 0) -> Item:
     ranks = _here.get()
     if ranks is None:
         return thing
-    things = [thing]
-    ranks.exchange("a broadcast of values", lambda: dist.broadcast_object_list(things, src=owner, group=ranks.data))
-    return thing if ranks.rank == owner else things[0]
+    own = _as_bytes(thing if ranks.rank == owner else None)  # before they meet, because it may fail
+    size = torch.tensor([len(own)], device="cpu")
+    ranks.exchange("a size", lambda: dist.broadcast(size, src=owner, group=ranks.data))
+    content = own if ranks.rank == owner else own.new_zeros(int(size))
+    ranks.exchange("a broadcast of values", lambda: dist.broadcast(content, src=owner, group=ranks.data))
+    return thing if ranks.rank == owner else _from_bytes(content)
 
 
 def sums(*numbers: float) -> list[float]:
@@ -185,3 +195,12 @@ def agree(what: str, mine: Mapping[str, str], way_out: str) -> None:
                 f"{what} differ between ranks: {names[0]}{more} is {there} on rank {number}, "
                 f"{here} on rank 0; {way_out}"
             )
+
+
+def _as_bytes(thing: Any) -> Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(thing)), dtype=torch.uint8)
+
+
+def _from_bytes(content: Tensor) -> Any:
+    """What another rank of the same job has sent, which runs the same script."""
+    return pickle.loads(content.numpy().tobytes())

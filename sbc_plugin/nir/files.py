@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.checkpoint.atomic import check_target
 from sbc_plugin.compression.compress import compress
@@ -17,6 +18,7 @@ from sbc_plugin.nir.writing import write
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
 
+@ranks.joined()
 def compress_file(
     source: str | Path,
     target: str | Path,
@@ -30,6 +32,8 @@ def compress_file(
     max_bytes: int = MAX_BYTES,
 ) -> tuple[Network, Report]:
     """Read a .nir file, compress the network in it, write it as another; the target appears whole or not at all.
+
+    Of several ranks of ``torch.distributed`` the first one writes.
 
     Args:
         source: path of a .nir file.
@@ -57,6 +61,7 @@ def compress_file(
     _, report = compress(
         network, calibration_data, prune=prune, quantize=quantize, calibration=calibration, inplace=True
     )
-    write(target, network)
+    if ranks.rank() == 0:
+        write(target, network)
     used = {"dt": network.dt, "reset_method": network.reset_method.__name__}
     return network, replace(report, settings=report.settings | used)
