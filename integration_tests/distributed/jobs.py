@@ -335,6 +335,10 @@ JOBS: dict[str, Callable[[], Result]] = {
     "no_data": no_data,
     "unpicklable": unpicklable,
     "one_alone": one_alone,
+    # Fewer batches than ranks; a step is then over a piece of the first one, as with one process.
+    "one_batch": lambda: compressed(
+        feedforward(), spikes(1), prune=Prune(0.8), calibration={"tuning": 4, "align": True}
+    ),
     "shuffled": shuffled,
     "wrapped": wrapped,
     "file": file,

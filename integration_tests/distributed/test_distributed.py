@@ -20,7 +20,7 @@ from sbc_plugin.compression import objective, tuning
 
 EQUAL = (
     "joint", "recurrent", "sequential", "rounds", "aligned", "by_loss", "samples", "once", "shares", "sampled",
-    "calibrated", "channels", "single_weights", "shuffled", "wrapped", "file",
+    "calibrated", "channels", "single_weights", "shuffled", "wrapped", "file", "one_batch",
 )  # fmt: skip
 TUNED = ("tuned", "tuned_scales", "shares_tuned", "default")
 FAILING = {
@@ -42,6 +42,7 @@ FOUR = (
     "sequential",
     "rounds",
     "aligned",
+    "one_batch",
     "shares",
     "tuned",
     "shares_tuned",
