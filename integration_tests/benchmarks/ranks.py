@@ -10,7 +10,8 @@ run of one process:
 
 where W is the number of ranks. All-reduce moves 2 (W - 1) / W times the sum of columns^2 * 8 bytes over each rank's
 connection, and broadcasts move each layer's weight and mask once. The connection is taken for one of 1.25 GB/s
-(10 Gbit/s). With two ranks more is measured than modelled: finding the layers, judging and writing are not shared.
+(10 Gbit/s). The first row fits by construction, so only the second one tests the model. There more is measured than
+modelled; how much of that is work that ranks do not share, and how much the other load, was not measured apart.
 """
 
 import os
