@@ -13,7 +13,7 @@ from sbc_plugin.calibration.hessians import DEFAULT, Statistics, gather
 from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.calibration.shares import peek
 from sbc_plugin.calibration.sums import check_same
-from sbc_plugin.core.hessian import HessianAccumulator
+from sbc_plugin.core.accumulators import HessianAccumulator
 from sbc_plugin.errors import CalibrationError, SettingsError
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import Calibration

@@ -18,7 +18,8 @@ from sbc_plugin.calibration.forward import OnStep, Runner, hooked
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.calibration.shares import check_lengths
 from sbc_plugin.calibration.sums import sum_fired, sum_statistics
-from sbc_plugin.core.hessian import DiagonalAccumulator, HessianAccumulator, owner_of_rows
+from sbc_plugin.core.accumulators import DiagonalAccumulator, HessianAccumulator
+from sbc_plugin.core.hessian import owner_of_rows
 from sbc_plugin.errors import CalibrationError, in_layer
 from sbc_plugin.layers import SNNLibrary, SpikingLayer
 from sbc_plugin.settings import Calibration

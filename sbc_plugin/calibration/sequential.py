@@ -13,7 +13,7 @@ from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Statistics, run_batch
 from sbc_plugin.calibration.sums import sum_statistics
-from sbc_plugin.core.hessian import HessianAccumulator
+from sbc_plugin.core.accumulators import HessianAccumulator
 from sbc_plugin.errors import in_layer
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Calibration

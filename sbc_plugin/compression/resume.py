@@ -23,7 +23,7 @@ from sbc_plugin.compression.budgets import Budget
 from sbc_plugin.compression.journal import ANSWER, DATA, NOT_KEPT, Journal
 from sbc_plugin.compression.stage import State
 from sbc_plugin.compression.tuning import Tuned
-from sbc_plugin.core.hessian import HessianAccumulator
+from sbc_plugin.core.accumulators import HessianAccumulator
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import CheckpointError, SettingsError

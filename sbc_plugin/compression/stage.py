@@ -21,6 +21,7 @@ from sbc_plugin.compression.journal import NOT_KEPT, Journal
 from sbc_plugin.compression.layer import (
     SECOND_ORDER,
     Recipe,
+    check_reached,
     sequential_target,
     solve,
     without_pruning,

@@ -14,7 +14,8 @@ from sbc_plugin.calibration.plain import PlainNetworks, library_or_plain
 from sbc_plugin.calibration.shares import check_lengths, peek
 from sbc_plugin.calibration.sums import check_same, sum_statistics
 from sbc_plugin.compression.layer import check_active
-from sbc_plugin.core.hessian import HessianAccumulator, LayerHessian
+from sbc_plugin.core.accumulators import HessianAccumulator
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.kernels import CausalFilter
 from sbc_plugin.errors import in_layer
 from sbc_plugin.layers import Forward, SpikingLayer

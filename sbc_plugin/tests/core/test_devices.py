@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sbc_plugin.core.accumulators import HessianAccumulator
 from sbc_plugin.core.allocation.knapsack import cheapest_options
-from sbc_plugin.core.hessian import HessianAccumulator, LayerHessian
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.kernels import distinct, filter_causal, impulse_response, lif, lif_box
 from sbc_plugin.core.pruning.channels import Reader, channel_losses, elimination_scores
 from sbc_plugin.core.pruning.prune import prune

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sbc_plugin.core.hessian import SYMMETRIC, HessianAccumulator, gram
+from sbc_plugin.core.accumulators import SYMMETRIC, HessianAccumulator, gram
 from sbc_plugin.errors import CalibrationError
 
 

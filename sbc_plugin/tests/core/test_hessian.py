@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from sbc_plugin.core.accumulators import HessianAccumulator
 from sbc_plugin.core.hessian import (
-    HessianAccumulator,
     LayerHessian,
     cholesky,
     inverse,
