@@ -29,7 +29,8 @@ class Prune:
         sparsity: fraction of zeros over all compressed weights together, 0 <= sparsity < 1. N:M fixes it to 1 - N/M.
         pattern: "unstructured"; "N:M" such as "2:4" (N kept of M consecutive inputs); "block:K" (K inputs together).
         solver: "auto", "magnitude", "obs" (greedy as in the paper, but one weight a step, which is exact; the paper
-            removes ``ceil(columns / 256)`` at once), "admm" or "hybrid".
+            removes ``ceil(columns / 256)`` at once), "admm" or "hybrid". "auto" is "obs" for small layers and "hybrid"
+            for large ones, or "admm" where a network has more than 16 of these.
         allocation: how layers share the budget: "lamp", "uniform" or "loss".
         refit: move the kept weights to their least-squares optimum.
         rescale: then scale each row so that its membrane keeps its mean square, which least squares shrinks; only

@@ -254,7 +254,7 @@ def _settings(options: argparse.Namespace) -> tuple[Prune | None, Quantize | Non
         raise SettingsError("nothing to do: give --sparsity, --pattern N:M, --bits, or several of them")
     prune = None if sparsity is None else Prune(sparsity, **pruning)
     quantize = None if options.bits is None else Quantize(options.bits, **grid)
-    return prune, quantize, Calibration(**given("order", "damping", "align", "tuning", "outputs"))
+    return prune, quantize, Calibration(**given("order", "damping", "align", "tuning", "outputs", "memory"))
 
 
 def _model(options: argparse.Namespace, source: str) -> nn.Module:

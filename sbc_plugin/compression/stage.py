@@ -29,6 +29,7 @@ from sbc_plugin.compression.layer import (
 from sbc_plugin.compression.plan import silent_first
 from sbc_plugin.compression.silent import unread_neurons
 from sbc_plugin.core.allocation.silent import give_silent
+from sbc_plugin.core.pruning.prune import SMALL
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import in_layer
@@ -37,6 +38,7 @@ from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Calibration
 
 Weights = Mapping[str, Tensor]  # by layer name, each (rows, columns)
+MOST_LARGE = 16  # layers for which "auto" is the hybrid, which takes some ten seconds of each
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class Stage:
     def silent_first(self) -> bool:
         """Whether weights of silent neurons go before solvers choose."""
         return silent_first(self.recipe.prune, self.second_order)
+
+    @property
+    def _many_large(self) -> bool:
+        """Whether so many layers are large that "auto" does without the exact elimination at their end."""
+        return sum(map(is_large, self.layers)) > MOST_LARGE
 
     def _one_shot(self, state: State, known: Mapping[str, Statistics] | None) -> State:
         """All Hessians from one pass over the network as it is; all layers are solved before the first is written."""
@@ -227,10 +234,17 @@ class Stage:
         reached = bool(statistics.accumulator.diagonal.any())
         recipe = self.recipe if layer.name in budget.zeros else without_pruning(self.recipe)
         recipe = replace(recipe, quantize=budget.quantize.get(layer.name))
+        if recipe.prune is not None and recipe.prune.solver == "auto" and is_large(layer) and self._many_large:
+            recipe = replace(recipe, prune=replace(recipe.prune, solver="admm"))
         if self.second_order and not reached:  # an earlier stage silenced it, and no older statistics are kept
             recipe = replace(recipe, method="magnitude")
         with in_layer(layer.name):
             return solve(layer, weight, hessian, budget.zeros.get(layer.name), recipe)
+
+
+def is_large(layer: SpikingLayer) -> bool:
+    """Whether exact elimination is too much for a layer."""
+    return layer.rows * layer.columns**3 > SMALL
 
 
 def _silent(overview: Mapping[str, Overview]) -> dict[str, Tensor]:
