@@ -1,6 +1,9 @@
 """Memory that is planned: what does not fit is gathered in blocks, and the result is the same."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +11,15 @@ import torch
 from norse.torch import LIFBoxCell, SequentialState
 from torch import nn
 
+from integration_tests.benchmarks.effort import measured
 from sbc_plugin import Calibration, Prune, Quantize, compress
 from sbc_plugin.calibration import blocks
 from sbc_plugin.calibration.blocks import blocks_of
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.compression import trial
+from sbc_plugin.compression.trial import FREE, PRODUCT, Cost, Trial, affordable, tried
 from sbc_plugin.core.costs import hessian_memory
+from sbc_plugin.settings import TUNED_SEQUENCES
 
 ONE_SHOT = Calibration(tuning=0)
 
@@ -104,3 +111,76 @@ def test_blocks_hold_as_much_as_there_is_room_for(model: nn.Module, data: list[t
     enough = next(room for room in range(0, 10**12, 10**7) if len(blocks_of(layers, room)) == 1)
     assert len(blocks_of(layers, enough - 10**7)) > 1
     assert hessian_memory(20, 2) == 2 * 20 * 20 * 8
+
+
+def _peak(batches: int, left: int, tuning: int) -> int:
+    """Bytes above what was resident, of a compression of data that come once."""
+    torch.manual_seed(0)
+    linear = nn.Linear(400, 20, bias=False)
+    linear.weight.data *= 10
+    network = SequentialState(linear, LIFBoxCell())
+
+    def drawn() -> Iterator[torch.Tensor]:
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(batches):
+            yield (torch.rand(10, 16, 400, generator=generator) < 0.3).float()
+
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    calibration = Calibration(tuning=tuning, memory=resident + left)
+    _, effort = measured(lambda: compress(network, drawn(), prune=Prune(0.5), calibration=calibration, progress=False))
+    if effort.peak_bytes is None:
+        pytest.skip("this system does not tell the peak of a process")
+    return effort.peak_bytes
+
+
+@pytest.mark.parametrize("tuning", [0, 5])
+def test_peak_memory_does_not_grow_with_the_number_of_batches(tuning: int) -> None:
+    left = 160 * 2**20  # of which an eighth may be batches, and another what the model did on them
+    _peak(10, left, tuning)  # what is loaded once
+    few, many = _peak(10, left, tuning), _peak(1000, left, tuning)
+    data = 1000 * 10 * 16 * 400 * 4
+    assert many - few < data / 2, f"{few / 2**20:.0f} MiB with 10 batches, {many / 2**20:.0f} with 1,000"
+
+
+def test_pieces_of_tuning_are_as_large_as_memory_allows(
+    model: nn.Module, data: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Runner.of(model, data[0])
+    layers, _ = runner.find_layers(data[0])
+    whole = tried(runner, layers, data[0], Calibration(outputs="classes"))
+    assert (whole.reason, whole.pieces) == ("", TUNED_SEQUENCES) and whole.step.products > whole.forward.products > 0
+    monkeypatch.setattr(trial, "memory_left", lambda limit: 10**6)
+    kept = next(room for room in range(1000, 10**6, 1000) if _pieces(room, runner, layers, data, monkeypatch) >= 1)
+    assert _pieces(4 * kept, runner, layers, data, monkeypatch) in (4, 5)
+    monkeypatch.setattr(trial, "memory_left", lambda limit: 10)
+    small, report = compress(model, data, prune=Prune(0.5))
+    assert "on one sequence takes" in report.skipped["tuning"] and "10 bytes are left" in report.skipped["tuning"]
+    alone, _ = compress(model, data, prune=Prune(0.5, silent_first=False), calibration=ONE_SHOT)
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), alone.parameters(), strict=True))
+
+
+def _pieces(room: int, runner: Any, layers: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(trial, "memory_left", lambda limit: room)
+    found = tried(runner, layers, data[0], Calibration(outputs="classes"))
+    return 0 if found.reason else found.pieces
+
+
+def test_steps_are_left_out_where_they_take_much_longer_than_all_else() -> None:
+    def afforded(products: float) -> int:
+        step = Trial(step=Cost(products=products), forward=Cost(products=1e9))
+        return affordable(200, step, [], {}, 10)
+
+    seconds = 1 / PRODUCT
+    assert [afforded(part * FREE * seconds / 200) for part in (0.5, 0.99, 1.01, 2.01, 4.01)] == [200, 200, 100, 50, 0]
+
+
+def test_tuning_that_is_left_out_is_told(
+    model: nn.Module, data: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "FREE", 0.0)
+    monkeypatch.setattr(trial, "MOST", 0.0)
+    _, report = compress(model, data, prune=Prune(0.9))
+    assert report.settings["calibration"].tuning == 0
+    assert "longer" in report.skipped["tuning"] and "Calibration(tuning=200)" in report.skipped["tuning"]
+    _, asked = compress(model, data, prune=Prune(0.9), calibration=Calibration(tuning=2))
+    assert asked.settings["calibration"].tuning == 2 and "longer" not in asked.skipped.get("tuning", "")

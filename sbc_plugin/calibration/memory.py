@@ -4,6 +4,7 @@ from pathlib import Path
 
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 KEPT_FREE = 0.1  # of what is left, for all that nobody counts
+SPOOLED = 8  # such a part of what is left may be taken by a list
 
 
 def memory_left(limit: int | None = None) -> int | None:
@@ -16,6 +17,16 @@ def memory_left(limit: int | None = None) -> int | None:
         return max(limit - (_resident() or 0), 0)
     found = [bytes_ for bytes_ in (_of_machine(), *_of_groups()) if bytes_ is not None]
     return int((1 - KEPT_FREE) * min(found)) if found else None
+
+
+def spool_limit(limit: int | None = None) -> int | None:
+    """Bytes that a list of batches, or of what a model did on them, may take before the rest goes to a file.
+
+    Args:
+        limit: as of :func:`memory_left`.
+    """
+    left = memory_left(limit)
+    return None if left is None else left // SPOOLED
 
 
 def _of_machine() -> int | None:

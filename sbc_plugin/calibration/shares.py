@@ -114,16 +114,17 @@ def kept(data: Iterable[Any]) -> Iterable[Any]:
     return Sharded(kept(data.batches)) if isinstance(data, Sharded) else batches.repeatable(data)
 
 
-def repeatable(data: Iterable[Any]) -> Iterable[Any]:
+def repeatable(data: Iterable[Any], limit: int | None = None) -> Iterable[Any]:
     """This rank's batches, as a list where they could be run through only once.
 
     Args:
         data: of :func:`peek`.
+        limit: bytes of the list that stay in memory, see :class:`~sbc_plugin.calibration.spool.Spool`.
 
     Raises:
         SettingsError: data that were to be the same on all ranks have not as many batches on each.
     """
-    listed = batches.repeatable(data)
+    listed = batches.repeatable(data, limit)
     if listed is not data:
         check_lengths(data)
     return listed

@@ -15,6 +15,7 @@ from sbc_plugin.calibration.batches import holds_values
 from sbc_plugin.calibration.calibrate import CalibrationStatistics, check_statistics
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT
+from sbc_plugin.calibration.memory import spool_limit
 from sbc_plugin.calibration.plain import refuse_computed
 from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.calibration.shares import peek, repeatable
@@ -22,10 +23,11 @@ from sbc_plugin.calibration.sums import check_same
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
 from sbc_plugin.compression.layer import Recipe, check_granularity
-from sbc_plugin.compression.plan import given_statistics, obstacle_of_any, plan
+from sbc_plugin.compression.plan import given_statistics, plan
 from sbc_plugin.compression.resume import Job, journal_in
 from sbc_plugin.compression.run import all_or_nothing, run
 from sbc_plugin.compression.stage import Stage
+from sbc_plugin.compression.trial import tried_by_all
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.evaluation.operations import weights_left_alone
 from sbc_plugin.evaluation.report import Report, joined
@@ -140,12 +142,11 @@ def compress(
         adapter.check_backend(layers, quantize)
     # 3. Plan.
     outputs = calibration.outputs or ("values" if holds_values(first) else "classes")
-    todo = plan(
-        method, prune, quantize, calibration, lambda: obstacle_of_any(runner, layers, first, outputs == "classes")
-    )
+    with_outputs = replace(calibration, outputs=outputs)
+    todo = plan(method, prune, quantize, calibration, lambda: tried_by_all(runner, layers, first, with_outputs))
     if todo.steps:
         todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))
-    data = repeatable(data) if todo.reads_data_again else data
+    data = repeatable(data, spool_limit(calibration.memory_bytes)) if todo.reads_data_again else data
     known = None
     if statistics is not None:
         known = statistics.by_layer(runner, layers, calibration)

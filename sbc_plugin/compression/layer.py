@@ -35,6 +35,16 @@ class Recipe:
     quantize: Quantize | None
     damping: float
 
+    @property
+    def second_order(self) -> bool:
+        """Whether layers are solved by their Hessians."""
+        return self.method in SECOND_ORDER
+
+    @property
+    def silent_first(self) -> bool:
+        """Whether weights of silent neurons go before solvers choose."""
+        return self.second_order and self.prune is not None and bool(self.prune.silent_first)
+
 
 def unfit_pattern(layer: SpikingLayer, pattern: str) -> str:
     """Why a layer cannot have the pattern, "" if it can."""

@@ -1,10 +1,10 @@
 """What tuning aims at: the spikes that the dense network sent, and how far a compressed one is from them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from sbc_plugin.calibration.driver import result_of
 from sbc_plugin.calibration.forward import Runner, Source
 from sbc_plugin.calibration.precision import at_least_single
 from sbc_plugin.calibration.shares import first_held
+from sbc_plugin.calibration.spool import Chosen, Spool
 from sbc_plugin.core.distillation import divergence, inverse_temperature
 from sbc_plugin.core.spikes import total_distance
 from sbc_plugin.evaluation.accuracy import scores_of
@@ -60,16 +61,16 @@ class Targets:
         readout: whether the output of a piece that decides is no spike train.
     """
 
-    train: list[Target]
-    validation: list[Target]
+    train: Sequence[Target]
+    validation: Sequence[Target]
     inverse_temperature: float | None
     example: Any = None
     readout: bool = False
 
     @property
-    def all(self) -> list[Target]:
+    def all(self) -> Iterable[Target]:
         """Every piece, once."""
-        return self.train if self.validation is self.train else [*self.train, *self.validation]
+        return self.train if self.validation is self.train else chain(self.train, self.validation)
 
     @property
     def terms(self) -> list[str]:
@@ -109,44 +110,64 @@ def _time_first(result: Any, spikes: dict[str, Tensor]) -> Any:
     return result.transpose(0, 1) if swapped else result
 
 
-def targets(runner: Runner, data: Iterable[Any], classes: bool = False) -> Targets:
+def targets(
+    runner: Runner,
+    data: Iterable[Any],
+    classes: bool = False,
+    pieces: int = TUNED_SEQUENCES,
+    limit: int | None = None,
+) -> Targets:
     """Every batch, with what the model does on it while it is still dense; a spike takes a byte.
 
-    Batches for the library's own forward are cut into pieces of at most ``TUNED_SEQUENCES`` sequences.
+    Batches for the library's own forward are cut into pieces.
 
     Args:
         runner: of the dense model.
         data: batches of this rank's share.
         classes: the output scores classes, and these are a target too.
+        pieces: the most sequences of a piece.
+        limit: bytes of all pieces together that stay in memory; the rest goes to a file. None keeps all.
 
     Raises:
         CalibrationError: an empty batch, or NaN or infinity in it.
     """
-    observed: list[Target] = []
-    places: list[tuple[int, int]] = []  # of each piece: its batch, and where in that
+    observed = Spool[Target](limit)
+    known: list[_Known] = []
     with torch.no_grad():
         for number, batch in ranks.numbered(data):
             runner.check(batch, number)
-            for place, piece in enumerate(runner.pieces(batch, TUNED_SEQUENCES)):
+            for place, piece in enumerate(runner.pieces(batch, pieces)):
                 seen = observe(runner, piece, classes)
                 spikes = {name: value.to(torch.uint8) for name, value in seen.spikes.items()}
                 observed.append((piece, Observation(spikes, seen.readout, seen.scores)))
-                places.append((number, place))
-    return _split(observed, places)
+                known.append(_Known((number, place), seen.scores, seen.readout is not None))
+    return _split(observed, known)
 
 
-def _split(observed: list[Target], places: list[tuple[int, int]]) -> Targets:
+class _Known(NamedTuple):
+    """What stays in memory of a piece."""
+
+    place: tuple[int, int]  # its batch, and where in that
+    scores: Tensor | None
+    readout: bool
+
+
+def _split(observed: Sequence[Target], known: list[_Known]) -> Targets:
     """Targets of this rank's pieces, dealt to fitting and deciding by their places among those of all ranks."""
+    places = [each.place for each in known]
     order = {place: number for number, place in enumerate(sorted(chain(*ranks.everyone(places))))}
-    decides = [order[place] % VALIDATION == VALIDATION - 1 for place in places]
+    deciding = [order[place] % VALIDATION == VALIDATION - 1 for place in places]
     train, validation = observed, observed
     if len(order) >= VALIDATION:
-        train = [target for target, chosen in zip(observed, decides, strict=True) if not chosen]
-        validation = [target for target, chosen in zip(observed, decides, strict=True) if chosen]
-    scores = ranks.listed([seen.scores for _, seen in observed if seen.scores is not None])
+        train = Chosen(observed, [number for number, decides in enumerate(deciding) if not decides])
+        validation = Chosen(observed, [number for number, decides in enumerate(deciding) if decides])
+    else:
+        deciding = [True] * len(known)
+    scores = ranks.listed([each.scores for each in known if each.scores is not None])
     temperature = inverse_temperature(torch.cat(scores)) if scores else None
-    readout = any(ranks.everyone(any(seen.readout is not None for _, seen in validation)))
-    return Targets(train, validation, temperature, first_held([piece for piece, _ in observed]), readout)
+    readout = any(each.readout for each, decides in zip(known, deciding, strict=True) if decides)
+    example = first_held([observed[0][0]] if known else [])
+    return Targets(train, validation, temperature, example, any(ranks.everyone(readout)))
 
 
 def distance(seen: Observation, target: Observation, inverse_temperature: float | None = None) -> Tensor:

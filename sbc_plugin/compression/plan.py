@@ -8,17 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
-from sbc_plugin.calibration import ranks
-from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression.layer import SECOND_ORDER, Recipe, without_pruning
-from sbc_plugin.compression.objective import distance_on, targets
-from sbc_plugin.compression.tuning import gradients, no_gradient
+from sbc_plugin.compression.trial import Trial
 from sbc_plugin.core.pruning.patterns import parse_pattern
-from sbc_plugin.errors import CompressionError
-from sbc_plugin.layers import SpikingLayer
-from sbc_plugin.settings import TUNED_SEQUENCES, TUNING_STEPS, Calibration, Prune, Quantize
+from sbc_plugin.settings import TUNING_STEPS, Calibration, Prune, Quantize
 
 SCALE_STEPS = 100  # of tuning, where only scales can move
 FINE = 4  # bits from which on tuned scales bring nothing
@@ -48,7 +41,8 @@ class Plan:
         prune: settings with everything filled in.
         calibration: settings with everything filled in.
         notes: name -> reason, for what is left out.
-        as_needed: whether tuning is left out where hardly any accuracy is expected to be lost.
+        as_needed: whether tuning is left out where hardly any accuracy is expected to be lost, or it takes too long.
+        trial: of a step of tuning.
     """
 
     phases: tuple[Phase, ...]
@@ -56,6 +50,7 @@ class Plan:
     calibration: Calibration
     notes: dict[str, str] = field(default_factory=dict)
     as_needed: bool = False
+    trial: Trial = field(default_factory=Trial)
 
     @property
     def steps(self) -> int:
@@ -70,14 +65,18 @@ class Plan:
     @property
     def second_order(self) -> bool:
         """Whether solvers use Hessians."""
-        return self.phases[0].recipes[0].method in SECOND_ORDER
+        return self.phases[0].recipes[0].second_order
+
+    @property
+    def _silent_first(self) -> bool:
+        return any(recipe.silent_first for phase in self.phases for recipe in phase.recipes)
 
     @property
     def reads_data_again(self) -> bool:
         """Whether calibration data is run through more than once."""
         stages = sum(len(phase.recipes) for phase in self.phases)
         sequential = self.second_order and self.calibration.order == "sequential"
-        return stages > 1 or sequential or self.steps > 0 or self.aligns or silent_first(self.prune, self.second_order)
+        return stages > 1 or sequential or self.steps > 0 or self.aligns or self._silent_first
 
 
 def plan(
@@ -85,7 +84,7 @@ def plan(
     prune: Prune | None,
     quantize: Quantize | None,
     calibration: Calibration,
-    obstacle_to_tuning: Callable[[], str],
+    try_step: Callable[[], Trial],
 ) -> Plan:
     """The plan for these settings.
 
@@ -94,20 +93,23 @@ def plan(
         prune: as given.
         quantize: as given.
         calibration: as given.
-        obstacle_to_tuning: why gradients cannot be taken, "" if they can; asked only where tuning would be the default.
+        try_step: tries a step of tuning; what stands in its way counts only where tuning would be the default.
     """
     notes = ignored(method, prune, calibration)
     steps, as_needed = calibration.tuning, calibration.tuning is None
     if steps is None:
         steps = steps_for(method, prune, quantize)
-        if steps and (reason := obstacle_to_tuning()):
-            steps, notes["tuning"] = 0, f"not tuned: {reason}"
+        trial = try_step() if steps else Trial()
+        if trial.reason:
+            steps, notes["tuning"] = 0, f"not tuned: {trial.reason}"
         calibration = replace(calibration, tuning=steps)
+    else:
+        trial = try_step() if steps and method in SECOND_ORDER else Trial()
     steps = steps if method in SECOND_ORDER else 0
     if prune is not None:
         prune = filled(prune, steps)
     recipe = Recipe(method, prune, quantize, calibration.damping)
-    return Plan(phases(recipe, steps > 0, as_needed), prune, calibration, notes, as_needed)
+    return Plan(phases(recipe, steps > 0, as_needed), prune, calibration, notes, as_needed, trial)
 
 
 def ignored(method: str, prune: Prune | None, calibration: Calibration) -> dict[str, str]:
@@ -171,11 +173,6 @@ def filled(prune: Prune, steps: int) -> Prune:
     )
 
 
-def silent_first(prune: Prune | None, second_order: bool) -> bool:
-    """Whether weights of silent neurons go before solvers choose."""
-    return prune is not None and bool(prune.silent_first) and second_order
-
-
 def phases(recipe: Recipe, tuning: bool, as_needed: bool = False) -> tuple[Phase, ...]:
     """What to do one after the other.
 
@@ -218,32 +215,3 @@ def rounds(recipe: Recipe, count: int) -> tuple[Recipe, ...]:
 def scales_move(quantize: Quantize) -> bool:
     """Whether tuning can move the grid's scales; powers of two have to stay."""
     return quantize.scale != "power_of_two"
-
-
-def obstacle_of_any(runner: Runner, layers: list[SpikingLayer], batch: Any, classes: bool) -> str:
-    """The :func:`obstacle` of the first rank that meets one: all ranks tune, or none does."""
-    with ranks.alone():
-        found = obstacle(runner, layers, batch, classes)
-    return next(filter(None, ranks.everyone(found)), "")
-
-
-def obstacle(runner: Runner, layers: list[SpikingLayer], batch: Any, classes: bool) -> str:
-    """Why gradients of the model's spikes cannot be taken, "" if they can; the model stays as it is.
-
-    Args:
-        runner: of the dense model.
-        layers: whose weights shall get gradients.
-        batch: of calibration data; its first piece is run.
-        classes: the output scores classes.
-    """
-    piece = next(iter(runner.pieces(batch, TUNED_SEQUENCES)))
-    try:
-        aims = targets(runner, [piece], classes)
-        with torch.enable_grad(), gradients(runner.model, layers):
-            loss = distance_on(runner, aims, aims.train[0])
-            if not loss.requires_grad:
-                return no_gradient(runner.model)
-            loss.backward()
-    except (CompressionError, RuntimeError) as error:  # whatever stands in the way, tuning was not asked for
-        return str(error).partition("\n")[0]
-    return ""

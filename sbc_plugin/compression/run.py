@@ -3,25 +3,29 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeGuard
 
 from torch import Tensor, nn
 
+from sbc_plugin.calibration.blocks import overview_of
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Statistics
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
+from sbc_plugin.calibration.memory import spool_limit
 from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.calibration.shares import first_of
 from sbc_plugin.compression.bias_correction import Expected, align, expected, movable
 from sbc_plugin.compression.journal import Steps
 from sbc_plugin.compression.objective import Targets, expected_losses, targets, upper_bound
 from sbc_plugin.compression.plan import Plan
 from sbc_plugin.compression.stage import Stage, State, Weights
+from sbc_plugin.compression.trial import affordable
 from sbc_plugin.compression.tuning import Tuned, tune
 from sbc_plugin.core.adam import Adam
 from sbc_plugin.evaluation.report import joined
 from sbc_plugin.layers import SpikingLayer
 
-NEGLIGIBLE = 0.015  # of accuracy: where no more can be lost, tuning brings nothing
+NEGLIGIBLE = 0.015  # of accuracy: where no more can be lost, tuning brings nothing;
+LITTLE = 0.05  # where no more is expected to be lost, half of the steps bring what there is to gain
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,16 @@ def _carried_out(
     """The state in the end, the steps of tuning, and what alignment has moved."""
     # First of all, because it names the layer and the batch that do not fit.
     known = work.gather() if plan.steps and known is None else known
-    aims = targets(work.runner, work.data, work.calibration.outputs == "classes") if plan.steps else None
+    steps, state = plan.steps, State(work.weights())
+    if steps and plan.as_needed and known is not None:
+        steps = affordable(
+            steps, plan.trial, work.layers, overview_of(known), work.runner.sequences(first_of(work.data))
+        )
+        state = state if steps else _too_long(state, plan.steps)
+    aims = _aims(plan, work) if steps else None
     moments = expected(work.runner, work.layers, work.data) if plan.aligns else None
     judge = None if aims is None or not plan.as_needed else _Judge(work.runner, aims, None)
-    state, taken = State(work.weights()), []
+    taken: list[int] = []
     for number, phase in enumerate(plan.phases, 1):
         here = replace(work, journal=work.journal.within(f"phase {number}"))
         for stage, recipe in enumerate(phase.recipes, 1):
@@ -73,9 +83,9 @@ def _carried_out(
                 _put(work, state.weights, journal.once("alignment", _aligned, work, moments))
         if phase.tune and aims is not None:
             lost = None if judge is None else here.journal.once("lost", judge.lost)
-            taken.append(0 if _negligible(lost) else plan.steps)
-            state = _left(state, lost) if _negligible(lost) else _tuned(state, here, aims, plan.steps)
-        elif phase.spared:
+            taken.append(_steps(steps, lost))
+            state = _left(state, lost) if lost is not None and not taken[-1] else _tuned(state, here, aims, taken[-1])
+        elif phase.spared or phase.tune:
             taken.append(0)
         if judge is not None and phase is not plan.phases[-1] and plan.phases[-1].tune:
             judge = replace(judge, before=here.journal.once("losses", judge.now))
@@ -141,8 +151,27 @@ class _Judge:
         return now if now is None or self.before is None else now - self.before
 
 
-def _negligible(lost: Tensor | None) -> TypeGuard[Tensor]:
-    return lost is not None and upper_bound(lost) < NEGLIGIBLE
+def _aims(plan: Plan, work: Stage) -> Targets:
+    """What tuning aims at, of the model while it is dense."""
+    limit = spool_limit(plan.calibration.memory_bytes)
+    return targets(work.runner, work.data, work.calibration.outputs == "classes", plan.trial.pieces, limit)
+
+
+def _steps(steps: int, lost: Tensor | None) -> int:
+    """How many of the steps a phase takes: none where hardly anything is lost, half of them where little is."""
+    if lost is None:
+        return steps
+    if upper_bound(lost) < NEGLIGIBLE:
+        return 0
+    return -(-steps // 2) if float(lost.mean()) < LITTLE else steps
+
+
+def _too_long(state: State, steps: int) -> State:
+    reason = (
+        f"not tuned: its steps would take much longer than all else; Calibration(tuning={steps}) takes them, and "
+        f"Calibration(tuning={steps // 8}) some"
+    )
+    return replace(state, notes=joined(state.notes, {"tuning": reason}))
 
 
 def _left(state: State, lost: Tensor) -> State:

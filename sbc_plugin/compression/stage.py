@@ -19,14 +19,12 @@ from sbc_plugin.compression.budgets import Budget, shared
 from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.journal import NOT_KEPT, Journal
 from sbc_plugin.compression.layer import (
-    SECOND_ORDER,
     Recipe,
     check_reached,
     sequential_target,
     solve,
     without_pruning,
 )
-from sbc_plugin.compression.plan import silent_first
 from sbc_plugin.compression.silent import unread_neurons
 from sbc_plugin.core.allocation.silent import give_silent
 from sbc_plugin.core.pruning.prune import SMALL
@@ -84,10 +82,10 @@ class Stage:
 
     def gather(self) -> Mapping[str, Statistics]:
         """The statistics of all layers, of the network as it is; a block of layers at a time where memory asks so."""
-        given = self.runner, self.layers, self.data, self.calibration, self.progress, self.silent_first
+        given = self.runner, self.layers, self.data, self.calibration, self.progress, self.recipe.silent_first
         if in_one_pass(self.layers, self.calibration):
             return self.journal.once("statistics", gather, *given)
-        return InBlocks(self.runner, self.layers, self.data, self.calibration, self.progress, self.silent_first)
+        return InBlocks(self.runner, self.layers, self.data, self.calibration, self.progress, self.recipe.silent_first)
 
     def run(self, state: State, known: Mapping[str, Statistics] | None = None) -> State:
         """Solve all layers and write them into the model.
@@ -104,7 +102,7 @@ class Stage:
             SettingsError: a pattern or a granularity that does not fit.
             SingularHessianError: a Hessian that damping does not make invertible.
         """
-        sequential = self.second_order and self.calibration.order == "sequential"
+        sequential = self.recipe.second_order and self.calibration.order == "sequential"
         after = self._sequential(state, known) if sequential else self._one_shot(state, known)
         rows = after.rows
         if state.rows:
@@ -114,16 +112,6 @@ class Stage:
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights that the model has now."""
         return {layer.name: layer.weight() for layer in self.layers}
-
-    @property
-    def second_order(self) -> bool:
-        """Whether layers are solved by their Hessians."""
-        return self.recipe.method in SECOND_ORDER
-
-    @property
-    def silent_first(self) -> bool:
-        """Whether weights of silent neurons go before solvers choose."""
-        return silent_first(self.recipe.prune, self.second_order)
 
     @property
     def _many_large(self) -> bool:
@@ -142,7 +130,7 @@ class Stage:
             active = {**state.active, **reached}
             statistics = {**statistics, **active}
             overview = overview_of(statistics)
-        for layer in self.layers if self.second_order and (active or not state.rows) else []:
+        for layer in self.layers if self.recipe.second_order and (active or not state.rows) else []:
             with in_layer(layer.name):  # before time goes into the layers in front of it
                 check_reached(overview[layer.name].diagonal)
         # 2. Share the budgets.
@@ -170,7 +158,7 @@ class Stage:
         """Layer by layer, each on what the compressed ones before it send."""
         prune, quantize = self.recipe.prune, self.recipe.quantize
         needs_losses = any(part is not None and part.allocation == "loss" for part in (prune, quantize))
-        statistics = (known or self.gather()) if needs_losses or self.silent_first else {}
+        statistics = (known or self.gather()) if needs_losses or self.recipe.silent_first else {}
         overview = overview_of(statistics)
         start = self._without_silent(state.weights, overview, _silent(overview))
         budget = self._agreed_budget(start, statistics)
@@ -190,7 +178,7 @@ class Stage:
         self, weights: Weights, overview: Mapping[str, Overview], silent: Mapping[str, Tensor]
     ) -> Weights:
         """The weights, those of silent neurons 0 as far as the budget goes; such zeros stay and are counted."""
-        if not self.silent_first:
+        if not self.recipe.silent_first:
             return weights
         assert self.recipe.prune is not None
         dead = {layer.name: overview[layer.name].dead_weights(layer) for layer in self.layers}
@@ -213,7 +201,7 @@ class Stage:
         """The solution of one layer on what a compressed prefix sends, and its row."""
         started = time.perf_counter()
         seen, drift = gather_drift(self.runner, layer, self.data, self.calibration, prefix)
-        moved = drift if prefix.compressed and self.second_order else None
+        moved = drift if prefix.compressed and self.recipe.second_order else None
         solution = dealt([layer], partial(self._solve_on_prefix, target, seen, moved, budget))[layer.name][0]
         return solution, _row(layer, solution, seen.overview, time.perf_counter() - started)
 
@@ -236,7 +224,7 @@ class Stage:
         recipe = replace(recipe, quantize=budget.quantize.get(layer.name))
         if recipe.prune is not None and recipe.prune.solver == "auto" and is_large(layer) and self._many_large:
             recipe = replace(recipe, prune=replace(recipe.prune, solver="admm"))
-        if self.second_order and not reached:  # an earlier stage silenced it, and no older statistics are kept
+        if self.recipe.second_order and not reached:  # an earlier stage silenced it, and no older statistics are kept
             recipe = replace(recipe, method="magnitude")
         with in_layer(layer.name):
             return solve(layer, weight, hessian, budget.zeros.get(layer.name), recipe)
