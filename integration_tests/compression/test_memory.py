@@ -12,7 +12,7 @@ from norse.torch import LIFBoxCell, SequentialState
 from torch import nn
 
 from integration_tests.benchmarks.effort import measured
-from sbc_plugin import Calibration, Prune, Quantize, compress
+from sbc_plugin import Calibration, Prune, Quantize, Report, compress
 from sbc_plugin.calibration import blocks
 from sbc_plugin.calibration.blocks import blocks_of
 from sbc_plugin.calibration.forward import Runner
@@ -184,3 +184,12 @@ def test_tuning_that_is_left_out_is_told(
     assert "longer" in report.skipped["tuning"] and "Calibration(tuning=200)" in report.skipped["tuning"]
     _, asked = compress(model, data, prune=Prune(0.9), calibration=Calibration(tuning=2))
     assert asked.settings["calibration"].tuning == 2 and "longer" not in asked.skipped.get("tuning", "")
+
+
+@pytest.mark.parametrize("job", ["joint", "sequential", "tuned", "magnitude"])
+def test_the_seconds_of_the_stages_add_up(job: str, model: nn.Module, data: list[torch.Tensor]) -> None:
+    _, report = compress(model, data, **JOBS[job])
+    assert sum(report.stages.values()) == pytest.approx(report.seconds, abs=1e-3)
+    assert {"model", "calibration", "solving"} <= report.stages.keys() and min(report.stages.values()) >= 0
+    assert ("tuning" in report.stages) and f"model {report.stages['model']:.1f}" in str(report)
+    assert Report.from_dict(report.to_dict()).stages == report.stages

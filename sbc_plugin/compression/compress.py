@@ -22,6 +22,7 @@ from sbc_plugin.calibration.shares import peek, repeatable
 from sbc_plugin.calibration.sums import check_same
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
+from sbc_plugin.compression.clock import Clock
 from sbc_plugin.compression.layer import Recipe, check_granularity
 from sbc_plugin.compression.plan import given_statistics, plan
 from sbc_plugin.compression.resume import Job, journal_in
@@ -114,7 +115,7 @@ def compress(
         SingularHessianError: a Hessian that damping does not make invertible.
         CheckpointError: the folder is of another job, in use, or cannot be written; or the data changes.
     """
-    started = time.perf_counter()
+    started, clock = time.perf_counter(), Clock()
     # 1. Check what was asked for.
     _check_settings(method, prune, quantize, calibration)
     check_statistics(statistics)
@@ -123,30 +124,32 @@ def compress(
     adapter = None if backend is None else backend_called(backend)
     if adapter is not None and quantize is None:
         raise SettingsError(f"backend={backend!r} holds quantised weights; give quantize=Quantize(bits)")
-    # 2. Look at the model and at the first batch, the same on all ranks.
-    model = unwrapped(model)
-    library = library_of(model)
-    first, data = peek(calibration_data)
-    target = model if inplace else library.copy_model(model)
-    runner = Runner.of(target, first, forward, batch_first, library)
-    layers, skipped = runner.find_layers(first, calibration.temporal)
-    skipped |= {layer.name: layer.note for layer in layers if layer.note}
-    others = weights_left_alone(target, layers)
-    _check_weights(layers)
-    given: dict[str, Any] = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
-    given |= {"batch_first": batch_first, "statistics": None if statistics is None else statistics.checksum}
-    check_same(target, layers, {"call": "compress"} | given | {"backend": backend})
-    if quantize is not None:
-        check_granularity(layers, quantize)
-    if adapter is not None and quantize is not None:
-        adapter.check_backend(layers, quantize)
-    # 3. Plan.
-    outputs = calibration.outputs or ("values" if holds_values(first) else "classes")
-    with_outputs = replace(calibration, outputs=outputs)
-    todo = plan(method, prune, quantize, calibration, lambda: tried_by_all(runner, layers, first, with_outputs))
-    if todo.steps:
-        todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))
-    data = repeatable(data, spool_limit(calibration.memory_bytes)) if todo.reads_data_again else data
+    with clock("model"):
+        # 2. Look at the model and at the first batch, the same on all ranks.
+        model = unwrapped(model)
+        library = library_of(model)
+        first, data = peek(calibration_data)
+        target = model if inplace else library.copy_model(model)
+        runner = Runner.of(target, first, forward, batch_first, library)
+        layers, skipped = runner.find_layers(first, calibration.temporal)
+        skipped |= {layer.name: layer.note for layer in layers if layer.note}
+        others = weights_left_alone(target, layers)
+        _check_weights(layers)
+        given: dict[str, Any] = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
+        given |= {"batch_first": batch_first, "statistics": None if statistics is None else statistics.checksum}
+        check_same(target, layers, {"call": "compress"} | given | {"backend": backend})
+        if quantize is not None:
+            check_granularity(layers, quantize)
+        if adapter is not None and quantize is not None:
+            adapter.check_backend(layers, quantize)
+        # 3. Plan.
+        outputs = calibration.outputs or ("values" if holds_values(first) else "classes")
+        with_outputs = replace(calibration, outputs=outputs)
+        todo = plan(method, prune, quantize, calibration, lambda: tried_by_all(runner, layers, first, with_outputs))
+        if todo.steps:
+            todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))
+    with clock("data"):
+        data = repeatable(data, spool_limit(calibration.memory_bytes)) if todo.reads_data_again else data
     known = None
     if statistics is not None:
         known = statistics.by_layer(runner, layers, calibration)
@@ -154,7 +157,7 @@ def compress(
     # 4. Carry it out: everything, or nothing.
     whole = Recipe(method, todo.prune, quantize, calibration.damping)
     with journal_in(checkpoint, Job(runner, first, data, given)) as (journal, data), all_or_nothing(target, layers):
-        outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, whole, journal), known)
+        outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, whole, journal, clock), known)
         notes = joined(skipped | todo.notes, outcome.state.notes)
         if adapter is not None and quantize is not None:
             target, left = adapter.into_backend(target, layers, quantize, outcome.state.grids)
@@ -163,11 +166,13 @@ def compress(
     # 5. Report.
     todo = replace(todo, calibration=replace(todo.calibration, tuning=outcome.tuning))
     settings = {"method": method, "prune": todo.prune, "quantize": quantize, "calibration": todo.calibration}
+    seconds = time.perf_counter() - started
     report = Report(
         list(outcome.state.rows),
         notes,
         settings,
-        time.perf_counter() - started,
+        seconds,
+        stages=clock.seconds | {"other": max(seconds - sum(clock.seconds.values()), 0.0)},
         left_alone=sum(weight.numel() for weight in others.values()),
         left_alone_zeros=sum(int((weight == 0).sum()) for weight in others.values()),
     )

@@ -1,7 +1,7 @@
 """Carry out a plan on a model: all of it, or nothing."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -70,8 +70,10 @@ def _carried_out(
             steps, plan.trial, work.layers, overview_of(known), work.runner.sequences(first_of(work.data))
         )
         state = state if steps else _too_long(state, plan.steps)
-    aims = _aims(plan, work) if steps else None
-    moments = expected(work.runner, work.layers, work.data) if plan.aligns else None
+    with work.clock("tuning"):
+        aims = _aims(plan, work) if steps else None
+    with work.clock("alignment") if plan.aligns else nullcontext():
+        moments = expected(work.runner, work.layers, work.data) if plan.aligns else None
     judge = None if aims is None or not plan.as_needed else _Judge(work.runner, aims, None)
     taken: list[int] = []
     for number, phase in enumerate(plan.phases, 1):
@@ -80,15 +82,22 @@ def _carried_out(
             journal = here.journal.within(f"stage {stage}")
             state, known = replace(work, recipe=recipe, journal=journal).run(state, known), None
             if moments is not None:
-                _put(work, state.weights, journal.once("alignment", _aligned, work, moments))
+                with work.clock("alignment"):
+                    _put(work, state.weights, journal.once("alignment", _aligned, work, moments))
         if phase.tune and aims is not None:
-            lost = None if judge is None else here.journal.once("lost", judge.lost)
+            with work.clock("judging"):
+                lost = None if judge is None else here.journal.once("lost", judge.lost)
             taken.append(_steps(steps, lost))
-            state = _left(state, lost) if lost is not None and not taken[-1] else _tuned(state, here, aims, taken[-1])
+            with work.clock("tuning"):
+                if lost is not None and not taken[-1]:
+                    state = _left(state, lost)
+                else:
+                    state = _tuned(state, here, aims, taken[-1])
         elif phase.spared or phase.tune:
             taken.append(0)
         if judge is not None and phase is not plan.phases[-1] and plan.phases[-1].tune:
-            judge = replace(judge, before=here.journal.once("losses", judge.now))
+            with work.clock("judging"):
+                judge = replace(judge, before=here.journal.once("losses", judge.now))
     same = not taken or min(taken) == max(taken)
     tuning = (taken[0] if taken else plan.calibration.tuning) if same else None
     return replace(state, active={}), tuning, _aligned_tensors(work)

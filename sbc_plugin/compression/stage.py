@@ -16,6 +16,7 @@ from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.calibration.sequential import Prefix, gather_drift
 from sbc_plugin.calibration.shares import first_of
 from sbc_plugin.compression.budgets import Budget, shared
+from sbc_plugin.compression.clock import Clock
 from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.journal import NOT_KEPT, Journal
 from sbc_plugin.compression.layer import (
@@ -70,6 +71,7 @@ class Stage:
         progress: show progress bars; None = on a terminal.
         recipe: what to do to each layer.
         journal: keeps what is computed.
+        clock: adds up what each kind of work takes.
     """
 
     runner: Runner
@@ -79,13 +81,15 @@ class Stage:
     progress: bool | None
     recipe: Recipe
     journal: Journal = NOT_KEPT
+    clock: Clock = field(default_factory=Clock)
 
     def gather(self) -> Mapping[str, Statistics]:
         """The statistics of all layers, of the network as it is; a block of layers at a time where memory asks so."""
         given = self.runner, self.layers, self.data, self.calibration, self.progress, self.recipe.silent_first
-        if in_one_pass(self.layers, self.calibration):
-            return self.journal.once("statistics", gather, *given)
-        return InBlocks(self.runner, self.layers, self.data, self.calibration, self.progress, self.recipe.silent_first)
+        with self.clock("calibration"):
+            if in_one_pass(self.layers, self.calibration):
+                return self.journal.once("statistics", gather, *given)
+            return InBlocks(*given)
 
     def run(self, state: State, known: Mapping[str, Statistics] | None = None) -> State:
         """Solve all layers and write them into the model.
@@ -144,7 +148,8 @@ class Stage:
                 layer.name, lambda: self._solve(layer, weights[layer.name], statistics[layer.name], budget)
             )
 
-        found = dealt(self.layers, solved, progress=self.progress)
+        with self.clock("solving"):
+            found = dealt(self.layers, solved, progress=self.progress)
         # 4. Write.
         solutions, rows = {}, []
         for layer in self.layers:
@@ -165,9 +170,10 @@ class Stage:
         prefix = Prefix(self.layers, dict(state.weights), {})
         solutions, rows = {}, []
         for layer in progress_bar(self.layers, "compressing", "layer", self.progress):
-            solution, row = self.journal.within("layer").once(
-                layer.name, self._solved_behind, layer, start[layer.name], prefix, budget
-            )
+            with self.clock("calibration"):
+                solution, row = self.journal.within("layer").once(
+                    layer.name, self._solved_behind, layer, start[layer.name], prefix, budget
+                )
             solutions[layer.name] = solution
             prefix = replace(prefix, compressed={**prefix.compressed, layer.name: solution.weight})
             layer.write(solution.weight)
@@ -192,7 +198,8 @@ class Stage:
         def hessian_of(name: str) -> Tensor:
             return _hessian(name, statistics[name])
 
-        budget = self.journal.once("budget", shared, self.layers, weights, hessian_of, self.recipe, self.progress)
+        with self.clock("budgets"):
+            budget = self.journal.once("budget", shared, self.layers, weights, hessian_of, self.recipe, self.progress)
         return ranks.handed(budget)
 
     def _solved_behind(
@@ -202,7 +209,8 @@ class Stage:
         started = time.perf_counter()
         seen, drift = gather_drift(self.runner, layer, self.data, self.calibration, prefix)
         moved = drift if prefix.compressed and self.recipe.second_order else None
-        solution = dealt([layer], partial(self._solve_on_prefix, target, seen, moved, budget))[layer.name][0]
+        with self.clock("solving"):
+            solution = dealt([layer], partial(self._solve_on_prefix, target, seen, moved, budget))[layer.name][0]
         return solution, _row(layer, solution, seen.overview, time.perf_counter() - started)
 
     def _solve_on_prefix(

@@ -57,6 +57,7 @@ class Report:
         seconds: of the whole call.
         left_alone: how many weights no layer holds, so that they stay as they were.
         left_alone_zeros: how many of these are zero.
+        stages: name -> seconds of each stage, which add up to ``seconds``.
     """
 
     layers: list[LayerReport]
@@ -65,6 +66,7 @@ class Report:
     seconds: float = 0.0
     left_alone: int = 0
     left_alone_zeros: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -101,6 +103,7 @@ class Report:
             "left_alone": self.left_alone,
             "left_alone_zeros": self.left_alone_zeros,
             "seconds": self.seconds,
+            "stages": dict(self.stages),
         }
 
     @classmethod
@@ -122,7 +125,8 @@ class Report:
             layers = [of_fields(LayerReport, layer) for layer in content["layers"]]
             skipped = {str(name): str(reason) for name, reason in content["skipped"].items()}
             others = (int(content.get("left_alone", 0)), int(content.get("left_alone_zeros", 0)))
-            return cls(layers, skipped, settings, float(content["seconds"]), *others)
+            stages = {str(name): float(seconds) for name, seconds in content.get("stages", {}).items()}
+            return cls(layers, skipped, settings, float(content["seconds"]), *others, stages)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"this is no report of compress(): {error!r}; give what to_dict() returned"
@@ -155,7 +159,8 @@ class Report:
             zeros += (
                 f", {self.layer_sparsity:.2%} of those in these layers ({self.left_alone:,} weights were left alone)"
             )
-        lines.append(f"{zeros}; {self.seconds:.1f} s")
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
+        lines.append(f"{zeros}; {self.seconds:.1f} s" + (f" ({parts})" if parts else ""))
         lines += [f"note: {printable(name)}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
