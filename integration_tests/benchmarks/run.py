@@ -28,6 +28,8 @@ from integration_tests.benchmarks import (
     page,
     records,
     retraining,
+    scale,
+    sweeps,
     tables,
     zoo,
 )
@@ -42,6 +44,8 @@ RESUMED = {
     "finetuning": finetuning.lines,
     "default_time": default_time.lines,
     "few_spikes": few_spikes.lines,
+    "scale": scale.lines,
+    "sweeps": sweeps.lines,
     "zoo": zoo.lines,
 }
 # To be begun first, so that short ones are left for the end, when a processor would otherwise wait for a long one.
@@ -100,7 +104,9 @@ def long_first(cases: list[str]) -> list[str]:
 def _run(case: str, options: argparse.Namespace) -> None:
     started = time.perf_counter()
     try:
-        if case in RESUMED:
+        if case == "scale" and options.quick:
+            print(scale.table(list(scale.lines(scale=scale.Scale((scale.QUICK,), images=8)))))
+        elif case in RESUMED:
             records.resume(case, RESUMED[case], again=options.again)
         elif case in SPECIAL:
             records.write(case, SPECIAL[case].lines())
