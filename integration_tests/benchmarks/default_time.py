@@ -21,8 +21,8 @@ from sbc_plugin import Calibration, Report, compress
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression.objective import expected_losses, targets
 from sbc_plugin.compression.plan import SCALE_STEPS, TUNING_STEPS
-from sbc_plugin.compression.run import LITTLE, NEGLIGIBLE
-from sbc_plugin.compression.trial import FREE, MOST
+from sbc_plugin.compression.run import NEGLIGIBLE
+from sbc_plugin.compression.trial import FREE, LITTLE, MOST, MOST_FOR_LITTLE, PRODUCT
 from sbc_plugin.demo.run import ONE_SHOT, Budget
 
 SEEDS = (0, 1, 2)
@@ -42,7 +42,7 @@ WAYS = {"one shot": ONE_SHOT, "default": Calibration()}
 
 def lines(known: Known = lambda line: False, names: tuple[str, ...] = tuple(BUDGETS)) -> Iterator[Line]:
     """Measure what is not known yet: a line of each network, budget, seed and way."""
-    settings = digest([str(WAYS), TUNING_STEPS, SCALE_STEPS, NEGLIGIBLE, LITTLE, MOST, FREE])
+    settings = digest([str(WAYS), TUNING_STEPS, SCALE_STEPS, NEGLIGIBLE, LITTLE, MOST, MOST_FOR_LITTLE, FREE, PRODUCT])
     for name in names:
         subject = SUBJECTS[name]
         for budget in (budget for budget in subject.case.budgets if budget.title in BUDGETS[name]):

@@ -17,7 +17,7 @@ from sbc_plugin.calibration import blocks
 from sbc_plugin.calibration.blocks import blocks_of
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression import trial
-from sbc_plugin.compression.trial import FREE, PRODUCT, Cost, Trial, affordable, tried
+from sbc_plugin.compression.trial import FREE, LITTLE, MOST, PRODUCT, Cost, Trial, affordable, tried
 from sbc_plugin.core.costs import hessian_memory
 from sbc_plugin.settings import TUNED_SEQUENCES
 
@@ -168,10 +168,12 @@ def _pieces(room: int, runner: Any, layers: Any, data: Any, monkeypatch: pytest.
 def test_steps_are_left_out_where_they_take_much_longer_than_all_else() -> None:
     def afforded(products: float) -> int:
         step = Trial(step=Cost(products=products), forward=Cost(products=1e9))
-        return affordable(200, step, [], {}, 10)
+        return affordable(200, step, 0.0)
 
     seconds = 1 / PRODUCT
     assert [afforded(part * FREE * seconds / 200) for part in (0.5, 0.99, 1.01, 2.01, 4.01)] == [200, 200, 100, 50, 0]
+    long = Trial(step=Cost(products=100 * MOST * seconds / 200))  # as long as MOST times a one shot of 100 s
+    assert [affordable(200, long, 101.0, lost) for lost in (None, 0.5, LITTLE / 2)] == [200, 200, 100]
 
 
 def test_tuning_that_is_left_out_is_told(

@@ -31,6 +31,11 @@ class Phase:
     tune: bool = False
     spared: bool = False
 
+    @property
+    def moves_weights(self) -> bool:
+        """Whether tuning moves weights; of a phase that quantises it moves scales."""
+        return self.recipes[-1].quantize is None
+
 
 @dataclass(frozen=True)
 class Plan:

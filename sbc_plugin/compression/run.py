@@ -18,14 +18,13 @@ from sbc_plugin.compression.journal import Steps
 from sbc_plugin.compression.objective import Targets, expected_losses, targets, upper_bound
 from sbc_plugin.compression.plan import Plan
 from sbc_plugin.compression.stage import Stage, State, Weights
-from sbc_plugin.compression.trial import affordable
+from sbc_plugin.compression.trial import Trial, affordable, one_shot_seconds
 from sbc_plugin.compression.tuning import Tuned, tune
 from sbc_plugin.core.adam import Adam
 from sbc_plugin.evaluation.report import joined
 from sbc_plugin.layers import SpikingLayer
 
-NEGLIGIBLE = 0.015  # of accuracy: where no more can be lost, tuning brings nothing;
-LITTLE = 0.05  # where no more is expected to be lost, half of the steps bring what there is to gain
+NEGLIGIBLE = 0.015  # of accuracy: where no more can be lost, tuning brings nothing
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,12 @@ def _carried_out(
     """The state in the end, the steps of tuning, and what alignment has moved."""
     # First of all, because it names the layer and the batch that do not fit.
     known = work.gather() if plan.steps and known is None else known
-    steps, state = plan.steps, State(work.weights())
-    if steps and plan.as_needed and known is not None:
-        steps = affordable(
-            steps, plan.trial, work.layers, overview_of(known), work.runner.sequences(first_of(work.data))
-        )
-        state = state if steps else _too_long(state, plan.steps)
+    state, pace = State(work.weights()), Pace(plan.trial)
+    if plan.steps and plan.as_needed and known is not None:
+        first = work.runner.sequences(first_of(work.data))
+        pace = replace(pace, one_shot=one_shot_seconds(plan.trial, work.layers, overview_of(known), first))
+        state = state if pace.steps(plan.steps) else _too_long(state, plan.steps)
+    steps = pace.steps(plan.steps)
     with work.clock("tuning"):
         aims = _aims(plan, work) if steps else None
     with work.clock("alignment") if plan.aligns else nullcontext():
@@ -87,7 +86,7 @@ def _carried_out(
         if phase.tune and aims is not None:
             with work.clock("judging"):
                 lost = None if judge is None else here.journal.once("lost", judge.lost)
-            taken.append(_steps(steps, lost))
+            taken.append(pace.steps(plan.steps, lost, phase.moves_weights))
             with work.clock("tuning"):
                 if lost is not None and not taken[-1]:
                     state = _left(state, lost)
@@ -166,13 +165,33 @@ def _aims(plan: Plan, work: Stage) -> Targets:
     return targets(work.runner, work.data, work.calibration.outputs == "classes", plan.trial.pieces, limit)
 
 
-def _steps(steps: int, lost: Tensor | None) -> int:
-    """How many of the steps a phase takes: none where hardly anything is lost, half of them where little is."""
-    if lost is None:
-        return steps
-    if upper_bound(lost) < NEGLIGIBLE:
-        return 0
-    return -(-steps // 2) if float(lost.mean()) < LITTLE else steps
+@dataclass(frozen=True)
+class Pace:
+    """How many steps tuning takes.
+
+    Attributes:
+        trial: of one step.
+        one_shot: what the solvers and calibration cost; None where the user has asked for the steps.
+    """
+
+    trial: Trial
+    one_shot: float | None = None
+
+    def steps(self, steps: int, lost: Tensor | None = None, weights: bool = True) -> int:
+        """Those of ``steps`` that a phase takes.
+
+        Args:
+            steps: that bring most.
+            lost: (n,), the expected loss of each sequence; None where that is not known.
+            weights: whether weights move, and not scales alone, for which fewer steps bring less.
+        """
+        if lost is not None and upper_bound(lost) < NEGLIGIBLE:
+            return 0
+        if self.one_shot is None:
+            return steps
+        return affordable(
+            steps, self.trial, self.one_shot, float(lost.mean()) if weights and lost is not None else None
+        )
 
 
 def _too_long(state: State, steps: int) -> State:

@@ -27,11 +27,14 @@ from sbc_plugin.errors import CompressionError
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import TUNED_SEQUENCES, Calibration
 
-OPERATION, ELEMENT, PRODUCT = 1.5e-5, 1e-9, 2e-11  # seconds of each
+OPERATION, ELEMENT, PRODUCT = 8e-6, 5e-10, 1.2e-11  # seconds of each, products in single precision;
+DOUBLE = 2  # times as many in double precision
 LAYER, COLUMN = 0.03, 6e-4  # seconds of a layer's solvers around their products, and for each column
 SHARE = 0.5  # of the memory that is left, for what a step keeps
-MOST = 5.0  # times one shot that tuning may take by default,
-FREE = 10.0  # unless it takes no more seconds than these
+# Times one shot that tuning may take by default, as counted: where much is expected to be lost, and where little is;
+# and seconds that it may take in the first case, however fast one shot is.
+MOST, MOST_FOR_LITTLE, FREE = 8.0, 4.0, 10.0
+LITTLE = 0.05  # of the accuracy
 PARTS = (1.0, 0.5, 0.25)  # of the steps, the most that can be afforded
 
 
@@ -126,27 +129,37 @@ def tried_by_all(runner: Runner, layers: list[SpikingLayer], batch: Any, calibra
     return replace(found[0], reason=reason, pieces=min(each.pieces for each in found))
 
 
-def affordable(
-    steps: int, trial: Trial, layers: Sequence[SpikingLayer], overview: Mapping[str, Overview], first: int
-) -> int:
-    """How many of the steps tuning takes by default: all, a half, a quarter, or none, by what one shot costs.
+def affordable(steps: int, trial: Trial, one_shot: float, lost: float | None = None) -> int:
+    """How many of the steps tuning takes by default: all, a half, a quarter, or none.
 
     Args:
         steps: that bring most.
         trial: of one of them.
+        one_shot: seconds of :func:`one_shot_seconds`.
+        lost: of the accuracy, as expected; None where that is not known.
+    """
+    most = MOST_FOR_LITTLE * one_shot if lost is not None and lost < LITTLE else max(MOST * one_shot, FREE)
+    return next((round(part * steps) for part in PARTS if part * steps * trial.step.seconds <= most), 0)
+
+
+def one_shot_seconds(
+    trial: Trial, layers: Sequence[SpikingLayer], overview: Mapping[str, Overview], first: int
+) -> float:
+    """What calibration and solvers take, as counted.
+
+    Args:
+        trial: of a step of tuning, which tells what a run costs.
         layers: of the model.
         overview: of each layer, by name.
         first: sequences of the first batch.
     """
     solving = sum(
-        LAYER + COLUMN * layer.columns + PRODUCT * solver_products(layer.rows, layer.columns, layer.hessians)
+        LAYER + COLUMN * layer.columns + DOUBLE * PRODUCT * solver_products(layer.rows, layer.columns, layer.hessians)
         for layer in layers
     )
     summing = sum(PRODUCT * overview[layer.name].samples * layer.columns**2 for layer in layers)
     sequences = max((each.sequences for each in overview.values()), default=0)
-    running = trial.forward.seconds * max(sequences / first if first else 1.0, 1.0)
-    most = max(MOST * (solving + summing + running), FREE)
-    return next((round(part * steps) for part in PARTS if part * steps * trial.step.seconds <= most), 0)
+    return solving + summing + trial.forward.seconds * max(sequences / first if first else 1.0, 1.0)
 
 
 class Counter(TorchDispatchMode):
@@ -166,7 +179,8 @@ class Counter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         flops = flop_registry.get(func.overloadpacket)
         products = flops(*args, **(kwargs or {}), out_val=result) / 2 if flops is not None else 0.0
-        written = sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        made = [] if func.is_view else [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        written = sum(leaf.numel() for leaf in made)
         before = self.cost
         self.cost = Cost(before.operations + 1, before.elements + written, before.products + products)
         return result
