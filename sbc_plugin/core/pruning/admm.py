@@ -3,9 +3,12 @@
 ADMM splits ``min 1/2 tr((W - X) H (W - X)^T)`` subject to ``X`` sparse into a least-squares step, the same
 ``(H + rho I)^-1`` for all rows, and a projection that keeps the largest weights of the whole layer. The penalty rho
 grows in a few stages, each with a Cholesky factorisation of its own, which is cheaper than one eigendecomposition.
-Columns are normalised by ``sqrt(H_jj)``, so that the projection compares what weights do, not how large they are.
-Sources: Meng et al. 2024 (ALPS), arXiv 2406.07831; Boza 2024, arXiv 2401.02938.
+Columns are normalised by ``sqrt(H_jj)``, so that the projection compares what weights do, not how large they are. On
+wide layers each least-squares step is over-relaxed, which reaches a lower loss in fewer iterations.
+Sources: Meng et al. 2024 (ALPS), arXiv 2406.07831; Boza 2024, arXiv 2401.02938; Boyd et al. 2011, section 3.4.3.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +22,16 @@ from sbc_plugin.errors import SettingsError
 ITERATIONS = 30
 STAGE = 10  # iterations between two penalties: each needs a factorisation, and 10 iterations cost about as much
 PENALTY, GROWTH = 0.1, 3.0  # of the normalised Hessian, whose diagonal is 1
+RELAXATION = 1.6  # of wide layers: how far a step goes from ``Z`` to the least-squares optimum and beyond; 1 ends there
+
+
+class Schedule(NamedTuple):
+    """How ADMM goes on: ``penalty`` at first, ``growth`` times as much after every ``stage`` iterations."""
+
+    iterations: int
+    stage: int
+    penalty: float
+    growth: float
 
 
 def admm_mask(
@@ -52,18 +65,30 @@ def admm_mask(
     if iterations < 1:
         raise SettingsError(f"{iterations} iterations of ADMM asked for, expected 1 or more")
     problem = pose(weight, hessian, zeros, pattern=pattern, positions=positions)
-    return problem.mask(admm_removed(problem, problem.zeros, iterations))
+    return problem.mask(admm_removed(problem, problem.zeros, usual_schedule(iterations)))
 
 
-def admm_removed(problem: Problem, zeros: int, iterations: int) -> Tensor:
+def usual_schedule(iterations: int = ITERATIONS) -> Schedule:
+    """That of ADMM where it decides alone."""
+    return Schedule(iterations, STAGE, PENALTY, GROWTH)
+
+
+def admm_removed(problem: Problem, zeros: int, schedule: Schedule) -> Tensor:
     """The candidates (rows, columns) that ADMM removes: ``zeros`` of them, for N:M as many as each group has to give.
+
+    Args:
+        problem: the layer.
+        zeros: how many weights to remove.
+        schedule: of the penalty.
 
     Raises:
         SingularHessianError: a damped Hessian is far from positive definite, or holds NaN or infinity.
     """
     if zeros == 0:
         return torch.zeros_like(problem.candidates)
-    dtype = problem.hessian.dtype if len(problem.columns) <= EXACT_COLUMNS else torch.float32
+    wide = len(problem.columns) > EXACT_COLUMNS
+    dtype, relaxation = (torch.float32, RELAXATION) if wide else (problem.hessian.dtype, 1.0)
+    iterations, stage, penalty, growth = schedule
     scale = problem.hessian.diagonal(dim1=-2, dim2=-1).sqrt()  # (groups, columns)
     normal = (problem.hessian / scale[:, :, None] / scale[:, None, :]).to(dtype)
     W = (problem.weight * scale[problem.owner]).to(dtype)
@@ -71,16 +96,17 @@ def admm_removed(problem: Problem, zeros: int, iterations: int) -> Tensor:
     members = [(group, rows) for group, rows in enumerate(every) if len(rows)]
     Z, dual, eye = W, torch.zeros_like(W), torch.eye(W.shape[1], dtype=dtype, device=W.device)
     for iteration in range(iterations):
-        if iteration % STAGE == 0:
-            rho = PENALTY * GROWTH ** (iteration // STAGE)
+        if iteration % stage == 0:
+            rho = penalty * growth ** (iteration // stage)
             step = rho * inverse(normal + rho * eye, problem.damping)
-            dual = dual / GROWTH if iteration else dual  # it is scaled by the penalty
-        V, pull = dual + W, Z - dual - W
+            dual = dual / growth if iteration else dual  # it is scaled by the penalty
+        # V = dual + a (W + (Z - dual - W) step) + (1 - a) Z, with a the relaxation; the first pull is 0.
+        V, pull = dual + W if relaxation == 1 else dual + torch.lerp(Z, W, relaxation), Z - dual - W
         if len(normal) == 1:
-            V.addmm_(pull, step[0])
+            V.addmm_(pull, step[0], alpha=relaxation)
         else:
             for group, rows in members:
-                V[rows] += pull[rows] @ step[group]
+                V[rows] += relaxation * (pull[rows] @ step[group])
         removed = least_important(V.square(), problem, zeros)
         Z = V.masked_fill(removed, 0.0)
         dual = V - Z

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.core.hessian import LayerHessian, inverse
-from sbc_plugin.core.pruning.admm import ITERATIONS, admm_removed
-from sbc_plugin.core.pruning.obs import eliminate, pool, search_dtype
+from sbc_plugin.core.pruning.admm import Schedule, admm_removed, usual_schedule
+from sbc_plugin.core.pruning.obs import EXACT_COLUMNS, eliminate, pool, search_dtype
 from sbc_plugin.core.pruning.problem import Problem, pose
 from sbc_plugin.core.pruning.refit import subsystems, survivors, with_border
 from sbc_plugin.errors import SettingsError
 
 BATCH_ELEMENTS = 2**22  # of one batch of survivors' inverse Hessians: what a processor's last cache holds
-PRESELECT, PRESELECT_ITERATIONS = 0.3, 10
+PRESELECT, PRESELECT_SCHEDULE = 0.5, Schedule(21, 7, 0.04, 5.0)  # of wide layers, whose ADMM is over-relaxed
+NARROW_PRESELECT, NARROW_ITERATIONS = 0.3, 10  # up to EXACT_COLUMNS, where eliminating more takes little time
 OBS_WORK = 2**34  # rows * survivors^3 that the hybrid leaves to OBS: some ten seconds of one core
 
 
@@ -41,9 +42,9 @@ def hybrid_mask(
         pattern: "unstructured", "N:M" or "block:K".
         positions: kernel positions, so that column = channel * positions + position.
         preselect: weights kept in the end as a fraction of what ADMM keeps, above 0, at most 1. 1 leaves all to ADMM.
-            None takes 0.3, or as much more as keeps ``rows * survivors^3`` within ``OBS_WORK``.
-        iterations: of ADMM, 1 or more. None takes 10 if ``preselect`` is at most 0.3, else 30, since ADMM then decides
-            more.
+            None takes 0.5, up to 512 columns 0.3, or as much more as keeps ``rows * survivors^3`` within ``OBS_WORK``.
+        iterations: of ADMM, 1 or more. None takes 21, up to 512 columns 10; but 30 if ``preselect`` is more than it
+            would be by itself, since ADMM then decides more.
 
     >>> hessian = LayerHessian(torch.tensor([[2.0, 1.8], [1.8, 2.0]]), damping=0.0)
     >>> hybrid_mask(torch.tensor([[1.0, 1.1], [5.0, 5.0]]), hessian, 2).tolist()
@@ -60,14 +61,20 @@ def hybrid_mask(
     size = problem.pattern.size if problem.pattern.kind == "block" else 1
     left = int(problem.candidates.sum())
     final, reach = left - problem.zeros, len(weight) * (OBS_WORK / len(weight)) ** (1 / 3)
+    wide = len(problem.columns) > EXACT_COLUMNS
+    usual = PRESELECT if wide else NARROW_PRESELECT
     if problem.pattern.kind == "n:m":
         preselect = 1.0
     elif preselect is None:
-        preselect = min(1.0, max(PRESELECT, final / reach))
-    if iterations is None:
-        iterations = PRESELECT_ITERATIONS if preselect <= PRESELECT else ITERATIONS
+        preselect = min(1.0, max(usual, final / reach))
+    if iterations is not None:
+        schedule = usual_schedule(iterations)
+    elif preselect > usual:
+        schedule = usual_schedule()
+    else:
+        schedule = PRESELECT_SCHEDULE if wide else usual_schedule(NARROW_ITERATIONS)
     first = problem.zeros if preselect == 1 else max(0, int((left - final / preselect) // size * size))
-    removed = admm_removed(problem, first, iterations)
+    removed = admm_removed(problem, first, schedule)
     rest = problem.zeros - first
     if rest:
         removed = removed | eliminate_survivors(problem, problem.candidates & ~removed, rest)

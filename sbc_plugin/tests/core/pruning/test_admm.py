@@ -55,6 +55,35 @@ def test_hybrid_spans_from_exact_obs_to_admm(pattern: str) -> None:
     assert torch.equal(everything_to_admm, admm_mask(weight, LayerHessian(hessian), 60, pattern=pattern, iterations=7))
 
 
+def test_wide_layers_take_the_over_relaxed_iterations_of_the_textbook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admm, "STAGE", 2)
+    monkeypatch.setattr(admm, "EXACT_COLUMNS", 0)
+    weight, hessian = layer(3, 10)
+    scale = hessian.diagonal().sqrt()
+    W, H = weight * scale, hessian / scale / scale[:, None]
+    Z, multiplier = W, torch.zeros_like(W)  # of the constraint X = Z, not scaled by the penalty
+    for iteration in range(5):
+        rho = admm.PENALTY * admm.GROWTH ** (iteration // 2)
+        X = torch.linalg.solve(H + rho * torch.eye(10), (W @ H + rho * Z - multiplier).T).T
+        X = admm.RELAXATION * X + (1 - admm.RELAXATION) * Z
+        V = X + multiplier / rho
+        Z = torch.where(V.abs() > V.abs().flatten().sort().values[14], V, 0.0)
+        multiplier = multiplier + rho * (X - Z)
+        assert torch.equal(admm_mask(weight, LayerHessian(hessian, damping=0.0), 15, iterations=iteration + 1), Z != 0)
+
+
+@pytest.mark.parametrize(("samples", "zeros"), [(150, 4320), (150, 4656), (2400, 4320), (2400, 4656)])
+def test_wide_layers_lose_less_than_by_the_greedy_order_in_large_steps(samples: int, zeros: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    columns = obs.EXACT_COLUMNS + 88
+    mix = torch.randn(columns, columns, generator=generator) * torch.logspace(0, -2, columns)
+    x = (torch.randn(samples, columns, generator=generator) @ mix).relu()
+    weight, hessian = torch.randn(8, columns, generator=generator), LayerHessian((x.T @ x).double())
+    masks = [hybrid_mask(weight, hessian, zeros), obs_mask(weight, hessian, zeros, step=3)]
+    losses = [hessian.loss(weight, refit(weight, mask, hessian)) for mask in masks]
+    assert losses[0] < losses[1]
+
+
 @pytest.mark.parametrize("find", [admm_mask, hybrid_mask])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:4"])
 def test_equal_hessians_of_groups_are_one_hessian(find, pattern: str) -> None:  # type: ignore[no-untyped-def]
