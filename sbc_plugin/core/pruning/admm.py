@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sbc_plugin.core.hessian import LayerHessian, inverse
+from sbc_plugin.core.hessian import LayerHessian, cholesky, inverse
 from sbc_plugin.core.pruning.obs import EXACT_COLUMNS
 from sbc_plugin.core.pruning.patterns import keep_largest
 from sbc_plugin.core.pruning.problem import Problem, pose
@@ -22,6 +22,7 @@ from sbc_plugin.errors import SettingsError
 ITERATIONS = 30
 STAGE = 10  # iterations between two penalties: each needs a factorisation, and 10 iterations cost about as much
 PENALTY, GROWTH = 0.1, 3.0  # of the normalised Hessian, whose diagonal is 1
+STRIP = 1024  # rows of a Hessian that are normalised at once
 RELAXATION = 1.6  # of wide layers: how far a step goes from ``Z`` to the least-squares optimum and beyond; 1 ends there
 
 
@@ -90,27 +91,49 @@ def admm_removed(problem: Problem, zeros: int, schedule: Schedule) -> Tensor:
     dtype, relaxation = (torch.float32, RELAXATION) if wide else (problem.hessian.dtype, 1.0)
     iterations, stage, penalty, growth = schedule
     scale = problem.hessian.diagonal(dim1=-2, dim2=-1).sqrt()  # (groups, columns)
-    normal = (problem.hessian / scale[:, :, None] / scale[:, None, :]).to(dtype)
+    normal = _normalised(problem.hessian, scale, dtype)
     W = (problem.weight * scale[problem.owner]).to(dtype)
     every = [(problem.owner == group).nonzero()[:, 0] for group in range(len(normal))]
     members = [(group, rows) for group, rows in enumerate(every) if len(rows)]
-    Z, dual, eye = W, torch.zeros_like(W), torch.eye(W.shape[1], dtype=dtype, device=W.device)
+    Z, dual, diagonal = W, torch.zeros_like(W), normal.diagonal(dim1=-2, dim2=-1).clone()
+    step = normal.new_empty(0)
     for iteration in range(iterations):
         if iteration % stage == 0:
             rho = penalty * growth ** (iteration // stage)
-            step = rho * inverse(normal + rho * eye, problem.damping)
+            normal.diagonal(dim1=-2, dim2=-1).copy_(diagonal + rho)
+            step = normal.new_empty(0)  # before the next one takes its memory
+            step = cholesky(normal, problem.damping) if wide else rho * inverse(normal, problem.damping)
             dual = dual / growth if iteration else dual  # it is scaled by the penalty
-        # V = dual + a (W + (Z - dual - W) step) + (1 - a) Z, with a the relaxation; the first pull is 0.
+        # V = dual + a (W + rho (Z - dual - W) (H + rho I)^-1) + (1 - a) Z, with a the relaxation
         V, pull = dual + W if relaxation == 1 else dual + torch.lerp(Z, W, relaxation), Z - dual - W
-        if len(normal) == 1:
-            V.addmm_(pull, step[0], alpha=relaxation)
+        if wide:
+            for group, rows in members if iteration else ():  # the first pull is 0
+                solved = _solve(step[group], pull if len(rows) == len(W) else pull[rows])
+                V.index_add_(0, rows, solved, alpha=rho * relaxation)
+        elif len(normal) == 1:
+            V.addmm_(pull, step[0])
         else:
             for group, rows in members:
-                V[rows] += relaxation * (pull[rows] @ step[group])
+                V[rows] += pull[rows] @ step[group]
         removed = least_important(V.square(), problem, zeros)
         Z = V.masked_fill(removed, 0.0)
         dual = V - Z
     return removed & problem.candidates
+
+
+def _normalised(hessian: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``H_jk / (scale_j scale_k)`` of (groups, columns, columns), made in strips, so that no other copy is held."""
+    result = torch.empty_like(hessian, dtype=dtype)
+    for first in range(0, hessian.shape[-1], STRIP):
+        strip = slice(first, first + STRIP)
+        result[:, strip] = hessian[:, strip] / scale[:, strip, None] / scale[:, None, :]
+    return result
+
+
+def _solve(factor: Tensor, right: Tensor) -> Tensor:
+    """``right (L L^T)^-1`` for the lower factor (columns, columns): two solves cost little more than one product."""
+    half = torch.linalg.solve_triangular(factor.mT, right, upper=True, left=False)
+    return torch.linalg.solve_triangular(factor, half, upper=False, left=False)
 
 
 def least_important(score: Tensor, problem: Problem, zeros: int) -> Tensor:
@@ -120,5 +143,6 @@ def least_important(score: Tensor, problem: Problem, zeros: int) -> Tensor:
     counted; other weights that are no candidates never go.
     """
     given_up = problem.removed[:, problem.columns]
-    score = score.masked_fill(~problem.candidates, float("inf")).masked_fill(given_up, -1.0)
+    if not problem.candidates.all():
+        score = score.masked_fill(~problem.candidates, float("inf")).masked_fill(given_up, -1.0)
     return ~keep_largest(score, zeros + int(given_up.sum()), problem.pattern)

@@ -122,6 +122,9 @@ def smallest(score: Tensor, count: int) -> Tensor:
     if count >= len(flat):
         return torch.ones_like(score, dtype=torch.bool)
     threshold = flat.kthvalue(count).values
+    chosen = flat <= threshold
+    if int(chosen.sum()) == count:
+        return chosen.view_as(score)
     chosen = flat < threshold
     tied = flat == threshold
     left = count - int(chosen.sum())
