@@ -133,7 +133,8 @@ def _normalised(hessian: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 def _solve(factor: Tensor, right: Tensor) -> Tensor:
     """``right (L L^T)^-1`` for the lower factor (columns, columns): two solves cost little more than one product."""
     half = torch.linalg.solve_triangular(factor.mT, right, upper=True, left=False)
-    return torch.linalg.solve_triangular(factor, half, upper=False, left=False)
+    solution: Tensor = torch.linalg.solve_triangular(factor, half, upper=False, left=False)
+    return solution
 
 
 def least_important(score: Tensor, problem: Problem, zeros: int) -> Tensor:

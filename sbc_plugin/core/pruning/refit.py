@@ -16,7 +16,8 @@ from sbc_plugin.core.pruning.problem import check_shapes
 from sbc_plugin.errors import SettingsError, SingularHessianError
 
 BATCH_ELEMENTS = 2**24  # of one batch of padded systems (rows, size, size)
-SINGLE_COLUMNS = 512  # above this, systems are factored in single precision, and their solutions refined
+SINGLE_COLUMNS = 512  # above this, systems are factored in single precision, and their solutions refined,
+DIRECT = 2  # but not where size^3 is at most so many times columns^2: the products that refine would cost more
 REFINEMENTS, CONVERGED = 8, 1e-9  # the most steps, and the change still to come, of the last one, at which they end
 MOST = 2.0  # in a row that lost more than three quarters of its mean square, a larger factor mostly amplifies errors
 
@@ -98,8 +99,14 @@ def solve_rows(matrix: Tensor, chosen: Tensor, target: Tensor, damping: float) -
     result = torch.zeros_like(target)
     sizes, rows = chosen.sum(1).sort(stable=True)
     count: list[int] = sizes.tolist()
-    mixed = matrix.dtype == torch.float64 and len(matrix) > SINGLE_COLUMNS
-    bordered = with_border(matrix.float() if mixed else matrix)
+    precise = matrix.dtype == torch.float64 and len(matrix) > SINGLE_COLUMNS
+    bordered: dict[torch.dtype, Tensor] = {}
+
+    def with_zeros(dtype: torch.dtype) -> Tensor:
+        if dtype not in bordered:
+            bordered[dtype] = with_border(matrix.to(dtype))
+        return bordered[dtype]
+
     first = 0
     while first < len(rows):
         last = first + 1  # rows are sorted, so a batch is as wide as its last row
@@ -109,9 +116,11 @@ def solve_rows(matrix: Tensor, chosen: Tensor, target: Tensor, damping: float) -
             batch = rows[first:last]
             columns, filled = survivors(chosen[batch], count[last - 1])
             systems = _Systems(matrix, columns, filled)
-            solved = systems.refined(bordered, target[batch], damping) if mixed else None
+            mixed = precise and count[last - 1] ** 3 > DIRECT * len(matrix) ** 2
+            solved = systems.refined(with_zeros(torch.float32), target[batch], damping) if mixed else None
             if solved is None:
-                solved = systems.solved(with_border(matrix) if mixed else bordered, target[batch], damping)
+                precise = precise and not mixed  # the rows that follow have as many columns and the same Hessian
+                solved = systems.solved(with_zeros(matrix.dtype), target[batch], damping)
             result[batch] = solved
         first = last
     return result

@@ -42,3 +42,26 @@ def test_where_single_precision_does_not_converge_double_is_taken(monkeypatch: p
     monkeypatch.setattr(module._Systems, "refined", noted)
     refit(weight, mask, hessian)
     assert any(refused)
+
+
+@pytest.mark.parametrize("direct", [0, 10**9])
+def test_narrow_systems_may_take_double_precision_at_once(monkeypatch: pytest.MonkeyPatch, direct: int) -> None:
+    weight, mask, hessian = _layer(module.SINGLE_COLUMNS + 8, 2000, 0.01)
+    expected = refit(weight, mask, hessian)
+    monkeypatch.setattr(module, "DIRECT", direct)
+    torch.testing.assert_close(refit(weight, mask, hessian), expected, rtol=1e-7, atol=1e-7)
+
+
+def test_what_has_failed_is_not_tried_on_the_rows_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, _, hessian = _layer(module.SINGLE_COLUMNS + 8, 60, 1e-9)
+    kept = torch.rand(6, weight.shape[1], generator=torch.Generator().manual_seed(0)) > 0.6
+    monkeypatch.setattr(module, "BATCH_ELEMENTS", 1)
+    calls: list[bool] = []
+    monkeypatch.setattr(module._Systems, "refined", lambda *given: calls.append(True))
+    expected, damped = refit(weight, kept, hessian), hessian.damped()
+    assert len(calls) == 1
+    for before, after, own in zip(weight, expected, kept, strict=True):
+        solution = torch.linalg.solve(damped[own][:, own], damped[own] @ before)
+        torch.testing.assert_close(
+            (after[own] - solution) @ damped[own][:, own], torch.zeros_like(solution), atol=1e-5, rtol=0
+        )
