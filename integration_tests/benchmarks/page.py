@@ -18,6 +18,7 @@ from integration_tests.benchmarks import (
     membrane,
     norms,
     onnx_export,
+    peers,
     plots,
     ranks,
     records,
@@ -128,6 +129,12 @@ SPECIAL = {
         "zeros. Each mask is followed by the same exact refit. `obs, B_in = 10` is the paper's greedy order.",
         solver_speed.lines,
         solver_speed.table,
+    ),
+    "peers": Special(
+        "peers: our solvers and those of others on the same Hessians",
+        f"{peers.__doc__}\n![Seconds and loss over columns](figures/peers.svg)\n",
+        peers.lines,
+        peers.table,
     ),
     "ranks": Special("ranks: the work of one process, dealt to several", ranks.__doc__ or "", ranks.lines, ranks.table),
     "brevitas_speed": Special(
@@ -332,6 +339,7 @@ def figures() -> dict[str, tuple[list[Line], Callable[[list[Line], Path], Path]]
     for name, (varied, _) in ablations.ABLATIONS.items():
         mine = [line for line in ablated if line["ablation"] == name]
         found[f"ablation-{name}"] = mine, partial(plots.draw_ablation, xlabel=varied)
+    found["peers"] = peers.over_columns(records.read("peers")), plots.draw_peers
     return {name: (lines, draw) for name, (lines, draw) in found.items() if lines}
 
 

@@ -31,9 +31,14 @@ Place = Callable[[Line], float]
 SHOWN = ("network", "ablation", "value", "seed", "budget", "method", "accuracy", "operations", "dense")
 
 
+MEASURED = ("columns", "seconds", "loss")  # of solvers
+
+
 def stamp(lines: list[Line]) -> str:
     """A digest of all that a figure shows of these lines."""
-    shown = [[line.get(name) for name in SHOWN] for line in lines if "failed" not in line]
+    shown = [
+        [line.get(name) for name in SHOWN + MEASURED * ("columns" in line)] for line in lines if "failed" not in line
+    ]
     return hashlib.sha256(json.dumps(sorted(shown, key=str)).encode()).hexdigest()[:16]
 
 
@@ -108,6 +113,28 @@ def draw_ablation(lines: list[Line], path: Path, xlabel: str) -> Path:
         axis.set(xlabel=xlabel, title=f"{network}, {mine[0]['budget']}")
     axes[0].set_ylabel("accuracy on held-out data, %")
     return _save(figure, axes, path, "", lines)
+
+
+def draw_peers(lines: list[Line], path: Path) -> Path:
+    """Seconds of each solver over columns at 80 and 97 % zeros and 2:4, and below them its relative loss."""
+    from matplotlib.figure import Figure
+
+    budgets = list(dict.fromkeys(line["budget"] for line in lines))
+    figure = Figure(figsize=(4.2 * len(budgets), 6.2), layout="constrained")
+    axes = figure.subplots(2, len(budgets), squeeze=False)
+    for column, budget in enumerate(budgets):
+        for row, name in enumerate(("seconds", "loss")):
+            axis = axes[row][column]
+            for number, method in enumerate(dict.fromkeys(line["method"] for line in lines)):
+                mine = [line for line in lines if (line["method"], line["budget"]) == (method, budget)]
+                mine.sort(key=lambda line: float(line["columns"]))
+                style = SERIES[(-1 - number) % len(SERIES)]
+                axis.plot([line["columns"] for line in mine], [line[name] for line in mine], label=method, **style)
+            axis.set(xscale="log", yscale="log", xlabel="columns", title=budget if row == 0 else None)
+            _ticks(axis, sorted({line["columns"] for line in lines}))
+    axes[0][0].set_ylabel("processor seconds")
+    axes[1][0].set_ylabel("relative loss")
+    return _save(figure, [axis for row in axes for axis in row], path, "", lines)
 
 
 def _place(line: Line, values: list[Any], named: bool) -> float:

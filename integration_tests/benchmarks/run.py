@@ -26,6 +26,7 @@ from integration_tests.benchmarks import (
     few_spikes,
     finetuning,
     page,
+    peers,
     records,
     retraining,
     scale,
@@ -47,6 +48,7 @@ RESUMED = {
     "scale": scale.lines,
     "sweeps": sweeps.lines,
     "zoo": zoo.lines,
+    "peers": peers.lines,
 }
 # To be begun first, so that short ones are left for the end, when a processor would otherwise wait for a long one.
 LONG = ("2fc-events", "retraining", "digits", "ablations", "braille", "spike-transformer", "conv-events", "sew-resnet")
