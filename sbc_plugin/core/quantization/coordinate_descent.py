@@ -14,6 +14,8 @@ from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import SettingsError
 
+FOLLOWED = 512  # from more columns on, and in float64, the gradient follows the codes through all sweeps
+
 
 def descend(
     weight: Tensor,
@@ -62,14 +64,19 @@ def descend(
         matrix, movable = own.damped(), kept.to(codes.device) & ~own.dead
         moving = (owner == group).nonzero()[:, 0]  # the rows in which the last sweep changed something
         before, part = codes[moving], _Part(target, scale, zero_point, movable).of(moving)
-        for _ in range(sweeps):
-            after = _sweep(before, part, matrix, grid.code_range, block)
+        gradient = part.gradient(before, matrix)
+        for sweep in range(sweeps):
+            if sweep and not _is_followed(
+                matrix
+            ):  # computed afresh, so that rounding errors of the updates do not pile up
+                gradient = part.gradient(before, matrix)
+            after = _sweep(before, part, matrix, gradient, grid.code_range, block)
             codes[moving] = after
             moved = (after != before).any(1)
             if not moved.any():
                 break
             if not moved.all():
-                moving, after, part = moving[moved], after[moved], part.of(moved)
+                moving, after, part, gradient = moving[moved], after[moved], part.of(moved), gradient[moved]
             before = after
     new = grid.dequantise(codes.to(grid.scale.device, torch.int32)).to(weight)
     return Solution(weight=new, mask=kept, loss=hessian.loss(target, new), grid=grid)
@@ -87,6 +94,10 @@ class _Part(NamedTuple):
         """These rows."""
         return _Part(*(tensor[rows] for tensor in self))
 
+    def gradient(self, codes: Tensor, hessian: Tensor) -> Tensor:
+        """``(w - q) H`` for these codes, (rows, columns)."""
+        return (self.weight - (codes - self.zero_point) * self.scale) @ hessian
+
 
 class _Block(NamedTuple):
     """What the visit to a block of columns works on, each (rows, columns)."""
@@ -99,17 +110,37 @@ class _Block(NamedTuple):
     movable: Tensor  # of the codes that may move, those whose turn is still to come
 
 
-def _sweep(codes: Tensor, part: _Part, hessian: Tensor, code_range: tuple[int, int], block: int) -> Tensor:
-    """New codes (rows, columns) after one visit to each column, block after block."""
-    weight, scale, zero_point, movable = part
+def _is_followed(hessian: Tensor) -> bool:
+    """Whether the gradient is updated from sweep to sweep; few columns are multiplied afresh in no time."""
+    return len(hessian) > FOLLOWED and hessian.dtype == torch.float64
+
+
+def _sweep(
+    codes: Tensor, part: _Part, hessian: Tensor, gradient: Tensor, code_range: tuple[int, int], block: int
+) -> Tensor:
+    """New codes (rows, columns) after one visit to each column, block after block.
+
+    Args:
+        codes: (rows, columns), before.
+        part: what stays.
+        hessian: (columns, columns), damped.
+        gradient: (rows, columns), for ``codes``. It is overwritten by that for the new codes, in the columns that are
+            still to be visited or, if it is followed, in all.
+        code_range: smallest and largest code.
+        block: columns of a block.
+    """
+    _, scale, zero_point, movable = part
     values, new = (codes - zero_point) * scale, codes.clone()
-    gradient = (weight - values) @ hessian  # computed afresh, so that rounding errors of the updates do not pile up
     for first in range(0, codes.shape[1], block):
         last = min(first + block, codes.shape[1])
         seen = _Block(*(x[:, first:last] for x in (codes, values, gradient, scale, zero_point, movable)))
         new[:, first:last] = _visit(seen, hessian[first:last, first:last], code_range)
         moves = (new[:, first:last] - codes[:, first:last]) * scale[:, first:last]
-        gradient[:, last:].addmm_(moves, hessian[first:last, last:], alpha=-1.0)
+        if not _is_followed(hessian):
+            gradient[:, last:].addmm_(moves, hessian[first:last, last:], alpha=-1.0)
+            continue
+        rows = moves.any(1).nonzero()[:, 0]  # late sweeps move few codes
+        gradient.index_add_(0, rows, moves[rows] @ hessian[first:last], alpha=-1.0)
     return new
 
 

@@ -21,6 +21,8 @@ SHRINK_FACTORS = [step / 100 for step in range(100, 0, -1)]
 # The same for every dtype, because a solver may compute in float32. Smaller weights are zeros for every purpose.
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
+SPARSE_COLUMNS = 512  # from wider blocks of weights on, the search of scales leaves out most zeros
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -168,7 +170,7 @@ def make_grid(
         importance = None
         if hessian_diag is not None:
             importance = hessian_diag.to(blocks).expand(weight.shape).reshape(blocks.shape)
-        step = _least_error_scale(blocks, step, zero_point, (low, high), importance)
+        step = _least_error_scale(*_without_zeros(blocks, importance), step, zero_point, (low, high))
     return Grid(step, zero_point.to(torch.int32), bits, symmetric, narrow, power_of_two=scale == "power_of_two")
 
 
@@ -226,8 +228,18 @@ def _next_power_of_two(scale: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).to(exponent.dtype))
 
 
+def _without_zeros(blocks: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Wide blocks (R, G, n) without most of their zeros, which no scale rounds with an error; importance likewise."""
+    present = blocks != 0
+    most = int(present.sum(-1).max()) if blocks.shape[-1] > SPARSE_COLUMNS else blocks.shape[-1]
+    if most > blocks.shape[-1] // 2:
+        return blocks, importance
+    places = (~present).to(torch.uint8).argsort(dim=-1, stable=True)[..., : max(1, most)]
+    return blocks.gather(-1, places), None if importance is None else importance.gather(-1, places)
+
+
 def _least_error_scale(
-    blocks: Tensor, start: Tensor, zero_point: Tensor, code_range: tuple[int, int], importance: Tensor | None
+    blocks: Tensor, importance: Tensor | None, start: Tensor, zero_point: Tensor, code_range: tuple[int, int]
 ) -> Tensor:
     """The scale (R, G) of least squared error for ``blocks`` (R, G, n), at fixed zero points.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sbc_plugin.core.hessian import LayerHessian
+from sbc_plugin.core.quantization import coordinate_descent
 from sbc_plugin.core.quantization.coordinate_descent import descend
 from sbc_plugin.core.quantization.gptq import gptq
 from sbc_plugin.core.quantization.grids import Grid, make_grid, round_to_nearest
@@ -115,3 +116,31 @@ def test_bad_settings_are_named() -> None:
         descend(weight, weight, LayerHessian(hessian_of()), grid, sweeps=-1)
     with pytest.raises(SettingsError, match="block=0"):
         descend(weight, weight, LayerHessian(hessian_of()), grid, block=0)
+
+
+@pytest.mark.parametrize("block", [1, 5, 128])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_gradient_that_follows_the_codes_gives_the_same_codes(
+    bits: int, masked: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinate_descent, "FOLLOWED", 0)
+    weight, hessian = weight_of(), hessian_of()
+    mask = mask_of(weight) if masked else None
+    grid = make_grid(weight, bits, mask=mask)
+    start = round_to_nearest(weight, grid, mask)
+    solution = descend(weight, start, LayerHessian(hessian), grid, mask, block=block)
+    assert_close(solution.weight, descent_by_trying(weight, start, hessian, levels_of(grid), mask), atol=1e-9, rtol=0)
+
+
+def test_wide_layers_end_where_no_single_code_can_do_better() -> None:
+    columns = coordinate_descent.FOLLOWED + 8
+    weight, hessian = weight_of(columns), hessian_of(columns=columns)
+    grid = make_grid(weight, 3)
+    solution = descend(weight, round_to_nearest(weight, grid), LayerHessian(hessian), grid, sweeps=200)
+    damped = LayerHessian(hessian).damped()
+    gradient = (weight - solution.weight) @ damped
+    best = grid.codes(solution.weight + gradient / damped.diagonal())
+    moves = best != grid.codes(solution.weight)
+    moves[:, SILENT] = False
+    assert not moves.any()

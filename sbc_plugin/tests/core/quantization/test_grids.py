@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from sbc_plugin.core.quantization import grids as module
 from sbc_plugin.core.quantization.grids import Grid, make_grid, round_to_nearest
 from sbc_plugin.errors import SettingsError
 
@@ -211,3 +212,23 @@ def test_a_grid_of_parts_fits_only_its_columns() -> None:
         grid.round(weight_of(columns=18))
     with pytest.raises(SettingsError, match="8 does not divide 4 columns"):
         make_grid(weight_of(), 4, granularity="group:8", parts=[4, 12])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group:16"])
+def test_leaving_out_zeros_changes_no_scale(
+    granularity: str, symmetric: bool, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = weight_of(6, 64)
+    mask = (
+        torch.rand(weight.shape, generator=torch.Generator().manual_seed(0))
+        < torch.tensor([0, 0.02, 0.1, 0.2, 0.3, 0.3])[:, None]
+    )
+    importance = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
+    chosen = {"granularity": granularity, "symmetric": symmetric, "hessian_diag": importance if weighted else None}
+    expected = make_grid(weight, 3, mask=mask, **chosen)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "SPARSE_COLUMNS", 0)
+    found = make_grid(weight, 3, mask=mask, **chosen)  # type: ignore[arg-type]
+    assert_close(found.scale, expected.scale, rtol=1e-12, atol=0)
+    assert torch.equal(found.zero_point, expected.zero_point)
