@@ -126,7 +126,8 @@ SPECIAL = {
     "solver_speed": Special(
         "solver_speed: how long a large layer takes",
         "The layer is the first of a network 2312-500-10 on saccade events (T = 10, 1,000 sequences), pruned to 97 %\n"
-        "zeros. Each mask is followed by the same exact refit. `obs, B_in = 10` is the paper's greedy order.",
+        "zeros. Each mask is followed by the same exact refit. `obs, B_in = 10` is the paper's greedy order.\n\n"
+        f"{solver_speed.TRIES}",
         solver_speed.lines,
         solver_speed.table,
     ),

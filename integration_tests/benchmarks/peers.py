@@ -89,9 +89,14 @@ def _ours(weight: Tensor, hessian: LayerHessian, budget: Budget, solver: str) ->
     ).weight
 
 
+def _posed(weight: Tensor, hessian: LayerHessian) -> tuple[Tensor, Tensor]:
+    """Weight and damped Hessian as SparseGPT's authors pose the problem: 0 and 1 where an input never spikes."""
+    return weight.where(~hessian.dead, 0.0), hessian.positive_definite()[0]
+
+
 def _greedy(weight: Tensor, hessian: LayerHessian, budget: Budget, exact: bool) -> Tensor | None:
     step = 1 if exact or budget.two_of_four else -(-weight.shape[1] // 256)
-    mask = peer_solvers.greedy(weight, hessian.positive_definite()[0], budget, step)
+    mask = peer_solvers.greedy(*_posed(weight, hessian), budget, step)
     return None if mask is None else refit(weight, mask, hessian)
 
 
@@ -99,8 +104,8 @@ SOLVERS: dict[str, Callable[[Tensor, LayerHessian, Budget], Tensor | None]] = {
     "auto": partial(_ours, solver="auto"),
     "admm": partial(_ours, solver="admm"),
     "magnitude, refit": partial(_ours, solver="magnitude"),
-    "SparseGPT": lambda w, h, budget: peer_solvers.sparsegpt(w, h.positive_definite()[0], budget),
-    "ALPS": lambda w, h, budget: peer_solvers.alps(w, h.positive_definite()[0], budget),
+    "SparseGPT": lambda w, h, budget: peer_solvers.sparsegpt(*_posed(w, h), budget),
+    "ALPS": lambda w, h, budget: peer_solvers.alps(*_posed(w, h), budget),
     "OBS as published": partial(_greedy, exact=False),
     "ExactOBS": partial(_greedy, exact=True),
 }
