@@ -21,7 +21,8 @@ from integration_tests.benchmarks.accuracy import Known, digest
 from integration_tests.benchmarks.peer_solvers import LIMIT, Budget
 from integration_tests.benchmarks.records import Line, commit
 from sbc_plugin import calibrate
-from sbc_plugin.core.hessian import HessianAccumulator, LayerHessian
+from sbc_plugin.core.accumulators import HessianAccumulator
+from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.pruning.prune import prune
 from sbc_plugin.core.pruning.refit import refit
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.core.matrix_form import WEIGHTED, Transposed
-from sbc_plugin.core.pruning.channels import Reader, without_columns
+from sbc_plugin.core.pruning.channels import Reader
+from sbc_plugin.core.pruning.primal_dual import Hessian
 from sbc_plugin.errors import CalibrationError, UnsupportedModelError, in_layer
 from sbc_plugin.layers import Part
 
@@ -23,7 +24,7 @@ class Consumer:
     Attributes:
         name: of the layer.
         parts: its weights, columns side by side.
-        hessian: (hessians, columns + 1, columns + 1), float64, damped; 1 on the diagonal of silent columns.
+        hessians: each of columns + 1, float64, damped; 1 on the diagonal of silent columns.
         silent: (hessians, columns + 1), columns that nothing is known about.
         owner: (rows,), the Hessian of each row.
         scale: (rows,), gain over the square root of the layer's total, so that its losses are fractions of the total.
@@ -32,7 +33,7 @@ class Consumer:
 
     name: str
     parts: tuple[Part, ...]
-    hessian: Tensor
+    hessians: list[Hessian]
     silent: Tensor
     owner: Tensor
     scale: Tensor
@@ -49,6 +50,11 @@ class Consumer:
         biases = (getattr(part.module, "bias", None) for part in self.parts)
         return next((bias for bias in biases if isinstance(bias, Tensor)), None)
 
+    @property
+    def hessian(self) -> Tensor:
+        """The Hessians as matrices, (hessians, columns + 1, columns + 1)."""
+        return torch.stack([hessian.matrix for hessian in self.hessians])
+
     def weight(self) -> Tensor:
         """(rows, columns + 1), float64, the bias last; 0 there without one.
 
@@ -57,13 +63,19 @@ class Consumer:
         """
         blocks = [matrix(part) for part in self.parts]
         rows, columns = blocks[0].shape[0], sum(block.shape[1] for block in blocks)
-        if (rows, columns + 1) != (len(self.owner), self.hessian.shape[-1]):
+        if (rows, columns + 1) != self._shape:
             raise CalibrationError(
                 f"layer {self.name!r} is {rows} x {columns}, its statistics are for {len(self.owner)} x "
-                f"{self.hessian.shape[-1] - 1}; something else than the pruner has cut it: calibrate again"
+                f"{self._shape[1] - 1}; something else than the pruner has cut it: calibrate again"
             )
         bias = blocks[0].new_zeros(rows) if self.bias is None else self.bias.detach()
-        return torch.cat([*blocks, bias[:, None]], dim=1).to(self.hessian)
+        weight = torch.empty(self._shape, dtype=self.scale.dtype, device=self.scale.device)
+        return torch.cat([*blocks, bias[:, None]], dim=1, out=weight)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """Rows, and columns + 1, that the statistics are for."""
+        return len(self.owner), self.silent.shape[1]
 
     def write(self, weight: Tensor) -> None:
         """Put (rows, columns + 1) into the model, in place."""
@@ -85,6 +97,11 @@ class Consumer:
         first = sum(widths[:part]) + (channels % local) * positions
         return channels // local, first[:, None] + torch.arange(positions, device=channels.device)
 
+    @property
+    def _fitted(self) -> slice:
+        """The columns that least squares move: the constant is among them where the layer has a bias."""
+        return slice(self._shape[1] if self.bias is not None else self._shape[1] - 1)
+
     def readers(self, fed: Sequence[tuple[int, Tensor, Tensor]], row_channel: Tensor) -> list[Reader]:
         """The layer as :func:`sbc_plugin.core.pruning.channels.elimination_scores` sees it.
 
@@ -95,20 +112,19 @@ class Consumer:
         Returns:
             One reader for each Hessian that some channel feeds.
         """
-        weight = self.weight() * self.scale[:, None]
-        channel = torch.full((self.groups, self.hessian.shape[-1]), -1, device="cpu")
+        weight = self.weight().mul_(self.scale[:, None])
+        channel = torch.full((self.groups, self._shape[1]), -1, device="cpu")
         for part, inputs, owners in fed:
             group, columns = self.columns(part, inputs)
             channel[group[:, None], columns] = owners[:, None].expand_as(columns)
-        found = []
-        for number, hessian in enumerate(self.hessian):
-            rows = self.owner == number
+        found, fit = [], self._fitted
+        for number, hessian in enumerate(self.hessians):
+            rows = _all_or(self.owner == number)
             mine = channel[number % self.groups].where(~self.silent[number].cpu(), -1)
             mine[-1] = -1
-            size = len(hessian) if self.bias is not None else len(hessian) - 1
-            if rows.any() and (mine >= 0).any():
-                view = weight[rows][:, :size], hessian[:size, :size]
-                found.append(Reader(*view, mine[:size], row_channel[rows.cpu()]))
+            if len(self.owner[rows]) and (mine >= 0).any():
+                own = row_channel.to(self.owner.device)[rows].cpu()
+                found.append(Reader(weight[rows, fit], hessian.part(fit), mine[fit], own))
         return found
 
     def remove(self, inputs: Sequence[tuple[int, Tensor]], rows: Tensor, compensate: bool = True) -> Callable[[], None]:
@@ -125,7 +141,7 @@ class Consumer:
             UnsupportedModelError: a grouped convolution would lose other inputs in one group than in another.
             SingularHessianError: the Hessian of the kept columns is not positive definite.
         """
-        removed = torch.zeros(self.groups, self.hessian.shape[-1], dtype=torch.bool, device="cpu")
+        removed = torch.zeros(self.groups, self._shape[1], dtype=torch.bool, device="cpu")
         for part, channels in inputs:
             group, columns = self.columns(part, channels)
             removed[group[:, None], columns] = True
@@ -134,25 +150,30 @@ class Consumer:
                 f"layer {self.name!r}: its {self.groups} groups would lose different inputs, which cannot be cut; keep "
                 "it whole with ignored_layers"
             )
-        gone = removed[0].to(self.hessian.device)
+        gone = removed[0].to(self.scale.device)
         weight = self.weight()
         moves = compensate and bool(gone.any())
         if moves:
-            size = len(gone) if self.bias is not None else len(gone) - 1
-            for number, hessian in enumerate(self.hessian):
-                mine = (self.owner == number) & ~rows.to(self.owner.device)
+            fit = self._fitted
+            for number, hessian in enumerate(self.hessians):
+                mine = _all_or((self.owner == number) & ~rows.to(self.owner.device))
                 with in_layer(self.name):
-                    new = without_columns(weight[mine][:, :size], hessian[:size, :size], gone[:size], self.damping)
-                weight[mine, :size] = new
+                    weight[mine, fit] = hessian.part(fit).without_columns(weight[mine, fit], gone[fit], self.damping)
 
         def apply() -> None:
             if moves:
                 self.write(weight)
             keep, stay = ~gone, ~rows.to(self.owner.device)
-            self.hessian, self.silent = self.hessian[:, keep][:, :, keep], self.silent[:, keep]
+            self.hessians = [hessian.part(keep) for hessian in self.hessians]
+            self.silent = self.silent[:, keep]
             self.owner, self.scale = self.owner[stay], self.scale[stay]
 
         return apply
+
+
+def _all_or(rows: Tensor) -> Tensor | slice:
+    """The rows (n,), bool; as a slice, which copies no weights, where these are all."""
+    return slice(None) if rows.all() else rows
 
 
 def matrix(part: Part) -> Tensor:

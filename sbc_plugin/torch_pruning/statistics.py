@@ -12,15 +12,15 @@ from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import run_batches
 from sbc_plugin.calibration.plain import PlainNetworks, library_or_plain
 from sbc_plugin.calibration.shares import check_lengths, peek
-from sbc_plugin.calibration.sums import check_same, sum_statistics
+from sbc_plugin.calibration.sums import check_same
 from sbc_plugin.compression.layer import check_active
-from sbc_plugin.core.accumulators import HessianAccumulator
-from sbc_plugin.core.hessian import LayerHessian
 from sbc_plugin.core.kernels import CausalFilter
+from sbc_plugin.core.pruning.primal_dual import Hessian
 from sbc_plugin.errors import in_layer
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import Calibration
 from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise, matrix
+from sbc_plugin.torch_pruning.gathered import Gathered, of_all_ranks
 
 
 @ranks.joined()
@@ -57,7 +57,7 @@ def gather_consumers(
     for collector in collectors:
         collector.flush()
     check_lengths(data)
-    sum_statistics(collectors)
+    of_all_ranks(collector.gathered for collector in collectors)
     return [collector.consumer(calibration.damping) for collector in collectors], skipped
 
 
@@ -91,16 +91,15 @@ class _ConsumerCollector:
 
     Attributes:
         inputs: filters what reaches the layer; hand it to ``run_batches``.
-        accumulator: the sum, complete once :meth:`flush` was called.
-        sequences: how many sequences were seen.
+        gathered: of all batches, once :meth:`flush` was called.
     """
 
     def __init__(self, layer: SpikingLayer, calibration: Calibration, layers: int) -> None:
         device = calibration.device or layer.parts[0].tensor.device
         self.layer = layer
         self.inputs = Collector(layer, self._emit)
-        self.sequences = 0
-        self.accumulator = HessianAccumulator(layer.columns + 1, layer.hessians or 1, device)
+        # Without damping the Hessian of few samples has no inverse, which its factorisation tells.
+        self.gathered = Gathered(layer.columns + 1, layer.hessians or 1, device, hold=calibration.damping > 0)
         self._reservoir = Reservoir(self._add, calibration.max_samples, waiting(layers, layer.columns))
         self._filter = CausalFilter(layer.kernel)
         self._constants: list[Tensor] = []  # the constant 1 after 1, 2, ... steps, each (hessians, 1, 1)
@@ -108,7 +107,6 @@ class _ConsumerCollector:
     def end_batch(self, number: int) -> None:
         """The batch of this number has run."""
         self._reservoir.end_batch(number)
-        self.sequences += self.inputs.sequences
 
     def flush(self) -> None:
         """All batches have run: sum what still waits for a larger block."""
@@ -121,7 +119,7 @@ class _ConsumerCollector:
             CalibrationError: the layer stayed silent, or its input holds NaN or infinity.
         """
         with in_layer(self.layer.name):
-            return _consumer(self.layer, self.accumulator.hessian(), damping)
+            return _consumer(self.layer, self.gathered.hessians(), damping)
 
     def _emit(self, filtered: list[Tensor]) -> None:
         while len(self._constants) < self.inputs.age:
@@ -133,18 +131,18 @@ class _ConsumerCollector:
 
     def _add(self, samples: Tensor) -> None:
         with in_layer(self.layer.name):
-            self.accumulator.add(samples)
+            self.gathered.add(samples)
 
 
-def _consumer(layer: SpikingLayer, hessian: Tensor, damping: float) -> Consumer:
-    inputs = hessian[:, :-1, :-1].diagonal(dim1=-2, dim2=-1)
-    check_active(hessian[:, :-1, :-1])
-    owner = layer.groups.to(hessian.device)
-    gain = layer.gain.to(hessian)
-    weight = torch.cat([matrix(part) for part in layer.parts], dim=1).to(hessian)
-    total = LayerHessian(hessian[:, :-1, :-1], owner).quadratic(weight * gain[:, None]).sum()
+def _consumer(layer: SpikingLayer, hessians: list[Hessian], damping: float) -> Consumer:
+    diagonal = torch.stack([hessian.diagonal() for hessian in hessians])
+    inputs, silent = diagonal[:, :-1], diagonal == 0
+    check_active(inputs[..., None, None])  # as matrices of one column each
+    owner, gain = layer.groups.to(diagonal.device), layer.gain.to(diagonal)
+    weight = torch.cat([matrix(part) for part in layer.parts], dim=1).to(diagonal).mul_(gain[:, None])
+    losses = [hessian.part(slice(-1)).loss(weight[owner == number]) for number, hessian in enumerate(hessians)]
+    total = torch.stack(losses).sum()
     ridge = torch.cat([damping * inputs.mean(-1, keepdim=True).expand_as(inputs), inputs.new_zeros(len(inputs), 1)], 1)
-    silent = hessian.diagonal(dim1=-2, dim2=-1) == 0
-    hessian = hessian + torch.diag_embed(ridge.where(~silent, 1.0))
+    damped = [hessian.damped(more) for hessian, more in zip(hessians, ridge.where(~silent, 1.0), strict=True)]
     scale = gain / total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
-    return Consumer(layer.name, layer.parts, hessian, silent, owner, scale, damping)
+    return Consumer(layer.name, layer.parts, damped, silent, owner, scale, damping)

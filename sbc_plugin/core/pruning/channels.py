@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.core.hessian import cholesky, inverse
+from sbc_plugin.core.pruning.dual_elimination import DualState, Places
+from sbc_plugin.core.pruning.primal_dual import DualHessian, Hessian, PrimalHessian
 
 STEPS = 256  # the most rounds in which a group's channels are ordered
 PENDING = 256  # columns that go before what is left of an inverse is computed
@@ -24,13 +26,13 @@ class Reader:
 
     Attributes:
         weight: (rows, columns), each row scaled by how much it counts.
-        hessian: (columns, columns), damped, positive definite.
+        hessian: (columns, columns), damped, positive definite; a matrix, or in either form.
         channel: (columns,), the channel that feeds each column; -1 for columns that stay.
         row_channel: (rows,), the channel that takes the row with it; -1 for rows that stay.
     """
 
     weight: Tensor
-    hessian: Tensor
+    hessian: Tensor | Hessian
     channel: Tensor
     row_channel: Tensor
 
@@ -50,7 +52,7 @@ def channel_losses(readers: Sequence[Reader], channels: int) -> Tensor:
     Raises:
         SingularHessianError: a Hessian is not positive definite.
     """
-    states = [_State(reader, channels) for reader in readers]
+    states = [_state(reader, channels) for reader in readers]
     remaining = torch.arange(channels, device="cpu")
     return sum((state.losses(remaining) for state in states), remaining.new_zeros(channels, dtype=torch.float64))
 
@@ -78,7 +80,7 @@ def elimination_scores(readers: Sequence[Reader], channels: int, limit: int | No
     Raises:
         SingularHessianError: a Hessian is not positive definite.
     """
-    states = [_State(reader, channels) for reader in readers]
+    states = [_state(reader, channels) for reader in readers]
     remaining = torch.arange(channels, device="cpu")
     scores = remaining.new_zeros(channels, dtype=torch.float64)
     stop = channels if limit is None else min(limit, channels)
@@ -102,14 +104,14 @@ def elimination_scores(readers: Sequence[Reader], channels: int, limit: int | No
     return scores
 
 
-def without_columns(weight: Tensor, hessian: Tensor, removed: Tensor, damping: float | None = None) -> Tensor:
+def without_columns(weight: Tensor, hessian: Tensor | Hessian, removed: Tensor, damping: float | None = None) -> Tensor:
     """The weight (rows, columns) with 0 in the removed columns and the others at their least-squares optimum.
 
     All rows lose the same columns: ``W_K' = W_K + W_P H_PK H_KK^-1``, one factorisation for all. Source: equation 3.
 
     Args:
         weight: (rows, columns).
-        hessian: (columns, columns), damped.
+        hessian: (columns, columns), damped; a matrix, or in either form.
         removed: (columns,), bool.
         damping: named in the error message.
 
@@ -120,14 +122,19 @@ def without_columns(weight: Tensor, hessian: Tensor, removed: Tensor, damping: f
     Raises:
         SingularHessianError: the Hessian of the kept columns is not positive definite.
     """
-    kept = ~removed
-    result = weight.to(hessian).clone()
-    if removed.any() and kept.any():
-        factor = cholesky(hessian[kept][:, kept], damping)
-        pull = hessian[kept][:, removed] @ result[:, removed].mT
-        result[:, kept] += torch.cholesky_solve(pull, factor).mT
-    result[:, removed] = 0.0
-    return result.to(weight)
+    return _in_a_form(hessian).without_columns(weight, removed, damping)
+
+
+def _in_a_form(hessian: Tensor | Hessian) -> Hessian:
+    return PrimalHessian(hessian) if isinstance(hessian, Tensor) else hessian
+
+
+def _state(reader: Reader, channels: int) -> "_State | DualState":
+    hessian = _in_a_form(reader.hessian)
+    places = Places(reader.channel, reader.row_channel, channels, hessian.like.device)
+    if isinstance(hessian, DualHessian):
+        return DualState(reader.weight, hessian, places)
+    return _State(reader.weight, hessian.matrix, places)
 
 
 class _State:
@@ -137,54 +144,45 @@ class _State:
     itself, because changing all of it in every round would cost more than everything else.
     """
 
-    def __init__(self, reader: Reader, channels: int) -> None:
-        device = reader.hessian.device
-        fed = (reader.channel >= 0).nonzero()[:, 0]
-        fed = fed[reader.channel[fed].argsort(stable=True)]
-        counts = reader.channel[fed].bincount(minlength=channels)
-        place = torch.arange(int(counts.max()) if channels else 0, device="cpu").expand(channels, -1)
-        self.filled = (place < counts[:, None]).to(device)
-        self.columns = ((counts.cumsum(0) - counts)[:, None] + place).to(device) * self.filled
-        fed = fed.to(device)
-        self.weight = reader.weight.to(reader.hessian)[:, fed]
-        self.inverse = inverse(reader.hessian)[fed][:, fed]
+    def __init__(self, weight: Tensor, hessian: Tensor, places: Places) -> None:
+        self.places = places
+        self.weight = weight.to(hessian)[:, places.fed]
+        self.inverse = inverse(hessian)[places.fed][:, places.fed]
         self.pending = self.inverse[:, :0]  # the inverse is self.inverse - self.pending @ self.pending.mT
-        self.blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
-        self.row_channel = reader.row_channel.to(device)
-        self.loses_rows = bool((self.row_channel >= 0).any())
+        self.blocks = self.inverse[places.columns[:, :, None], places.columns[:, None, :]]
 
     def losses(self, remaining: Tensor) -> Tensor:
         """Equation 4 for each channel of ``remaining``, by one batched Cholesky factorisation."""
         if not self.weight.shape[1]:  # no channel feeds it, or none that is left
             return remaining.new_zeros(len(remaining), dtype=torch.float64)
-        remaining = remaining.to(self.columns.device)
-        columns, filled = self.columns[remaining], self.filled[remaining]
-        block = self.blocks[remaining] * (filled[:, :, None] & filled[:, None, :])
-        block.diagonal(dim1=1, dim2=2).add_((~filled).to(block))  # the identity on padding
+        places = self.places
+        remaining = remaining.to(places.columns.device)
+        columns, filled = places.columns[remaining], places.filled[remaining]
+        factor = places.factors(self.blocks, remaining)
         if columns.shape[1] == 1:
-            cholesky(block)  # checks it
-            return (self._squares()[columns[:, 0]] * filled[:, 0] / block[:, 0, 0] / 2).cpu().double()
+            return (self._squares()[columns[:, 0]] * filled[:, 0] / factor[:, 0, 0].square() / 2).cpu().double()
         weight = self.weight.mT[columns] * filled[..., None]  # (channels, width, rows)
-        if self.loses_rows:
-            weight = weight * (remaining[:, None] != self.row_channel)[:, None, :]
-        solved: Tensor = torch.linalg.solve_triangular(cholesky(block), weight, upper=False)
+        if places.loses_rows:
+            weight = weight * (remaining[:, None] != places.row_channel)[:, None, :]
+        solved: Tensor = torch.linalg.solve_triangular(factor, weight, upper=False)
         losses: Tensor = solved.square().sum((1, 2)) / 2
         return losses.cpu().double()
 
     def _squares(self) -> Tensor:
         """Where each channel feeds one column: the sum of squares of each column, without the rows that go with it."""
-        weight = self.weight
-        if self.loses_rows:
-            rows = (self.row_channel >= 0).nonzero()[:, 0]
-            rows = rows[self.filled[self.row_channel[rows], 0]]
+        weight, places = self.weight, self.places
+        if places.loses_rows:
+            rows = (places.row_channel >= 0).nonzero()[:, 0]
+            rows = rows[places.filled[places.row_channel[rows], 0]]
             weight = weight.clone()
-            weight[rows, self.columns[self.row_channel[rows], 0]] = 0.0
+            weight[rows, places.columns[places.row_channel[rows], 0]] = 0.0
         return weight.square().sum(0)
 
     def remove(self, channels: Tensor) -> None:
         """Apply equations 3 and 5; rows that go with the channels no longer count."""
-        channels = channels.to(self.columns.device)
-        chosen = self.columns[channels][self.filled[channels]]
+        places = self.places
+        channels = channels.to(places.columns.device)
+        chosen = places.columns[channels][places.filled[channels]]
         if len(chosen):
             columns = self.inverse[:, chosen] - self.pending @ self.pending[chosen].mT
             factor = cholesky(columns[chosen])
@@ -192,19 +190,18 @@ class _State:
             pull = torch.linalg.solve_triangular(factor.mT, self.weight[:, chosen], upper=True, left=False)
             self.weight -= pull @ step.mT
             self.weight[:, chosen] = 0.0
-            own = step[self.columns]
+            own = step[places.columns]
             self.blocks -= own @ own.mT
             self.pending = torch.cat([self.pending, step], dim=1)
-            self.filled[channels] = False
+            places.filled[channels] = False
             if self.pending.shape[1] >= PENDING:
                 self._settle()
-        if self.loses_rows:
-            self.weight[torch.isin(self.row_channel, channels)] = 0.0
+        if places.loses_rows:
+            self.weight[torch.isin(places.row_channel, channels)] = 0.0
 
     def _settle(self) -> None:
         """Change the inverse, and keep the columns that are left."""
-        kept = self.columns[self.filled]
+        kept = self.places.left()
         pending = self.pending[kept]
         self.inverse = self.inverse[kept][:, kept].addmm_(pending, pending.mT, alpha=-1)
         self.pending, self.weight = pending[:, :0], self.weight[:, kept]
-        self.columns = (self.filled.flatten().cumsum(0).reshape(self.columns.shape) - 1) * self.filled
