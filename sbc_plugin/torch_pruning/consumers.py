@@ -119,7 +119,7 @@ class Consumer:
             channel[group[:, None], columns] = owners[:, None].expand_as(columns)
         found, fit = [], self._fitted
         for number, hessian in enumerate(self.hessians):
-            rows = _all_or(self.owner == number)
+            rows = all_or(self.owner == number)
             mine = channel[number % self.groups].where(~self.silent[number].cpu(), -1)
             mine[-1] = -1
             if len(self.owner[rows]) and (mine >= 0).any():
@@ -156,7 +156,7 @@ class Consumer:
         if moves:
             fit = self._fitted
             for number, hessian in enumerate(self.hessians):
-                mine = _all_or((self.owner == number) & ~rows.to(self.owner.device))
+                mine = all_or((self.owner == number) & ~rows.to(self.owner.device))
                 with in_layer(self.name):
                     weight[mine, fit] = hessian.part(fit).without_columns(weight[mine, fit], gone[fit], self.damping)
 
@@ -171,7 +171,7 @@ class Consumer:
         return apply
 
 
-def _all_or(rows: Tensor) -> Tensor | slice:
+def all_or(rows: Tensor) -> Tensor | slice:
     """The rows (n,), bool; as a slice, which copies no weights, where these are all."""
     return slice(None) if rows.all() else rows
 

@@ -19,7 +19,7 @@ from sbc_plugin.core.pruning.primal_dual import Hessian
 from sbc_plugin.errors import in_layer
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import Calibration
-from sbc_plugin.torch_pruning.consumers import Consumer, is_depthwise, matrix
+from sbc_plugin.torch_pruning.consumers import Consumer, all_or, is_depthwise, matrix
 from sbc_plugin.torch_pruning.gathered import Gathered, of_all_ranks
 
 
@@ -140,7 +140,7 @@ def _consumer(layer: SpikingLayer, hessians: list[Hessian], damping: float) -> C
     check_active(inputs[..., None, None])  # as matrices of one column each
     owner, gain = layer.groups.to(diagonal.device), layer.gain.to(diagonal)
     weight = torch.cat([matrix(part) for part in layer.parts], dim=1).to(diagonal).mul_(gain[:, None])
-    losses = [hessian.part(slice(-1)).loss(weight[owner == number]) for number, hessian in enumerate(hessians)]
+    losses = [hessian.part(slice(-1)).loss(weight[all_or(owner == number)]) for number, hessian in enumerate(hessians)]
     total = torch.stack(losses).sum()
     ridge = torch.cat([damping * inputs.mean(-1, keepdim=True).expand_as(inputs), inputs.new_zeros(len(inputs), 1)], 1)
     damped = [hessian.damped(more) for hessian, more in zip(hessians, ridge.where(~silent, 1.0), strict=True)]

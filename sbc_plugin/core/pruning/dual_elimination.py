@@ -121,7 +121,7 @@ class DualState:
             own = step[places.columns]
             self.blocks -= own @ own.mT
             turn = pull @ self.moved.mT + (pull @ pull.mT) @ along / 2
-            self.cross.addmm_(self.weight @ pull.mT + self.scaled @ turn.mT / 2, along)
+            self.cross.addmm_((pull @ self.weight.mT).mT + self.scaled @ turn.mT / 2, along)
             self.cross.addmm_(step, turn, alpha=0.5)
             self.moved.addmm_(along.mT, pull)
             self.outer -= (mine.mT * self.ridge[chosen]) @ mine

@@ -135,7 +135,9 @@ class DualHessian:
     def loss(self, weight: Tensor) -> Tensor:
         """``1/2 w^T H w``, summed over the rows of the weight (rows, columns): ()."""
         sent = self.samples.to(self.ridge) @ weight.mT
-        return sent.square().sum() / len(sent) + (weight.square().sum(0) @ self.ridge) / 2
+        squares: Tensor = torch.linalg.vector_norm(weight, dim=0).square()
+        loss: Tensor = sent.square().sum() / len(sent) + (squares @ self.ridge) / 2
+        return loss
 
     def damped(self, ridge: Tensor) -> "DualHessian":
         """With ridge (columns,) more on the diagonal."""
