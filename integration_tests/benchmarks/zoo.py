@@ -50,6 +50,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vit_b_16": (_vision_transformer, 32),
     "densenet121": (partial(_make, "densenet121"), 32),
     "resnet50": (partial(_make, "resnet50"), 32),
+    "vgg11_bn": (partial(_make, "vgg11_bn"), 32),
 }
 
 

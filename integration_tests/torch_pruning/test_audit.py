@@ -1,6 +1,7 @@
 """The audit finds exact graphs exact and wrong graphs wrong, says why, and leaves the model alone."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import norse.torch as norse
@@ -162,6 +163,52 @@ def test_what_cannot_be_cut_is_refused_with_a_reason(name: str) -> None:
     result = audit(cls().eval(), torch.rand(shape))
     assert [layer for layer, _ in result.problems] == ["first"]
     assert reason in result.problems[0][1]
+
+
+class Attention(nn.Module):
+    """Queries, keys and values of four heads from one layer; ``heads`` makes (3, B, heads, N, size) of (B, N, 96)."""
+
+    def __init__(self, heads: Callable[[Tensor], Any], scale: Callable[[Tensor], float] = lambda q: 8**-0.5) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, scale
+        self.qkv, self.last = nn.Linear(16, 96), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(self.qkv(x))
+        mixed = torch.softmax(q @ k.mT * self.scale(q), -1) @ v
+        result: Tensor = self.last(mixed.transpose(1, 2).flatten(2))
+        return result
+
+
+def by_shape(size: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.reshape(*x.shape[:2], 3, 4, size).permute(2, 0, 3, 1, 4)
+
+
+def by_parts(deal: Callable[[Tensor], Any], size: int) -> Callable[[Tensor], list[Tensor]]:
+    return lambda x: [part.reshape(*x.shape[:2], 4, size).transpose(1, 2) for part in deal(x)]
+
+
+ATTENTION: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "all sizes follow": (lambda: Attention(by_shape(-1)), ""),
+    "all sizes follow, in parts": (lambda: Attention(by_parts(lambda x: x.chunk(3, -1), -1)), ""),
+    "size of a head": (lambda: Attention(by_shape(8)), "read sizes off the tensor"),
+    "size of a head, in parts": (lambda: Attention(by_parts(lambda x: x.chunk(3, -1), 8)), "read sizes off the tensor"),
+    "size of all heads": (lambda: Attention(by_parts(lambda x: x.split(32, -1), -1)), "read sizes off the tensor"),
+    "scale by the size": (lambda: Attention(by_shape(-1), lambda q: q.shape[-1] ** -0.5), "as a scale by that does"),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_where_heads_are_given_the_reason_is_what_depends_on_their_size(name: str) -> None:
+    build, reason = ATTENTION[name]
+    model, x = build().eval(), torch.rand(1, 5, 16)
+    alone = dict(audit(model, x).problems)
+    assert "num_heads" in alone["qkv"]
+    found = dict(audit(model, x, num_heads={model.qkv: 4}).problems)
+    if not reason:
+        assert not found
+        return
+    assert reason in found["qkv"] and "4 heads or parts of 'qkv'" in found["qkv"] and "num_heads" not in found["qkv"]
 
 
 @pytest.mark.parametrize("cls", [Chunk, lambda: Gate(8, 4)])

@@ -60,7 +60,7 @@ def plan_problems(pruner: Any, plans: Iterable[Any], example_inputs: Any, forwar
     plans = [plan for plan in plans if not (pruner.prune_num_heads and pruner._is_atten_group(plan)[0])]
     if not plans:
         return {}
-    rehearsal = Rehearsal(Replay(pruner.model, example_inputs, forward_fn), pruner.DG)
+    rehearsal = Rehearsal(Replay(pruner.model, example_inputs, forward_fn), pruner.DG, pruner.out_channel_groups)
     together = rehearsal.wrong(plans)
     if not together:
         return {}

@@ -21,7 +21,7 @@ from sbc_plugin.torch_pruning.graph.nodes import Junction
 from sbc_plugin.torch_pruning.replay import Replay, linear_neurons, outputs_without
 
 HINT = " (queries, keys and values need num_heads)"
-WRITTEN = " (its forward has a size written into it; flatten(1) would follow the channels)"
+WRITTEN = " (its forward has a size written into it; flatten(1) would follow the channels, num_heads do in attention)"
 TOLERANCE = 1e-4  # of the largest output: more than single precision, summed in another order, ever does
 ROUNDED = 1e-6  # of the largest output: less than that shows nothing, and more only in double precision
 
@@ -36,10 +36,11 @@ class Rehearsal:
     Args:
         replay: of the model.
         graph: torch-pruning's, of the model.
+        dealt: layers whose channels are dealt to equal parts that lose as many each, with the number of parts.
     """
 
-    def __init__(self, replay: Replay, graph: Any) -> None:
-        self.replay, self.graph = replay, graph
+    def __init__(self, replay: Replay, graph: Any, dealt: Mapping[Any, int] | None = None) -> None:
+        self.replay, self.graph, self.dealt = replay, graph, dealt or {}
         self._copy = replay.library.copy_model(replay.twin)
         self._names = {module: name for name, module in replay.model.named_modules()}
 
@@ -57,12 +58,30 @@ class Rehearsal:
             return str(failure)
         if difference <= bound:
             return ""
-        return f"without one of its channels the model is not the one with it set to 0{self._averaged(cuts) or HINT}"
+        return f"without one of its channels the model is not the one with it set to 0{self._why(cuts)}"
 
-    def _averaged(self, cuts: Cuts) -> str:
-        """The norm that takes its mean over channels which go; "" if there is none."""
+    def _why(self, cuts: Cuts) -> str:
+        """What makes outputs differ: a norm over channels which go, or what depends on the size of a part."""
         norms = [node.module for node, _ in cuts if isinstance(node.module, nn.LayerNorm | nn.GroupNorm)]
-        return f", because the norm {self._names[norms[0]]!r} takes its mean over all channels" if norms else ""
+        if norms:
+            return f", because the norm {self._names[norms[0]]!r} takes its mean over all channels"
+        if parts := self._parts(cuts):
+            return f" ({parts}; what the model computes depends on the size of a part, as a scale by that does)"
+        return HINT
+
+    def _way_out(self, cuts: Cuts, reason: str) -> str:
+        """What would let the model run that does not run for this reason."""
+        if parts := self._parts(cuts):
+            return (
+                f" ({parts}; its forward has the size of a part, or of all of them, written into it: read sizes off "
+                "the tensor, as reshape(..., parts, -1) and chunk do)"
+            )
+        return WRITTEN if "is invalid for input of size" in reason else HINT
+
+    def _parts(self, cuts: Cuts) -> str:
+        """Which layer of these loses a channel of each of the parts that it is dealt to; "" if there is none."""
+        found = [(self._names[node.module], self.dealt[node.module]) for node, _ in cuts if node.module in self.dealt]
+        return f"each of the {found[0][1]} heads or parts of {found[0][0]!r} loses as many channels" if found else ""
 
     def _difference(self, cuts: Cuts) -> float:
         """How far the cut copy is from the model with these channels set to 0, as a part of the largest output.
@@ -79,8 +98,8 @@ class Rehearsal:
                 found = tensors_in(self.replay.forward(self._copy, self.replay.inputs))
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            hint = WRITTEN if "is invalid for input of size" in reason else HINT
-            raise _RehearsalError(f"the model does not run without one of its channels: {reason}{hint}") from error
+            reason += self._way_out(cuts, reason)
+            raise _RehearsalError(f"the model does not run without one of its channels: {reason}") from error
         if [output.shape for output in expected] != [output.shape for output in found]:
             raise _RehearsalError("its channels are part of what the model returns, whose shape would change")
         # A norm may level at the end what went wrong before it, so the layers' outputs are compared too.
@@ -234,7 +253,7 @@ def rehearse(replay: Replay, graph: Any, groups: Mapping[str, Any], dealt: Mappi
     if not trials:
         return {}
     # 2. One at a time.
-    rehearsal = Rehearsal(replay, graph)
+    rehearsal = Rehearsal(replay, graph, dealt)
     wrong = {name: rehearsal.wrong([trial]) for name, trial in trials.items()}
     # 3. Those that are right alone have to be right together.
     right = [name for name, reason in wrong.items() if not reason]

@@ -62,6 +62,8 @@ class StrideMapping:
         """Map torch-pruning's indices, each with the root channel it belongs to."""
         found: dict[int, Any] = {}
         if self.take == self.give == 1:
+            if len({index.idx for index in idxs}) == len(idxs):
+                return list(idxs)
             for index in idxs:
                 found.setdefault(index.idx, index)
             return list(found.values())
