@@ -109,8 +109,7 @@ SPECIAL = {
         "64 other images; no network is trained, before or after. Seconds are of one processor. Where SBC refuses a\n"
         "network, all methods run with the layers whole that the audit names; the column says how many. Three seeds\n"
         "where a spread is shown, else one. ShuffleNet, GoogLeNet and ConvNeXt answer with little more than their\n"
-        "last bias or their stem while their weights are random, so their errors tell nothing. VGG11 is left out: the\n"
-        "Hessian of its 25,088 inputs of one layer, and what solves it, take more than 18 GB; so is MaxViT, which\n"
+        "last bias or their stem while their weights are random, so their errors tell nothing. MaxViT is left out: it\n"
         "takes images of 224 pixels and did not end in fifteen minutes.",
         zoo.lines,
         zoo.table,

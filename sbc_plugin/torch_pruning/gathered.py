@@ -12,11 +12,11 @@ from sbc_plugin.core.pruning.primal_dual import DualHessian, Hessian, PrimalHess
 from sbc_plugin.errors import CalibrationError
 
 WIDE = 256  # columns from which on samples are held
-FEW = 0.5  # samples for each column: with more, a matrix is inverted in less time
+FEW = 0.125  # samples for each column: with more, working on the matrix takes less time
 
 
 class Gathered:
-    """Samples (groups, n, columns): held while they are fewer than columns, else summed.
+    """Samples (groups, n, columns): held while they are much fewer than columns, else summed.
 
     Args:
         columns: width of a sample.
