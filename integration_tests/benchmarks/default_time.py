@@ -18,11 +18,11 @@ from integration_tests.benchmarks.effort import measured
 from integration_tests.benchmarks.records import Line, commit
 from integration_tests.benchmarks.subjects import SUBJECTS, Subject
 from sbc_plugin import Calibration, Report, compress
+from sbc_plugin.calibration.counting import FREE, LITTLE, MOST, MOST_FOR_LITTLE, PRODUCT
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression.objective import expected_losses, targets
 from sbc_plugin.compression.plan import SCALE_STEPS, TUNING_STEPS
 from sbc_plugin.compression.run import NEGLIGIBLE
-from sbc_plugin.compression.trial import FREE, LITTLE, MOST, MOST_FOR_LITTLE, PRODUCT
 from sbc_plugin.demo.run import ONE_SHOT, Budget
 
 SEEDS = (0, 1, 2)

@@ -14,9 +14,9 @@ from integration_tests.models.networks import BOX
 from integration_tests.strangers.test_bad_input import Unchanged
 from sbc_plugin import Calibration, Prune, Quantize, Report, compress
 from sbc_plugin import norse as library
+from sbc_plugin.calibration import counting
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression import plan as defaults
-from sbc_plugin.compression import trial
 from sbc_plugin.compression.trial import tried
 
 GONE = Prune(0.8)
@@ -27,7 +27,7 @@ BITS = Quantize(3)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults, "TUNING_STEPS", 4)
     monkeypatch.setattr(defaults, "SCALE_STEPS", 3)
-    monkeypatch.setattr(trial, "LITTLE", -1.0)  # all of them, however little is expected to be lost
+    monkeypatch.setattr(counting, "LITTLE", -1.0)  # all of them, however little is expected to be lost
 
 
 def made(name: str = "step", how: Callable[..., Any] = compress, **settings: Any) -> tuple[list[Tensor], Report]:

@@ -13,11 +13,12 @@ from torch import nn
 
 from integration_tests.benchmarks.effort import measured
 from sbc_plugin import Calibration, Prune, Quantize, Report, compress
-from sbc_plugin.calibration import blocks
+from sbc_plugin.calibration import blocks, counting
 from sbc_plugin.calibration.blocks import blocks_of
+from sbc_plugin.calibration.counting import FREE, LITTLE, MOST, PRODUCT, Cost, affordable
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression import trial
-from sbc_plugin.compression.trial import FREE, LITTLE, MOST, PRODUCT, Cost, Trial, affordable, tried
+from sbc_plugin.compression.trial import tried
 from sbc_plugin.core.costs import hessian_memory
 from sbc_plugin.settings import TUNED_SEQUENCES
 
@@ -167,20 +168,19 @@ def _pieces(room: int, runner: Any, layers: Any, data: Any, monkeypatch: pytest.
 
 def test_steps_are_left_out_where_they_take_much_longer_than_all_else() -> None:
     def afforded(products: float) -> int:
-        step = Trial(step=Cost(products=products), forward=Cost(products=1e9))
-        return affordable(200, step, 0.0)
+        return affordable(200, Cost(products=products), 0.0)
 
     seconds = 1 / PRODUCT
     assert [afforded(part * FREE * seconds / 200) for part in (0.5, 0.99, 1.01, 2.01, 4.01)] == [200, 200, 100, 50, 0]
-    long = Trial(step=Cost(products=100 * MOST * seconds / 200))  # as long as MOST times a one shot of 100 s
+    long = Cost(products=100 * MOST * seconds / 200)  # as long as MOST times a one shot of 100 s
     assert [affordable(200, long, 101.0, lost) for lost in (None, 0.5, LITTLE / 2)] == [200, 200, 100]
 
 
 def test_tuning_that_is_left_out_is_told(
     model: nn.Module, data: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "FREE", 0.0)
-    monkeypatch.setattr(trial, "MOST", 0.0)
+    monkeypatch.setattr(counting, "FREE", 0.0)
+    monkeypatch.setattr(counting, "MOST", 0.0)
     _, report = compress(model, data, prune=Prune(0.9))
     assert report.settings["calibration"].tuning == 0
     assert "longer" in report.skipped["tuning"] and "Calibration(tuning=200)" in report.skipped["tuning"]

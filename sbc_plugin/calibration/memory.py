@@ -4,6 +4,7 @@ from pathlib import Path
 
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 KEPT_FREE = 0.1  # of what is left, for all that nobody counts
+SHARE = 0.5  # of what is left may be kept by a step of tuning
 SPOOLED = 8  # such a part of what is left may be taken by a list
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.blocks import overview_of
+from sbc_plugin.calibration.counting import Cost, affordable, one_shot_seconds
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Statistics
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
@@ -18,9 +19,9 @@ from sbc_plugin.compression.journal import Steps
 from sbc_plugin.compression.objective import Targets, expected_losses, targets, upper_bound
 from sbc_plugin.compression.plan import Plan
 from sbc_plugin.compression.stage import Stage, State, Weights
-from sbc_plugin.compression.trial import Trial, affordable, one_shot_seconds
 from sbc_plugin.compression.tuning import Tuned, tune
 from sbc_plugin.core.adam import Adam
+from sbc_plugin.core.costs import solver_products
 from sbc_plugin.evaluation.report import joined
 from sbc_plugin.layers import SpikingLayer
 
@@ -63,10 +64,12 @@ def _carried_out(
     """The state in the end, the steps of tuning, and what alignment has moved."""
     # First of all, because it names the layer and the batch that do not fit.
     known = work.gather() if plan.steps and known is None else known
-    state, pace = State(work.weights()), Pace(plan.trial)
+    state, pace = State(work.weights()), Pace(plan.trial.step)
     if plan.steps and plan.as_needed and known is not None:
         first = work.runner.sequences(first_of(work.data))
-        pace = replace(pace, one_shot=one_shot_seconds(plan.trial, work.layers, overview_of(known), first))
+        pace = replace(
+            pace, one_shot=one_shot_seconds(plan.trial.forward, work.layers, overview_of(known), first, solver_products)
+        )
         state = state if pace.steps(plan.steps) else _too_long(state, plan.steps)
     steps = pace.steps(plan.steps)
     with work.clock("tuning"):
@@ -170,11 +173,11 @@ class Pace:
     """How many steps tuning takes.
 
     Attributes:
-        trial: of one step.
+        step: what one costs.
         one_shot: what the solvers and calibration cost; None where the user has asked for the steps.
     """
 
-    trial: Trial
+    step: Cost
     one_shot: float | None = None
 
     def steps(self, steps: int, lost: Tensor | None = None, weights: bool = True) -> int:
@@ -189,9 +192,7 @@ class Pace:
             return 0
         if self.one_shot is None:
             return steps
-        return affordable(
-            steps, self.trial, self.one_shot, float(lost.mean()) if weights and lost is not None else None
-        )
+        return affordable(steps, self.step, self.one_shot, float(lost.mean()) if weights and lost is not None else None)
 
 
 def _too_long(state: State, steps: int) -> State:

@@ -1,65 +1,25 @@
 """Trying one step of tuning on a few sequences: whether gradients can be taken, in what memory, and what a step costs.
 
-Costs are counted, not timed, so that what follows from them is the same on every machine: operations of torch, the
-elements that they write, and multiplications; each counts as many seconds as it takes on one core of a processor.
+Costs are counted, not timed, so that what follows from them is the same on every machine.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from sbc_plugin.calibration import ranks
+from sbc_plugin.calibration.counting import Cost, Counter
 from sbc_plugin.calibration.forward import TRACED, Runner
-from sbc_plugin.calibration.hessians import Overview
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
-from sbc_plugin.calibration.memory import memory_left
+from sbc_plugin.calibration.memory import SHARE, memory_left
 from sbc_plugin.compression.objective import distance_on, targets
 from sbc_plugin.compression.tuning import gradients, no_gradient
-from sbc_plugin.core.costs import solver_products
 from sbc_plugin.core.sizes import in_words
 from sbc_plugin.errors import CompressionError
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import TUNED_SEQUENCES, Calibration
-
-OPERATION, ELEMENT, PRODUCT = 8e-6, 5e-10, 1.2e-11  # seconds of each, products in single precision;
-DOUBLE = 2  # times as many in double precision
-LAYER, COLUMN = 0.03, 6e-4  # seconds of a layer's solvers around their products, and for each column
-SHARE = 0.5  # of the memory that is left, for what a step keeps
-# Times one shot that tuning may take by default, as counted: where much is expected to be lost, and where little is;
-# and seconds that it may take in the first case, however fast one shot is.
-MOST, MOST_FOR_LITTLE, FREE = 8.0, 4.0, 10.0
-LITTLE = 0.05  # of the accuracy
-PARTS = (1.0, 0.5, 0.25)  # of the steps, the most that can be afforded
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What some work takes.
-
-    Attributes:
-        operations: of torch.
-        elements: that these write.
-        products: multiplications and additions of matrices and convolutions.
-    """
-
-    operations: float = 0.0
-    elements: float = 0.0
-    products: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """On one core of a processor."""
-        return OPERATION * self.operations + ELEMENT * self.elements + PRODUCT * self.products
-
-    def on(self, times: float) -> "Cost":
-        """Of the same operations on so many times as many sequences."""
-        return Cost(self.operations, times * self.elements, times * self.products)
 
 
 @dataclass(frozen=True)
@@ -74,8 +34,8 @@ class Trial:
     """
 
     reason: str = ""
-    forward: Cost = Cost()
-    step: Cost = Cost()
+    forward: Cost = field(default_factory=Cost)
+    step: Cost = field(default_factory=Cost)
     pieces: int = TUNED_SEQUENCES
 
 
@@ -127,60 +87,3 @@ def tried_by_all(runner: Runner, layers: list[SpikingLayer], batch: Any, calibra
     found = ranks.everyone(trial)
     reason = next((each.reason for each in found if each.reason), "")
     return replace(found[0], reason=reason, pieces=min(each.pieces for each in found))
-
-
-def affordable(steps: int, trial: Trial, one_shot: float, lost: float | None = None) -> int:
-    """How many of the steps tuning takes by default: all, a half, a quarter, or none.
-
-    Args:
-        steps: that bring most.
-        trial: of one of them.
-        one_shot: seconds of :func:`one_shot_seconds`.
-        lost: of the accuracy, as expected; None where that is not known.
-    """
-    most = MOST_FOR_LITTLE * one_shot if lost is not None and lost < LITTLE else max(MOST * one_shot, FREE)
-    return next((round(part * steps) for part in PARTS if part * steps * trial.step.seconds <= most), 0)
-
-
-def one_shot_seconds(
-    trial: Trial, layers: Sequence[SpikingLayer], overview: Mapping[str, Overview], first: int
-) -> float:
-    """What calibration and solvers take, as counted.
-
-    Args:
-        trial: of a step of tuning, which tells what a run costs.
-        layers: of the model.
-        overview: of each layer, by name.
-        first: sequences of the first batch.
-    """
-    solving = sum(
-        LAYER + COLUMN * layer.columns + DOUBLE * PRODUCT * solver_products(layer.rows, layer.columns, layer.hessians)
-        for layer in layers
-    )
-    summing = sum(PRODUCT * overview[layer.name].samples * layer.columns**2 for layer in layers)
-    sequences = max((each.sequences for each in overview.values()), default=0)
-    return solving + summing + trial.forward.seconds * max(sequences / first if first else 1.0, 1.0)
-
-
-class Counter(TorchDispatchMode):
-    """Counts what runs inside its block.
-
-    >>> with Counter() as counter:
-    ...     _ = torch.ones(2, 3) @ torch.ones(3, 4)
-    >>> counter.cost.products
-    24.0
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.cost = Cost()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        flops = flop_registry.get(func.overloadpacket)
-        products = flops(*args, **(kwargs or {}), out_val=result) / 2 if flops is not None else 0.0
-        made = [] if func.is_view else [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        written = sum(leaf.numel() for leaf in made)
-        before = self.cost
-        self.cost = Cost(before.operations + 1, before.elements + written, before.products + products)
-        return result

@@ -5,15 +5,17 @@ The figures stand for the default: to 90 % zeros and 4 bits, tuned.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.counting import Cost, Counter
+from sbc_plugin.calibration.forward import TRACED, Runner
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
+from sbc_plugin.calibration.memory import SHARE, memory_left
 from sbc_plugin.core.costs import solver_products
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import TUNED_SEQUENCES
@@ -31,10 +33,16 @@ class TuningStep:
     Attributes:
         seconds: of a run and the gradients, without the optimiser.
         memory: bytes that the run keeps for the gradients.
+        cost: of the step, counted.
+        forward: of its run alone, counted.
+        sequences: of the piece.
     """
 
     seconds: float
     memory: int
+    cost: Cost
+    forward: Cost
+    sequences: int
 
 
 def solver_seconds(layer: SpikingLayer, speed: float) -> float:
@@ -59,14 +67,27 @@ def products_per_second(device: torch.device) -> float:
 
 
 def tuning_step(runner: Runner, layers: list[SpikingLayer], batch: Any) -> TuningStep | None:
-    """Try a step of tuning on a piece of the batch; None where no gradient reaches a weight. The model stays as it is.
+    """Try a step of tuning on a piece of the batch, as large as memory allows; the model stays as it is.
+
+    None where no gradient reaches a weight, or one sequence does not fit into memory.
 
     Args:
         runner: of the model.
         layers: whose weights would be tuned.
         batch: of calibration data.
     """
-    piece = next(iter(runner.pieces(batch, TUNED_SEQUENCES)))
+    few = next(iter(runner.pieces(batch, TRACED)))
+    found, room = _tried(runner, layers, few), memory_left()
+    sequences = runner.sequences(few)
+    if found is None or not sequences or room is None or not found.memory:
+        return found
+    pieces = min(TUNED_SEQUENCES, int(SHARE * room * sequences / found.memory))
+    if pieces < 1:
+        return None
+    return found if pieces <= sequences else _tried(runner, layers, next(iter(runner.pieces(batch, pieces))))
+
+
+def _tried(runner: Runner, layers: list[SpikingLayer], piece: Any) -> TuningStep | None:
     weights = [part.tensor for layer in layers for part in layer.parts]
     kept: dict[int, int] = {}
 
@@ -82,21 +103,31 @@ def tuning_step(runner: Runner, layers: list[SpikingLayer], batch: Any) -> Tunin
             _asked_for_gradients(weights),
             layer_by_layer(runner, piece) as source,
         ):
-            for _ in range(2):  # the first one also sets up what later ones find ready
+            # The first one also sets up what later ones find ready; the last one is counted, and so not timed.
+            for counter in (nullcontext(Nothing()), nullcontext(Nothing()), Counter()):
                 started = time.perf_counter()
                 kept.clear()
-                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                with counter as counted, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                     spikes, output = source.spikes(piece, keep=lambda step: step)
                     loss = sum((train.square().sum() for train in spikes.values()), torch.zeros((), device="cpu"))
                     first = output[0] if isinstance(output, tuple | list) and output else output
                     loss = loss + first.square().sum() if isinstance(first, Tensor) else loss
-                if not loss.requires_grad:
-                    return None
-                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+                    forward = counted.cost
+                    if not loss.requires_grad:
+                        return None
+                    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
                 seconds = min(seconds, time.perf_counter() - started)
     except RuntimeError:  # whatever stands in the way of gradients, compress says it
         return None
-    return TuningStep(seconds, sum(kept.values())) if any(g is not None for g in gradients) else None
+    if all(gradient is None for gradient in gradients):
+        return None
+    return TuningStep(seconds, sum(kept.values()), counted.cost, forward, runner.sequences(piece))
+
+
+class Nothing:
+    """Counts nothing, in the place of a :class:`~sbc_plugin.calibration.counting.Counter`."""
+
+    cost = Cost()
 
 
 @contextmanager

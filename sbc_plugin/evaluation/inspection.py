@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from sbc_plugin.calibration.batches import peek
+from sbc_plugin.calibration.counting import affordable, one_shot_seconds
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT, gather
 from sbc_plugin.calibration.precision import autocast_off
-from sbc_plugin.core.costs import solver_memory
+from sbc_plugin.core.costs import solver_memory, solver_products
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.evaluation.estimates import products_per_second, solver_seconds, tuning_step
 from sbc_plugin.evaluation.report import table
@@ -140,12 +141,24 @@ def inspect(
     if not whole:
         return Inspection(plans, skipped, memory, None)
     started = time.perf_counter()
-    gather(runner, layers, [first], DEFAULT)
-    batch = time.perf_counter() - started
-    tuning = None if step is None else TUNING_STEPS * (step.seconds + STEP_SECONDS * len(layers))
+    seen = gather(runner, layers, [first], DEFAULT)
+    batch, batches = time.perf_counter() - started, _batches_like(runner, first, data)
+    tuning = None
+    if step is not None:
+        overview = {
+            name: replace(
+                each.overview,
+                samples=round(batches * each.accumulator.count),
+                sequences=round(batches * each.sequences),
+            )
+            for name, each in seen.items()
+        }
+        one_shot = one_shot_seconds(step.forward, layers, overview, step.sequences, solver_products)
+        steps = affordable(TUNING_STEPS, step.cost, one_shot)
+        tuning = steps * (step.seconds + STEP_SECONDS * len(layers))
     solving = sum(plan.seconds for plan in plans)
     passes = GATHERED if step is not None else 1
-    seconds = passes * batch * _batches_like(runner, first, data) + solving + (tuning or 0)
+    seconds = passes * batch * batches + solving + (tuning or 0)
     return Inspection(plans, skipped, memory, seconds, tuning)
 
 
