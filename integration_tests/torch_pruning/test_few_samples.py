@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sbc_plugin.calibration import ranks
 from sbc_plugin.core.pruning.primal_dual import DualHessian, PrimalHessian
 from sbc_plugin.errors import CalibrationError
 from sbc_plugin.settings import Calibration
@@ -140,3 +141,22 @@ def test_a_wide_layer_takes_no_memory_of_its_columns_squared() -> None:
     pruner.step()
     assert model[3].weight.shape == (2, 486 * 49)
     torch.testing.assert_close(model(x), before, rtol=1e-2, atol=1e-2)  # three samples can be fitted
+
+
+@pytest.mark.parametrize(("theirs", "few"), [(3, True), (0, True), (40, False)])
+def test_ranks_hold_all_samples_where_these_are_few(theirs: int, few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other = torch.randn(1, 4, 300, dtype=torch.float64), torch.randn(1, theirs, 300, dtype=torch.float64)
+    held = gathered.Gathered(300, 1, "cpu")
+    held.add(mine)
+    answers: dict[type, Any] = {list: [theirs], Tensor: other if theirs else None}
+    summed: list[Any] = []
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "everyone", lambda thing: [thing, answers[type(thing)]])
+    monkeypatch.setattr(gathered, "sum_statistics", summed.extend)
+    gathered.of_all_ranks([held])
+    assert held.few == few and len(summed) == (not few)
+    if few:
+        x = torch.cat([mine, other], dim=1)[0]
+        torch.testing.assert_close(held.hessians()[0].matrix, 2 / len(x) * x.mT @ x, rtol=1e-12, atol=1e-12)
+    else:
+        assert summed[0].accumulator is held.accumulator
