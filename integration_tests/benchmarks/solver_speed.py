@@ -29,14 +29,6 @@ STEPS, SIDE, DIGIT, HIDDEN, SEQUENCES = 10, 34, 28, 500, 1000
 SPARSITY, OBS_STEP = 0.97, 10
 SOLVERS = ("magnitude", "admm", "auto", "obs")
 EPOCHS, BATCH = 4, 64
-<<<<<<< HEAD
-TRIES = """\ The aim was a hundred times the speed of that order at no higher loss. Three ways were tried, each in
-pairs with what was there before. Over-relaxed ADMM loses less in 21 iterations than plain ADMM in 30, so it may leave
-twice as many weights as shall stay, not 3.3 times as many: 0.84 of the time. Triangular solves in the place of an
-inverse: 0.86 of ADMM's time. To eliminate each row only up to the price at which the layer has given enough finds the
-same mask and takes as long, because the last steps are cheap; so it was left out. What is left is mostly the products
-of ADMM, and shorter schedules lose more where samples are few.
-=======
 TRIES = """\
 The aim was a hundred times the speed of that order at no higher loss. Three ways were tried, each in pairs with
 what was there before. Over-relaxed ADMM loses less in 21 iterations than plain ADMM in 30, so it may leave twice as
@@ -45,7 +37,6 @@ many weights as shall stay, not 3.3 times as many: 0.84 of the time. Triangular 
 mask and takes as long, because the last steps are cheap; so it was left out. What is left is mostly the products of
 ADMM, and shorter schedules lose more where samples are few. The aim was missed: `auto` was about 40 times as fast,
 with the order timed on 25 of the 500 rows. The schedule was chosen on six layers, this one among them.
->>>>>>> cd50f05 (Speed of the hybrid as measured: the aim was missed, and where little is eliminated the search takes longer)
 """
 
 
