@@ -23,7 +23,9 @@ from integration_tests.benchmarks import (
     ranks,
     records,
     retraining,
+    scale,
     solver_speed,
+    sweeps,
     tables,
     ties,
     zoo,
@@ -34,6 +36,7 @@ from integration_tests.benchmarks.subjects import SUBJECTS, Subject
 ROOT = Path(__file__).parents[2]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 DISTRIBUTED = ROOT / "docs" / "distributed.md"
+SCALING = ROOT / "docs" / "scaling.md"
 START, END = "<!-- made by `make bench`: -->", "<!-- end -->"
 NOT_RUN = "Not run yet."
 HEAD = """# Results
@@ -324,6 +327,15 @@ def distributed() -> str:
     return _with_table(DISTRIBUTED, ranks.table(records.read("ranks")))
 
 
+def scaling() -> str:
+    """The page on large networks with its tables made anew."""
+    large, grown = records.read("scale"), records.read("sweeps")
+    text = ["### Networks of ImageNet's sizes", "", scale.__doc__ or "", scale.table(large) if large else NOT_RUN, ""]
+    text += ["### How it grows", "", sweeps.__doc__ or "", "Command: `make bench CASE=sweeps`.", ""]
+    text += ["![Time and memory](figures/sweeps.svg)", "", sweeps.table(grown)] if grown else [NOT_RUN]
+    return _with_table(SCALING, "\n".join(text))
+
+
 def _with_table(path: Path, table: str) -> str:
     before, _, rest = path.read_text().partition(START)
     _, _, after = rest.partition(END)
@@ -339,6 +351,7 @@ def figures() -> dict[str, tuple[list[Line], Callable[[list[Line], Path], Path]]
     for name, (varied, _) in ablations.ABLATIONS.items():
         mine = [line for line in ablated if line["ablation"] == name]
         found[f"ablation-{name}"] = mine, partial(plots.draw_ablation, xlabel=varied)
+    found["sweeps"] = records.read("sweeps"), plots.draw_sweeps
     found["peers"] = peers.over_columns(records.read("peers")), plots.draw_peers
     return {name: (lines, draw) for name, (lines, draw) in found.items() if lines}
 
@@ -357,3 +370,4 @@ def write() -> None:
     PAGE.write_text(page())
     README.write_text(readme())
     DISTRIBUTED.write_text(distributed())
+    SCALING.write_text(scaling())

@@ -32,12 +32,15 @@ SHOWN = ("network", "ablation", "value", "seed", "budget", "method", "accuracy",
 
 
 MEASURED = ("columns", "seconds", "loss")  # of solvers
+GROWN = ("sweep_seconds", "sweep_bytes")  # of sweeps
 
 
 def stamp(lines: list[Line]) -> str:
     """A digest of all that a figure shows of these lines."""
     shown = [
-        [line.get(name) for name in SHOWN + MEASURED * ("columns" in line)] for line in lines if "failed" not in line
+        [line.get(name) for name in SHOWN + MEASURED * ("columns" in line) + GROWN * ("sweep_seconds" in line)]
+        for line in lines
+        if "failed" not in line
     ]
     return hashlib.sha256(json.dumps(sorted(shown, key=str)).encode()).hexdigest()[:16]
 
@@ -134,6 +137,26 @@ def draw_peers(lines: list[Line], path: Path) -> Path:
             _ticks(axis, sorted({line["columns"] for line in lines}))
     axes[0][0].set_ylabel("processor seconds")
     axes[1][0].set_ylabel("relative loss")
+    return _save(figure, [axis for row in axes for axis in row], path, "", lines)
+
+
+def draw_sweeps(lines: list[Line], path: Path) -> Path:
+    """Seconds, and below them the peak of memory, over what each sweep varies."""
+    from matplotlib.figure import Figure
+
+    sweeps = list(dict.fromkeys(line["ablation"] for line in lines))
+    figure = Figure(figsize=(4.2 * len(sweeps), 6.2), layout="constrained")
+    axes = figure.subplots(2, len(sweeps), squeeze=False, sharey="row")
+    for column, sweep in enumerate(sweeps):
+        mine = sorted((line for line in lines if line["ablation"] == sweep), key=lambda line: float(line["value"]))
+        values = [line["value"] for line in mine]
+        for row, (name, factor) in enumerate((("sweep_seconds", 1.0), ("sweep_bytes", 2.0**-20))):
+            axis = axes[row][column]
+            axis.plot(values, [factor * (line[name] or 0) for line in mine], **SERIES[-1])
+            axis.set(xscale="log", yscale="log", xlabel=sweep)
+            _ticks(axis, values)
+    axes[0][0].set_ylabel("processor seconds")
+    axes[1][0].set_ylabel("peak, MiB")
     return _save(figure, [axis for row in axes for axis in row], path, "", lines)
 
 

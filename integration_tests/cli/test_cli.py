@@ -345,3 +345,19 @@ def test_the_same_command_goes_on_after_an_interrupt(
     assert told(capsys, *command)[0] == 0
     status, out, err = told(capsys, *replaced(bits="3"), "--resume", "job")
     assert (status, out) == (1, "") and "quantize.bits is 4 there and 3 here" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nowhere"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(
+    device: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["model.nir", "--data", "spikes.npz", "--sparsity", "0.5", "-o", "small.nir", "--device", device]
+    code, _, error = told(capsys, "compress", *arguments)
+    assert code == 1 and f"--device {device}" in error and len(error.strip().splitlines()) == 1
+    assert not (folder / "small.nir").exists()
+
+
+def test_the_processor_is_a_device(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["model.nir", "--data", "spikes.npz", "--sparsity", "0.5", "-o", "small.nir", "--device", "cpu"]
+    assert told(capsys, "compress", *arguments, "--memory", "8 GiB")[0] == 0
+    assert (folder / "small.nir").exists()

@@ -98,7 +98,7 @@ def _compress(options: argparse.Namespace) -> _Done:
     if report_file is not None and report_file.suffix.lower() == ".html":
         import_plots()
     small, report = compress_model(
-        dense,
+        _moved(dense, options.device),
         data,
         method=options.method,
         prune=prune,
@@ -107,6 +107,7 @@ def _compress(options: argparse.Namespace) -> _Done:
         backend="brevitas" if onnx else None,
         checkpoint=options.resume,
     )
+    dense, small = _moved(dense, "cpu"), _moved(small, "cpu")
     first = first_of(data)
     if ranks.rank() == 0:
         write_model(output, small, report, first)
@@ -259,6 +260,21 @@ def _settings(options: argparse.Namespace) -> tuple[Prune | None, Quantize | Non
 
 def _model(options: argparse.Namespace, source: str) -> nn.Module:
     return load_model(source, factory=options.model, dt=options.dt, reset=options.reset, max_bytes=options.max_bytes)
+
+
+def _moved(model: nn.Module, device: str | None) -> nn.Module:
+    """The model, on another device; None leaves it where it is.
+
+    Raises:
+        SettingsError: there is no such device.
+    """
+    try:
+        return model if device is None else model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SettingsError(
+            f"--device {device}: {reason}; use e.g. cpu, cuda or cuda:1, as this machine has"
+        ) from error
 
 
 def _data(options: argparse.Namespace, source: str) -> Iterable[Any]:

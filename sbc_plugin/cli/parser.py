@@ -241,5 +241,8 @@ def _budget(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--outputs", choices=OUTPUTS, help="what tuning takes the output for (default: what labels say, else classes)"
     )
+    group.add_argument(
+        "--device", help="where the model runs and layers are solved, e.g. cuda (default: the processor)"
+    )
     group.add_argument("--memory", metavar="SIZE", help='what the process may hold, as "8 GiB" (default: what is left)')
     group.add_argument("--damping", type=float, help="added to the Hessian's diagonal, as a fraction of its mean")
