@@ -53,6 +53,7 @@ class Cost:
 class Counter(TorchDispatchMode):
     """Counts what runs inside its block.
 
+    >>> import torch
     >>> with Counter() as counter:
     ...     _ = torch.ones(2, 3) @ torch.ones(3, 4)
     >>> counter.cost.products
