@@ -17,7 +17,7 @@ from sbc_plugin.calibration import blocks, counting
 from sbc_plugin.calibration.blocks import blocks_of
 from sbc_plugin.calibration.counting import FREE, LITTLE, MOST, PRODUCT, Cost, affordable
 from sbc_plugin.calibration.forward import Runner
-from sbc_plugin.compression import trial
+from sbc_plugin.compression import run, trial
 from sbc_plugin.compression.trial import tried
 from sbc_plugin.core.costs import hessian_memory
 from sbc_plugin.settings import TUNED_SEQUENCES
@@ -195,3 +195,15 @@ def test_the_seconds_of_the_stages_add_up(job: str, model: nn.Module, data: list
     assert {"model", "calibration", "solving"} <= report.stages.keys() and min(report.stages.values()) >= 0
     assert ("tuning" in report.stages) and f"model {report.stages['model']:.1f}" in str(report)
     assert Report.from_dict(report.to_dict()).stages == report.stages
+
+
+@pytest.mark.parametrize("lost", [0.03, 0.3])
+def test_steps_that_do_not_pay_are_told_as_such(
+    lost: float, model: nn.Module, data: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "expected_losses", lambda source, aims: torch.full((18,), lost))
+    monkeypatch.setattr(counting, "MOST_FOR_LITTLE", 0.0)
+    _, report = compress(model, data, prune=Prune(0.5))
+    few = lost < counting.LITTLE
+    assert (report.settings["calibration"].tuning == 0) == few
+    assert ("longer than all else" in report.skipped.get("tuning", "")) == few

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
@@ -91,10 +92,10 @@ def _carried_out(
                 lost = None if judge is None else here.journal.once("lost", judge.lost)
             taken.append(pace.steps(plan.steps, lost, phase.moves_weights))
             with work.clock("tuning"):
-                if lost is not None and not taken[-1]:
-                    state = _left(state, lost)
-                else:
+                if taken[-1]:
                     state = _tuned(state, here, aims, taken[-1])
+                else:
+                    state = _left(state, lost) if _negligible(lost) else _too_long(state, plan.steps)
         elif phase.spared or phase.tune:
             taken.append(0)
         if judge is not None and phase is not plan.phases[-1] and plan.phases[-1].tune:
@@ -188,11 +189,15 @@ class Pace:
             lost: (n,), the expected loss of each sequence; None where that is not known.
             weights: whether weights move, and not scales alone, for which fewer steps bring less.
         """
-        if lost is not None and upper_bound(lost) < NEGLIGIBLE:
+        if _negligible(lost):
             return 0
         if self.one_shot is None:
             return steps
         return affordable(steps, self.step, self.one_shot, float(lost.mean()) if weights and lost is not None else None)
+
+
+def _negligible(lost: Tensor | None) -> TypeGuard[Tensor]:
+    return lost is not None and upper_bound(lost) < NEGLIGIBLE
 
 
 def _too_long(state: State, steps: int) -> State:
