@@ -136,7 +136,9 @@ class Calibration:
             surrogate gradients and the memory that training takes. Only for "sbc" and "obc". 0 does without. None = of
             "sbc" 200 where weights go, and as many again on the scales where they are quantised to 2 or 3 bits as well;
             100 at 2 and 3 bits alone; all of it if gradients can be taken, and where accuracy is expected to be lost
-            without. The report holds the number of steps; None where only some of these were taken.
+            without. Half of them, or a quarter, where little is expected to be lost and they cost much, and none where
+            they would take much longer than all else, as counted. The report holds the number of steps; None where only
+            some of these were taken.
         memory: what the process may hold at most, in bytes or as "8 GiB". It decides how many layers' Hessians are
             gathered in one pass over the data, how many sequences a step of tuning takes, and what goes to a temporary
             file. None = what the machine and the control group have left. Results do not depend on it, but for the

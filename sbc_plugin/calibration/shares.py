@@ -4,17 +4,16 @@ All ranks give the same iterable, and take turns; or each gives a share of its o
 ``DistributedSampler``, or anything that :func:`sharded` says so of.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from sbc_plugin.calibration import batches, ranks
+from sbc_plugin.calibration.fingerprint import digest
 from sbc_plugin.calibration.same_batches import SameBatches
 from sbc_plugin.errors import SettingsError
 
@@ -191,38 +190,6 @@ def _dealt_by_sampler(data: Iterable[Any]) -> bool:
             f"{ranks.rank()} of {ranks.count()}; make it without num_replicas and rank"
         )
     return True
-
-
-def digest(thing: Any) -> str:
-    """Of a batch or a value, by content: tensors, and tuples, lists and dicts of such; of others only the kind.
-
-    >>> digest([torch.zeros(2)]) == digest([torch.zeros(2)]) != digest([torch.zeros(3)])
-    True
-    """
-    summed = hashlib.blake2b(digest_size=8)
-    for part in _parts(thing):
-        summed.update(part)
-    return summed.hexdigest()
-
-
-def _parts(thing: Any) -> Iterator[bytes]:
-    if isinstance(thing, Tensor):
-        yield f"{tuple(thing.shape) if not thing.is_nested else 'nested'} {thing.dtype}".encode()
-        if not (thing.is_meta or thing.is_nested):
-            values = batches.dense(thing.detach()).cpu().resolve_conj().resolve_neg().contiguous()
-            yield values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
-    elif isinstance(thing, Mapping):
-        for key, value in thing.items():
-            yield repr(key).encode()
-            yield from _parts(value)
-    elif isinstance(thing, list | tuple):
-        yield f"{len(thing)}".encode()
-        for value in thing:
-            yield from _parts(value)
-    elif isinstance(thing, str | bytes | int | float | complex | None):
-        yield repr(thing).encode()
-    else:
-        yield getattr(thing, "__qualname__", type(thing).__qualname__).encode()
 
 
 def _each(thing: Any, look: Callable[[Tensor], bool]) -> list[bool]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration import ranks
-from sbc_plugin.calibration.shares import digest
+from sbc_plugin.calibration.fingerprint import digest
 from sbc_plugin.core.accumulators import HessianAccumulator
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.layers import SpikingLayer

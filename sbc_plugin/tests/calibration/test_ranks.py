@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from sbc_plugin.calibration import meeting, ranks, shares
+from sbc_plugin.calibration.fingerprint import digest
 from sbc_plugin.errors import CalibrationError, CompressionError, RankError, SettingsError
 
 
@@ -95,9 +96,9 @@ def test_a_digest_tells_apart_what_differs() -> None:
         x.T, x.double(), x.reshape(3, 2), -x, x.int(), [x], (x, 1), {"x": x}, {"y": x}, x.bfloat16(),
         torch.zeros(0), torch.zeros(0, 1), "x", None, torch.complex(x, x), torch.complex(x, x).conj(), object(), 0.0, 0,
     ]  # fmt: skip
-    digests = [shares.digest(other) for other in [x, *others]]
+    digests = [digest(other) for other in [x, *others]]
     assert len(set(digests)) == len(digests)
-    assert shares.digest(x.clone()) == shares.digest(x) == shares.digest(x.to_sparse()) == shares.digest(x.T.T)
+    assert digest(x.clone()) == digest(x) == digest(x.to_sparse()) == digest(x.T.T)
 
 
 def test_shares_of_a_sampler(of_three: None) -> None:
