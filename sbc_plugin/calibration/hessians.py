@@ -7,7 +7,7 @@ Time ends here: a layer's input is filtered causally with the impulse response o
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class HessianCollector:
     Attributes:
         layer: whose Hessian.
         inputs: filters what reaches the layer; hand it to :func:`run_batch` or :func:`listening`.
-        silent: of :class:`Statistics`; whoever watches the neurons sets it.
+        statistics: complete once :meth:`flush` was called; without ``whole`` for :attr:`overview` alone.
     """
 
     def __init__(self, layer: SpikingLayer, calibration: Calibration, layers: int = 1, *, whole: bool = True) -> None:
@@ -91,26 +91,19 @@ class HessianCollector:
         self.layer = layer
         kind: type[HessianAccumulator | DiagonalAccumulator] = HessianAccumulator if whole else DiagonalAccumulator
         self.accumulator = kind(layer.columns, layer.hessians, device)
-        self.sequences = 0
-        self.silent: Tensor | None = None
+        self.statistics = Statistics(cast(HessianAccumulator, self.accumulator))
         self.inputs = Collector(layer, self._emit)
         self._reservoir = Reservoir(self._add, calibration.max_samples, waiting(layers, layer.columns))
 
     @property
-    def statistics(self) -> Statistics:
-        """Complete once :meth:`flush` was called; without ``whole`` there are none."""
-        assert isinstance(self.accumulator, HessianAccumulator)
-        return Statistics(self.accumulator, self.sequences, self.silent)
-
-    @property
     def overview(self) -> Overview:
-        """Complete once :meth:`flush` was called."""
-        return Overview(self.accumulator.diagonal, self.accumulator.count, self.sequences, self.silent)
+        """Of the statistics."""
+        return self.statistics.overview
 
     def end_batch(self, number: int) -> None:
         """The batch of this number has run."""
         self._reservoir.end_batch(number)
-        self.sequences += self.inputs.sequences
+        self.statistics.sequences += self.inputs.sequences
 
     def flush(self) -> None:
         """All batches have run: sum what still waits for a larger block."""
@@ -186,7 +179,7 @@ def _fill(
     if fired is not None:
         spiked = sum_fired(fired.fired)
         for collector in collectors:
-            collector.silent = silent_rows(collector.layer, spiked)
+            collector.statistics.silent = silent_rows(collector.layer, spiked)
 
 
 def run_batches(

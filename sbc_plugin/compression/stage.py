@@ -143,9 +143,13 @@ class Stage:
 
         # 3. Solve.
         def solved(layer: SpikingLayer) -> Solution:
+            stage = self
+            if state.rows and not active and not overview[layer.name].diagonal.any():
+                # An earlier stage silenced it, and of blocks no older statistics are kept.
+                stage = replace(self, recipe=replace(self.recipe, method="magnitude"))
             # Of a block whose layers are all solved already the statistics are not gathered.
             return self.journal.within("layer").own(
-                layer.name, lambda: self._solve(layer, weights[layer.name], statistics[layer.name], budget)
+                layer.name, lambda: stage._solve(layer, weights[layer.name], statistics[layer.name], budget)
             )
 
         with self.clock("solving"):
@@ -227,13 +231,10 @@ class Stage:
 
     def _solve(self, layer: SpikingLayer, weight: Tensor, statistics: Statistics, budget: Budget) -> Solution:
         hessian = _hessian(layer.name, statistics)
-        reached = bool(statistics.accumulator.diagonal.any())
         recipe = self.recipe if layer.name in budget.zeros else without_pruning(self.recipe)
         recipe = replace(recipe, quantize=budget.quantize.get(layer.name))
         if recipe.prune is not None and recipe.prune.solver == "auto" and is_large(layer) and self._many_large:
             recipe = replace(recipe, prune=replace(recipe.prune, solver="admm"))
-        if self.recipe.second_order and not reached:  # an earlier stage silenced it, and no older statistics are kept
-            recipe = replace(recipe, method="magnitude")
         with in_layer(layer.name):
             return solve(layer, weight, hessian, budget.zeros.get(layer.name), recipe)
 
