@@ -42,17 +42,18 @@ class LargeSEWBlock(nn.Module):
         return added
 
 
-def large_sew_resnet(blocks: tuple[int, ...], bottleneck: bool) -> nn.Module:
+def large_sew_resnet(blocks: tuple[int, ...], bottleneck: bool, width: int = 64) -> nn.Module:
     """A stem with max pooling, four stages of blocks, average pooling, one linear layer.
 
     Args:
         blocks: of each stage; all but the first halve the image.
         bottleneck: blocks of three convolutions, four times as wide, instead of two.
+        width: channels of the stem.
     """
-    layers: list[nn.Module] = [conv(3, 64, kernel=7, stride=2), Spiking(TAU), Merged(nn.MaxPool2d(3, 2, padding=1))]
-    inputs = 64
+    layers: list[nn.Module] = [conv(3, width, kernel=7, stride=2), Spiking(TAU), Merged(nn.MaxPool2d(3, 2, padding=1))]
+    inputs = width
     for stage, count in enumerate(blocks):
-        channels = 64 * 2**stage * (4 if bottleneck else 1)
+        channels = width * 2**stage * (4 if bottleneck else 1)
         for number in range(count):
             stride = 2 if stage and number == 0 else 1
             layers.append(LargeSEWBlock(inputs, channels, stride, bottleneck))
