@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from sbc_plugin.calibration.spool import spooled
 from sbc_plugin.errors import CalibrationError
 
 INPUT_KEYS = ("x", "input", "data")
@@ -167,14 +166,10 @@ def refuse_none() -> NoReturn:
     raise CalibrationError("calibration_data holds no batch; give at least one, or a fresh iterator")
 
 
-def repeatable(data: Iterable[Any], limit: int | None = None) -> Iterable[Any]:
+def repeatable(data: Iterable[Any]) -> Iterable[Any]:
     """The data, as a list where it could be run through only once.
-
-    Args:
-        data: batches.
-        limit: bytes of the list that stay in memory; None: all.
 
     >>> list(repeatable(iter([1, 2]))), repeatable((1, 2))
     ([1, 2], (1, 2))
     """
-    return spooled(data, limit) if isinstance(data, Iterator) else data
+    return list(data) if isinstance(data, Iterator) else data

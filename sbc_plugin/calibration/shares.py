@@ -15,6 +15,7 @@ from torch.utils.data import DistributedSampler
 from sbc_plugin.calibration import batches, ranks
 from sbc_plugin.calibration.fingerprint import digest
 from sbc_plugin.calibration.same_batches import SameBatches
+from sbc_plugin.calibration.spool import spooled
 from sbc_plugin.errors import SettingsError
 
 WAY_OUT = (
@@ -123,7 +124,7 @@ def repeatable(data: Iterable[Any], limit: int | None = None) -> Iterable[Any]:
     Raises:
         SettingsError: data that were to be the same on all ranks have not as many batches on each.
     """
-    listed = batches.repeatable(data, limit)
+    listed = spooled(data, limit) if isinstance(data, Iterator) else data
     if listed is not data:
         check_lengths(data)
     return listed

@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar, cast, overload
 import torch
 from torch import Tensor
 
+from sbc_plugin.errors import CalibrationError
+
 T = TypeVar("T")
 
 
@@ -43,19 +45,27 @@ class Spool(Sequence[T], Generic[T]):
         """Take one more item.
 
         Raises:
-            OSError: there is no room for the file.
+            CalibrationError: there is no room for the file.
         """
         size = size_of(item)
         if not self._places and (self.limit is None or self._used + size <= self.limit):
             self._items.append(item)
             self._used += size
             return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the spool
-            weakref.finalize(self, self._file.close)
         torch.save(item, packed := BytesIO())
-        self._places.append((self._file.seek(0, 2), len(packed.getbuffer())))
-        self._file.write(packed.getbuffer())
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the spool
+                weakref.finalize(self, self._file.close)
+            place = self._file.seek(0, 2), len(packed.getbuffer())
+            self._file.write(packed.getbuffer())
+            self._file.flush()
+        except OSError as error:
+            raise CalibrationError(
+                f"calibration data that do not fit into memory go to a file in {tempfile.gettempdir()}: {error}; make "
+                "room, set TMPDIR to another folder, or give fewer batches"
+            ) from error
+        self._places.append(place)
 
     def __len__(self) -> int:
         return len(self._items) + len(self._places)

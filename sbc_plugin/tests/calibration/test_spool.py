@@ -1,12 +1,15 @@
 """What does not fit into memory comes back from the file as it was."""
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from sbc_plugin.calibration.spool import Chosen, Spool, size_of, spooled
+from sbc_plugin.errors import CalibrationError
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,11 @@ def test_slices_and_choices_read_from_the_whole() -> None:
     assert [int(each) for each in spool[4::5]] == [4, 9]
     assert [int(each) for each in Chosen(spool, [7, 1, 2])[1:]] == [1, 2]
     assert len(spool[2:2]) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("r+b", buffering=0) as full:
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda: full)
+        with pytest.raises(CalibrationError, match=r"go to a file in .*No space left .*TMPDIR"):
+            Spool[Tensor](0).append(torch.zeros(3))
