@@ -24,6 +24,8 @@ import sbc_plugin
 import sbc_plugin.nir
 from sbc_plugin import Calibration, Prune, Quantize, compress
 from sbc_plugin.calibration import ranks
+from sbc_plugin.checkpoint.folder import Folder
+from sbc_plugin.errors import RankError
 from sbc_plugin.torch_pruning import get_pruner
 
 STEPS, SEQUENCES, BATCHES = 12, 6, 7
@@ -302,6 +304,45 @@ def killed() -> Result:
     return compressed(model, spikes(), prune=Prune(0.5))
 
 
+def resumed() -> Result:
+    """A run with a folder is stopped on one rank after each of its writes in turn, and goes on where all ranks were."""
+    with TemporaryDirectory() as folder:
+        shared = ranks_folder(folder)
+        for writes in (3, 6, 9):
+            interrupted_after(writes, shared)
+        return compressed(feedforward(), spikes(), **JOINT, checkpoint=shared)
+
+
+def ranks_folder(mine: str) -> str:
+    """The first rank's folder, on all."""
+    if place()[1] == 1:
+        return mine
+    folders = [mine]
+    dist.broadcast_object_list(folders, src=0)
+    return folders[0]
+
+
+def interrupted_after(writes: int, folder: str) -> None:
+    """Stop the last rank at one of its writes; the others then end too."""
+    write, left = Folder.write, [writes if place()[0] == place()[1] - 1 else -1]
+
+    def failing(self: Folder, name: Any, value: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise MemoryError("no memory")
+        write(self, name, value)
+
+    Folder.write = failing  # type: ignore[method-assign]
+    try:
+        compressed(feedforward(), spikes(), **JOINT, checkpoint=folder)
+    except (MemoryError, RankError):
+        pass
+    finally:
+        Folder.write = write  # type: ignore[method-assign]
+    if dist.is_initialized():
+        dist.barrier()
+
+
 JOINT = {"prune": Prune(0.6), "quantize": Quantize(4)}
 JOBS: dict[str, Callable[[], Result]] = {
     "joint": lambda: compressed(feedforward(), spikes(), **JOINT),
@@ -314,6 +355,7 @@ JOBS: dict[str, Callable[[], Result]] = {
     ),
     "samples": lambda: compressed(feedforward(), spikes(), **JOINT, calibration={"max_samples": 20}),
     "default": lambda: compressed(feedforward(), spikes(), **JOINT, calibration={"tuning": None}),
+    "resumed": resumed,
     "once": lambda: compressed(feedforward(), once(), prune=Prune(0.6)),
     "shares": lambda: compressed(feedforward(), share(empty=1), **JOINT, calibration={"align": True}),
     "shares_tuned": lambda: compressed(feedforward(), share(empty=0), prune=Prune(0.8), calibration={"tuning": 4}),

@@ -20,7 +20,7 @@ from sbc_plugin.compression import objective, tuning
 
 EQUAL = (
     "joint", "recurrent", "sequential", "rounds", "aligned", "by_loss", "samples", "once", "shares", "sampled",
-    "calibrated", "channels", "single_weights", "shuffled", "wrapped", "file", "one_batch",
+    "calibrated", "channels", "single_weights", "shuffled", "wrapped", "file", "one_batch", "resumed",
 )  # fmt: skip
 TUNED = ("tuned", "tuned_scales", "shares_tuned", "default")
 FAILING = {

@@ -14,7 +14,7 @@ class SameBatches:
 
     Args:
         data: iterable more than once.
-        first: its first batch.
+        first: its first batch; None where that is not known.
         checksums: of the batches as they were read before, and whether these were all.
 
     Attributes:
@@ -22,9 +22,11 @@ class SameBatches:
         grown: whether more checksums are known than were given or told by :meth:`known`.
     """
 
-    def __init__(self, data: Iterable[Any], first: Any, checksums: tuple[list[str], bool] | None = None) -> None:
+    def __init__(self, data: Iterable[Any], first: Any = None, checksums: tuple[list[str], bool] | None = None) -> None:
         self.source = data
-        self._checksums, self._all = ([of_batch(first)], False) if checksums is None else checksums
+        self._checksums, self._all = (
+            ([] if first is None else [of_batch(first)], False) if checksums is None else checksums
+        )
         self.grown = checksums is None
 
     def known(self) -> tuple[list[str], bool]:

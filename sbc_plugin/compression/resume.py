@@ -93,7 +93,8 @@ def journal_in(folder: str | PathLike[str] | None, job: Job) -> Iterator[tuple[J
     with opened(Path(folder, f"rank {ranks.rank()} of {ranks.count()}") if several else folder, RECORDS) as pieces:
         _check_same_job(pieces, job.description())
         known = _known_batches(pieces)
-        data = SameBatches(repeatable(job.data), job.first, known)
+        # The first batch of all is not the first of each rank's share.
+        data = SameBatches(repeatable(job.data), None if several else job.first, known)
         if known is not None:
             data.check()
         journal = Journal(pieces, data)
