@@ -96,6 +96,15 @@ def test_a_pass_a_block_is_all_that_a_compression_takes(
     assert one_layer_at_a_time == [1, 1, 1]
 
 
+def test_blocks_read_data_again_that_come_once(
+    model: nn.Module, data: list[torch.Tensor], one_layer_at_a_time: list[int]
+) -> None:
+    wanted, _ = compress(model, data, prune=Prune(0.6), calibration=ONE_SHOT)
+    found, _ = compress(model, iter(data), prune=Prune(0.6), calibration=ONE_SHOT)
+    assert one_layer_at_a_time == [1] * 6
+    assert all(torch.equal(a, b) for a, b in zip(wanted.parameters(), found.parameters(), strict=True))
+
+
 def test_a_layer_that_an_earlier_round_silenced_keeps_its_budget(
     model: nn.Module, data: list[torch.Tensor], one_layer_at_a_time: list[int]
 ) -> None:

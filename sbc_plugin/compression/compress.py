@@ -12,6 +12,7 @@ from torch import nn
 
 from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.batches import holds_values
+from sbc_plugin.calibration.blocks import in_one_pass
 from sbc_plugin.calibration.calibrate import CalibrationStatistics, check_statistics
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import DEFAULT
@@ -149,7 +150,8 @@ def compress(
         if todo.steps:
             todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))
     with clock("data"):
-        data = repeatable(data, spool_limit(calibration.memory_bytes)) if todo.reads_data_again else data
+        again = todo.reads_data_again or not in_one_pass(layers, calibration)
+        data = repeatable(data, spool_limit(calibration.memory_bytes)) if again else data
     known = None
     if statistics is not None:
         known = statistics.by_layer(runner, layers, calibration)
