@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from sbc_plugin.calibration.hessians import Overview
 from sbc_plugin.layers import SpikingLayer
 
 OPERATION, ELEMENT, PRODUCT = 8e-6, 5e-10, 1.2e-11  # seconds of each, products in single precision;
 DOUBLE = 2  # times as many in double precision
-LAYER, COLUMN = 0.03, 6e-4  # seconds of a layer's solvers around their products, and for each column
+# What pruning and quantising together took on layers of 50 to 2,312 inputs beside products of matrices: seconds a layer
+# and a column, of Python around small tensors.
+LAYER, COLUMN = 0.03, 6e-4
 # Times one shot that tuning may take by default, as counted: where much is expected to be lost, and where little is;
 # and seconds that it may take in the first case, however fast one shot is.
 MOST, MOST_FOR_LITTLE, FREE = 8.0, 4.0, 10.0
@@ -61,18 +63,45 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # takes a third of a second to import
+
         super().__init__()  # type: ignore[no-untyped-call]
-        self.cost = Cost()
+        self.cost, self._flops = Cost(), flop_registry
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        flops = flop_registry.get(func.overloadpacket)
+        flops = self._flops.get(func.overloadpacket)
         products = flops(*args, **(kwargs or {}), out_val=result) / 2 if flops is not None else 0.0
         made = [] if func.is_view else [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         written = sum(leaf.numel() for leaf in made)
         before = self.cost
         self.cost = Cost(before.operations + 1, before.elements + written, before.products + products)
         return result
+
+
+class KeptTensors(saved_tensors_hooks):
+    """Notes which tensors a graph that is made inside its block keeps for the gradients.
+
+    Attributes:
+        kept: address -> bytes, of each storage once.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[int, int] = {}
+        super().__init__(self._keep, lambda tensor: tensor)
+
+    def __enter__(self) -> "KeptTensors":  # type: ignore[override]
+        super().__enter__()
+        return self
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all together."""
+        return sum(self.kept.values())
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self.kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
 
 
 def affordable(steps: int, step: Cost, one_shot: float, lost: float | None = None) -> int:

@@ -20,6 +20,20 @@ def memory_left(limit: int | None = None) -> int | None:
     return int((1 - KEPT_FREE) * min(found)) if found else None
 
 
+def fitting_pieces(most: int, room: int | None, needed: float) -> int:
+    """How many sequences a step of tuning takes, at most so many; 0 where not even one fits into its share of memory.
+
+    Args:
+        most: without a lack of memory.
+        room: bytes that are left; None: without an end.
+        needed: bytes of one sequence.
+
+    >>> fitting_pieces(32, 1000, 100.0), fitting_pieces(32, None, 100.0), fitting_pieces(32, 100, 100.0)
+    (5, 32, 0)
+    """
+    return most if room is None or not needed else min(most, int(SHARE * room / needed))
+
+
 def spool_limit(limit: int | None = None) -> int | None:
     """Bytes that a list of batches, or of what a model did on them, may take before the rest goes to a file.
 

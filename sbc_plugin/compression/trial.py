@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sbc_plugin.calibration import ranks
-from sbc_plugin.calibration.counting import Cost, Counter
+from sbc_plugin.calibration.counting import Cost, Counter, KeptTensors
 from sbc_plugin.calibration.forward import TRACED, Runner
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
-from sbc_plugin.calibration.memory import SHARE, memory_left
+from sbc_plugin.calibration.memory import fitting_pieces, memory_left
 from sbc_plugin.compression.objective import distance_on, targets
 from sbc_plugin.compression.tuning import gradients, no_gradient
 from sbc_plugin.core.sizes import in_words
@@ -49,17 +48,12 @@ def tried(runner: Runner, layers: list[SpikingLayer], batch: Any, calibration: C
         calibration: settings; what it takes the output for, and the memory, count.
     """
     piece = next(iter(runner.pieces(batch, TRACED)))
-    sequences, kept = runner.sequences(piece), dict[int, int]()
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
+    sequences = runner.sequences(piece)
     try:
         aims = targets(runner, [piece], calibration.outputs == "classes")
         with torch.enable_grad(), gradients(runner.model, layers), layer_by_layer(runner, piece) as source:
             # A run of its own for the memory, because hooks on what is kept hide that it was changed in place.
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with KeptTensors() as kept:
                 loss = distance_on(source, aims, aims.train[0])
             with Counter() as counter:
                 loss = distance_on(source, aims, aims.train[0])
@@ -69,15 +63,13 @@ def tried(runner: Runner, layers: list[SpikingLayer], batch: Any, calibration: C
                 loss.backward()
     except (CompressionError, RuntimeError) as error:  # whatever stands in the way, tuning was not asked for
         return Trial(str(error).partition("\n")[0])
-    room, needed = memory_left(calibration.memory_bytes), sum(kept.values()) / max(sequences, 1)
-    size, reason = TUNED_SEQUENCES, ""
-    if sequences and room is not None and needed:
-        size = min(size, int(SHARE * room / needed))
-        if size < 1:
-            reason = f"a step on one sequence takes {in_words(needed)}, and {in_words(room)} are left"
-    held = max(runner.sequences(batch), 1)
-    step = counter.cost.on(min(max(size, 1), held) / sequences) if sequences else counter.cost
-    return Trial(reason, forward.on(held / sequences) if sequences else forward, step, max(size, 1))
+    if not sequences:  # only the user's own forward can cut a batch
+        return Trial("", forward, counter.cost)
+    room, needed = memory_left(calibration.memory_bytes), kept.memory / sequences
+    fit, held = fitting_pieces(TUNED_SEQUENCES, room, needed), runner.sequences(batch)
+    reason = "" if fit else f"a step on one sequence takes {in_words(needed)}, and {in_words(room or 0)} are left"
+    pieces = max(fit, 1)
+    return Trial(reason, forward.on(held / sequences), counter.cost.on(min(pieces, held) / sequences), pieces)
 
 
 def tried_by_all(runner: Runner, layers: list[SpikingLayer], batch: Any, calibration: Calibration) -> Trial:

@@ -12,17 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbc_plugin.calibration.counting import Cost, Counter
+from sbc_plugin.calibration.counting import COLUMN, LAYER, Cost, Counter, KeptTensors
 from sbc_plugin.calibration.forward import TRACED, Runner
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
-from sbc_plugin.calibration.memory import SHARE, memory_left
+from sbc_plugin.calibration.memory import fitting_pieces, memory_left
 from sbc_plugin.core.costs import solver_products
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import TUNED_SEQUENCES
 
-# What pruning and quantising together took on layers of 50 to 2,312 inputs: seconds a layer and a column, of Python
-# around small tensors; then multiplications and additions, at the speed of a product of matrices
-LAYER, LOOPS = 0.03, 6e-4
 PROBE = 512  # columns of the matrices with which this machine's speed is measured
 
 
@@ -52,7 +49,7 @@ def solver_seconds(layer: SpikingLayer, speed: float) -> float:
         layer: of which the sizes count.
         speed: of :func:`products_per_second`.
     """
-    return LAYER + LOOPS * layer.columns + solver_products(layer.rows, layer.columns, layer.hessians) / speed
+    return LAYER + COLUMN * layer.columns + solver_products(layer.rows, layer.columns, layer.hessians) / speed
 
 
 def products_per_second(device: torch.device) -> float:
@@ -77,25 +74,18 @@ def tuning_step(runner: Runner, layers: list[SpikingLayer], batch: Any) -> Tunin
         batch: of calibration data.
     """
     few = next(iter(runner.pieces(batch, TRACED)))
-    found, room = _tried(runner, layers, few), memory_left()
-    sequences = runner.sequences(few)
-    if found is None or not sequences or room is None or not found.memory:
+    found, sequences = _tried(runner, layers, few), runner.sequences(few)
+    if found is None or not sequences:
         return found
-    pieces = min(TUNED_SEQUENCES, int(SHARE * room * sequences / found.memory))
-    if pieces < 1:
+    pieces = fitting_pieces(TUNED_SEQUENCES, memory_left(), found.memory / sequences)
+    if not pieces:
         return None
     return found if pieces <= sequences else _tried(runner, layers, next(iter(runner.pieces(batch, pieces))))
 
 
 def _tried(runner: Runner, layers: list[SpikingLayer], piece: Any) -> TuningStep | None:
     weights = [part.tensor for layer in layers for part in layer.parts]
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    seconds = float("inf")
+    counter, forward, seconds = Counter(), Cost(), float("inf")
     try:
         with (
             torch.inference_mode(False),
@@ -103,16 +93,15 @@ def _tried(runner: Runner, layers: list[SpikingLayer], piece: Any) -> TuningStep
             _asked_for_gradients(weights),
             layer_by_layer(runner, piece) as source,
         ):
-            # The first one also sets up what later ones find ready; the last one is counted, and so not timed.
-            for counter in (nullcontext(Nothing()), nullcontext(Nothing()), Counter()):
+            # The first one is counted, and sets up what the second finds ready, which therefore takes less time.
+            for counted in (counter, nullcontext()):
                 started = time.perf_counter()
-                kept.clear()
-                with counter as counted, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                with counted, KeptTensors() as kept:
                     spikes, output = source.spikes(piece, keep=lambda step: step)
                     loss = sum((train.square().sum() for train in spikes.values()), torch.zeros((), device="cpu"))
                     first = output[0] if isinstance(output, tuple | list) and output else output
                     loss = loss + first.square().sum() if isinstance(first, Tensor) else loss
-                    forward = counted.cost
+                    forward = counter.cost if counted is counter else forward
                     if not loss.requires_grad:
                         return None
                     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -121,13 +110,7 @@ def _tried(runner: Runner, layers: list[SpikingLayer], piece: Any) -> TuningStep
         return None
     if all(gradient is None for gradient in gradients):
         return None
-    return TuningStep(seconds, sum(kept.values()), counted.cost, forward, runner.sequences(piece))
-
-
-class Nothing:
-    """Counts nothing, in the place of a :class:`~sbc_plugin.calibration.counting.Counter`."""
-
-    cost = Cost()
+    return TuningStep(seconds, kept.memory, counter.cost, forward, runner.sequences(piece))
 
 
 @contextmanager
