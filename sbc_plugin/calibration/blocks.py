@@ -12,7 +12,7 @@ from sbc_plugin.core.costs import hessian_memory, solver_memory
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Calibration
 
-SINGLE, DOUBLE = 4, 8  # bytes of a number
+SINGLE = 4  # bytes of a number
 
 
 class InBlocks(Mapping[str, Statistics]):

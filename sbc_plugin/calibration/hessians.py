@@ -78,12 +78,12 @@ class HessianCollector:
         layer: whose Hessian.
         calibration: settings.
         layers: that are listened to at the same time.
-        whole: False gathers the diagonal alone, for :attr:`overview`.
+        whole: False gathers the diagonal alone, for the statistics' overview.
 
     Attributes:
         layer: whose Hessian.
         inputs: filters what reaches the layer; hand it to :func:`run_batch` or :func:`listening`.
-        statistics: complete once :meth:`flush` was called; without ``whole`` for :attr:`overview` alone.
+        statistics: complete once :meth:`flush` was called; without ``whole`` for their overview alone.
     """
 
     def __init__(self, layer: SpikingLayer, calibration: Calibration, layers: int = 1, *, whole: bool = True) -> None:
@@ -94,11 +94,6 @@ class HessianCollector:
         self.statistics = Statistics(cast(HessianAccumulator, self.accumulator))
         self.inputs = Collector(layer, self._emit)
         self._reservoir = Reservoir(self._add, calibration.max_samples, waiting(layers, layer.columns))
-
-    @property
-    def overview(self) -> Overview:
-        """Of the statistics."""
-        return self.statistics.overview
 
     def end_batch(self, number: int) -> None:
         """The batch of this number has run."""
@@ -156,7 +151,7 @@ def gather_overview(
     """The same of what can be known without Hessians, in little memory."""
     collectors = [HessianCollector(layer, calibration, len(layers), whole=False) for layer in layers]
     _fill(collectors, runner, data, calibration, progress, silence)
-    return {each.layer.name: each.overview for each in collectors}
+    return {each.layer.name: each.statistics.overview for each in collectors}
 
 
 def _fill(

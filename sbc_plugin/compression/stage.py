@@ -28,7 +28,7 @@ from sbc_plugin.compression.layer import (
 )
 from sbc_plugin.compression.silent import unread_neurons
 from sbc_plugin.core.allocation.silent import give_silent
-from sbc_plugin.core.pruning.prune import SMALL
+from sbc_plugin.core.pruning.prune import is_small
 from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import in_layer
@@ -120,7 +120,7 @@ class Stage:
     @property
     def _many_large(self) -> bool:
         """Whether so many layers are large that "auto" does without the exact elimination at their end."""
-        return sum(map(is_large, self.layers)) > MOST_LARGE
+        return sum(not is_small(layer.rows, layer.columns) for layer in self.layers) > MOST_LARGE
 
     def _one_shot(self, state: State, known: Mapping[str, Statistics] | None) -> State:
         """All Hessians from one pass over the network as it is; all layers are solved before the first is written."""
@@ -233,15 +233,11 @@ class Stage:
         hessian = _hessian(layer.name, statistics)
         recipe = self.recipe if layer.name in budget.zeros else without_pruning(self.recipe)
         recipe = replace(recipe, quantize=budget.quantize.get(layer.name))
-        if recipe.prune is not None and recipe.prune.solver == "auto" and is_large(layer) and self._many_large:
+        large = self._many_large and not is_small(layer.rows, layer.columns)
+        if large and recipe.prune is not None and recipe.prune.solver == "auto":
             recipe = replace(recipe, prune=replace(recipe.prune, solver="admm"))
         with in_layer(layer.name):
             return solve(layer, weight, hessian, budget.zeros.get(layer.name), recipe)
-
-
-def is_large(layer: SpikingLayer) -> bool:
-    """Whether exact elimination is too much for a layer."""
-    return layer.rows * layer.columns**3 > SMALL
 
 
 def _silent(overview: Mapping[str, Overview]) -> dict[str, Tensor]:

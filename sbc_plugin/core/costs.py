@@ -5,7 +5,7 @@ The figures stand for pruning to 90 % zeros and rounding to 4 bits, once each.
 
 from sbc_plugin.core.pruning.hybrid import OBS_WORK, PRESELECT
 from sbc_plugin.core.pruning.obs import BATCH_ELEMENTS, EXACT_COLUMNS, PANEL
-from sbc_plugin.core.pruning.prune import SMALL
+from sbc_plugin.core.pruning.prune import is_small
 from sbc_plugin.core.quantization.scale_search import CHUNK
 
 KEPT = 0.1  # of the weights
@@ -26,7 +26,7 @@ def solver_products(rows: int, columns: int, hessians: int | None = None) -> int
     """
     count, cube = hessians or 1, columns**3
     sharing = SHARING * count * cube + ROWS * rows * columns**2
-    return ROUNDING * count * cube + (ELIMINATING * rows * cube if rows * cube <= SMALL else sharing)
+    return ROUNDING * count * cube + (ELIMINATING * rows * cube if is_small(rows, columns) else sharing)
 
 
 def hessian_memory(columns: int, hessians: int | None = None) -> int:
@@ -47,7 +47,7 @@ def solver_memory(rows: int, columns: int) -> int:
     >>> solver_memory(4096, 128) / 1e9 > 1
     True
     """
-    if rows * columns**3 <= SMALL:
+    if is_small(rows, columns):
         size, itemsize = columns, 8 if columns <= EXACT_COLUMNS else 4
     else:
         reach = rows * (OBS_WORK / rows) ** (1 / 3)

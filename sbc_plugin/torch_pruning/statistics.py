@@ -13,7 +13,7 @@ from sbc_plugin.calibration.hessians import run_batches
 from sbc_plugin.calibration.plain import PlainNetworks, library_or_plain
 from sbc_plugin.calibration.shares import check_lengths, peek
 from sbc_plugin.calibration.sums import check_same
-from sbc_plugin.compression.layer import check_active
+from sbc_plugin.compression.layer import check_reached
 from sbc_plugin.core.kernels import CausalFilter
 from sbc_plugin.core.pruning.primal_dual import Hessian
 from sbc_plugin.errors import in_layer
@@ -137,7 +137,7 @@ class _ConsumerCollector:
 def _consumer(layer: SpikingLayer, hessians: list[Hessian], damping: float) -> Consumer:
     diagonal = torch.stack([hessian.diagonal() for hessian in hessians])
     inputs, silent = diagonal[:, :-1], diagonal == 0
-    check_active(inputs[..., None, None])  # as matrices of one column each
+    check_reached(inputs)
     owner, gain = layer.groups.to(diagonal.device), layer.gain.to(diagonal)
     weight = torch.cat([matrix(part) for part in layer.parts], dim=1).to(diagonal).mul_(gain[:, None])
     losses = [hessian.part(slice(-1)).loss(weight[all_or(owner == number)]) for number, hessian in enumerate(hessians)]

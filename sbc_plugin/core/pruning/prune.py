@@ -35,6 +35,15 @@ SEARCHES: Mapping[str, Callable[..., Tensor]] = {
 SMALL = 2**33  # rows * columns^3, up to which "auto" takes exact OBS
 
 
+def is_small(rows: int, columns: int) -> bool:
+    """Whether a layer is small enough for exact OBS.
+
+    >>> is_small(1, 2048), is_small(2, 2048)
+    (True, False)
+    """
+    return rows * columns**3 <= SMALL
+
+
 def prune(
     weight: Tensor,
     hessian: LayerHessian,
@@ -84,7 +93,7 @@ def prune(
     gain = matrix.new_ones(rows, 1) if row_scale is None else row_scale.to(matrix)[:, None]
     scaled = weight.to(matrix) * gain
     if solver == "auto":
-        greedy = rows * columns**3 <= SMALL and parse_pattern(pattern).kind != "n:m"  # ADMM finds better N:M masks
+        greedy = is_small(rows, columns) and parse_pattern(pattern).kind != "n:m"  # ADMM finds better N:M masks
         solver = "obs" if greedy else "hybrid"
     if solver == "magnitude":
         mask = magnitude_mask(weight, zeros, pattern=pattern, positions=positions).to(matrix.device)
