@@ -2,6 +2,7 @@
 
 import tempfile
 import weakref
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from io import BytesIO
@@ -15,7 +16,23 @@ from sbc_plugin.errors import CalibrationError
 T = TypeVar("T")
 
 
-class Spool(Sequence[T], Generic[T]):
+class _Items(Sequence[T], Generic[T]):
+    """A sequence that fetches one item at a time; slices fetch theirs when they are asked for them."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        chosen = range(len(self))[index]
+        return self._item(chosen) if isinstance(chosen, int) else Chosen(self, chosen)
+
+    @abstractmethod
+    def _item(self, index: int) -> T:
+        """The item of this number, from 0."""
+
+
+class Spool(_Items[T]):
     """A sequence that grows: up to ``limit`` bytes of tensors stay in memory, what comes later goes to a file.
 
     The file has no name and is gone with the process. An item from it is read anew at each access.
@@ -70,14 +87,7 @@ class Spool(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return len(self._items) + len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Sequence[T]": ...
-    def __getitem__(self, index: int | slice) -> "T | Sequence[T]":
-        if isinstance(index, slice):
-            return Chosen(self, range(*index.indices(len(self))))
-        index = range(len(self))[index]
+    def _item(self, index: int) -> T:
         if index < len(self._items):
             return self._items[index]
         start, length = self._places[index - len(self._items)]
@@ -86,7 +96,7 @@ class Spool(Sequence[T], Generic[T]):
         return cast(T, torch.load(BytesIO(self._file.read(length)), weights_only=False))
 
 
-class Chosen(Sequence[T], Generic[T]):
+class Chosen(_Items[T]):
     """Some items of a sequence, in this order; the sequence keeps them.
 
     Args:
@@ -100,13 +110,7 @@ class Chosen(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Sequence[T]": ...
-    def __getitem__(self, index: int | slice) -> "T | Sequence[T]":
-        if isinstance(index, slice):
-            return Chosen(self._whole, self._numbers[index])
+    def _item(self, index: int) -> T:
         return self._whole[self._numbers[index]]
 
 
