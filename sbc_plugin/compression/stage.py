@@ -129,12 +129,13 @@ class Stage:
         overview = overview_of(statistics)
         silent = _silent(overview)
         active: Mapping[str, Statistics] = {}
-        if not isinstance(statistics, InBlocks):
+        in_blocks = isinstance(statistics, InBlocks)  # of which no statistics are kept for later stages
+        if not in_blocks:
             reached = {name: each for name, each in statistics.items() if overview[name].diagonal.any()}
             active = {**state.active, **reached}
             statistics = {**statistics, **active}
             overview = overview_of(statistics)
-        for layer in self.layers if self.recipe.second_order and (active or not state.rows) else []:
+        for layer in self.layers if self.recipe.second_order and not (in_blocks and state.rows) else []:
             with in_layer(layer.name):  # before time goes into the layers in front of it
                 check_reached(overview[layer.name].diagonal)
         # 2. Share the budgets.
@@ -144,8 +145,7 @@ class Stage:
         # 3. Solve.
         def solved(layer: SpikingLayer) -> Solution:
             stage = self
-            if state.rows and not active and not overview[layer.name].diagonal.any():
-                # An earlier stage silenced it, and of blocks no older statistics are kept.
+            if in_blocks and state.rows and not overview[layer.name].diagonal.any():  # an earlier stage silenced it
                 stage = replace(self, recipe=replace(self.recipe, method="magnitude"))
             # Of a block whose layers are all solved already the statistics are not gathered.
             return self.journal.within("layer").own(
