@@ -6,15 +6,16 @@ python -m integration_tests.benchmarks.run scale --quick          # SEW-ResNet18
 Weights are random, BatchNorms are set so that 14 to 22 % of a neuron's steps spike, and 64 images of smooth noise are
 shown four times: what matters here is time and memory, not accuracy. Each network is pruned to 80 % zeros and rounded
 to 4 bits within ``Calibration(memory="6 GiB")``; *default* is `compress` as it is, which decides by itself whether it
-tunes. Seconds are of the stages that the report tells; *processor* adds up all threads. *Peak* is the resident memory
-above that of the loaded network.
+tunes. Each line is measured in a process of its own. Seconds are of the stages that the report tells; *processor* adds
+up all threads. *Peak* is the resident memory above that of the loaded network.
 """
 
 import copy
+import multiprocessing
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import nn
 from integration_tests.benchmarks import tables
 from integration_tests.benchmarks.accuracy import Known, digest
 from integration_tests.benchmarks.effort import Effort, measured
-from integration_tests.benchmarks.networks.large import LARGE
+from integration_tests.benchmarks.networks.large import LARGE, Large
 from integration_tests.benchmarks.records import Line, commit
 from sbc_plugin import Calibration, Prune, Quantize, Report, compress, load, save
 from sbc_plugin.torch_pruning import get_pruner
@@ -45,10 +46,12 @@ class Scale:
     Attributes:
         networks: names.
         images: of calibration.
+        apart: measure each line in a process of its own.
     """
 
     networks: tuple[str, ...] = tuple(LARGE)
     images: int = IMAGES
+    apart: bool = True
 
 
 def lines(known: Known = lambda line: False, scale: Scale | None = None) -> Iterator[Line]:
@@ -58,18 +61,30 @@ def lines(known: Known = lambda line: False, scale: Scale | None = None) -> Iter
     for name in scale.networks:
         ways = [*WAYS, *(["half of the channels"] if name in CHANNELS else [])]
         line = {"case": "scale", "network": name, "images": scale.images, "seed": SEED, "settings": settings}
-        if all(known(line | {"method": way}) for way in ways):
-            continue
-        large = LARGE[name]
-        network = large.network(SEED)
-        line |= {"weights": sum(parameter.numel() for parameter in network.parameters()), "commit": commit()}
-        line |= {"threads": torch.get_num_threads()}
-        data = large.images(scale.images, BATCH, SEED + 1)
+        line |= {"commit": commit(), "threads": torch.get_num_threads()}
         for way in ways:
             if known(line | {"method": way}):
                 continue
-            measure = partial(_cut, network, data) if way not in WAYS else partial(_compressed, network, data, way)
-            yield line | {"method": way} | measure()
+            asked = LARGE[name], way, scale.images
+            yield line | {"method": way} | (_apart(*asked) if scale.apart else _measured(*asked))
+
+
+def _apart(*asked: Any) -> Line:
+    # memory that an earlier line has left with the allocator would not count in this process
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawned, initializer=_begun, initargs=(torch.get_num_threads(),)) as pool:
+        return pool.submit(_measured, *asked).result()
+
+
+def _begun(threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
+def _measured(large: Large, way: str, images: int) -> Line:
+    network, data = large.network(SEED), large.images(images, BATCH, SEED + 1)
+    found = _compressed(network, data, way) if way in WAYS else _cut(network, data)
+    return {"weights": sum(parameter.numel() for parameter in network.parameters())} | found
 
 
 def _compressed(network: nn.Module, data: list[torch.Tensor], way: str) -> Line:

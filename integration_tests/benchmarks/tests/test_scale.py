@@ -19,11 +19,11 @@ SMALL = {
 def test_every_stage_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LARGE, name, SMALL[name])
     monkeypatch.setattr(scale, "CHANNELS", ("basic",))
-    found = list(scale.lines(scale=scale.Scale((name,), images=4)))
+    found = list(scale.lines(scale=scale.Scale((name,), images=4, apart=name == "transformer")))
     ways = [*scale.WAYS, *(["half of the channels"] if name == "basic" else [])]
     assert [line["method"] for line in found] == ways
     for line in found[: len(scale.WAYS)]:
-        assert abs(line["sparsity"] - scale.PRUNE.sparsity) < 0.01 and line["file"] > 0
+        assert -0.001 < line["sparsity"] - scale.PRUNE.sparsity < 0.03 and line["file"] > 0
         assert line["solving seconds"] <= line["seconds"]
     table = scale.table(found)
     assert table.count("\n") == 1 + len(found) and name in table
