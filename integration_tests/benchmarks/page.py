@@ -14,6 +14,7 @@ from integration_tests.benchmarks import (
     default_time,
     few_spikes,
     finetuning,
+    inspection,
     joint,
     membrane,
     norms,
@@ -138,6 +139,12 @@ SPECIAL = {
         f"{peers.__doc__}\n![Seconds and loss over columns](figures/peers.svg)\n",
         peers.lines,
         peers.table,
+    ),
+    "inspection": Special(
+        "inspection: the time that is told before",
+        inspection.__doc__ or "",
+        inspection.lines,
+        inspection.table,
     ),
     "ranks": Special("ranks: the work of one process, dealt to several", ranks.__doc__ or "", ranks.lines, ranks.table),
     "brevitas_speed": Special(

@@ -25,6 +25,7 @@ from integration_tests.benchmarks import (
     default_time,
     few_spikes,
     finetuning,
+    inspection,
     page,
     peers,
     records,
@@ -49,6 +50,7 @@ RESUMED = {
     "sweeps": sweeps.lines,
     "zoo": zoo.lines,
     "peers": peers.lines,
+    "inspection": inspection.lines,
 }
 # To be begun first, so that short ones are left for the end, when a processor would otherwise wait for a long one.
 LONG = ("2fc-events", "retraining", "digits", "ablations", "braille", "spike-transformer", "conv-events", "sew-resnet")
