@@ -13,9 +13,11 @@ from typing import Any
 import torch_pruning as tp
 from torch import nn
 
+from sbc_plugin.torch_pruning.consumers import is_depthwise
 from sbc_plugin.torch_pruning.coupled_channels import CoupledChannels
 from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, group_of, run_once, trace_inputs
-from sbc_plugin.torch_pruning.rehearsal import rehearse
+from sbc_plugin.torch_pruning.graph.nodes import Junction
+from sbc_plugin.torch_pruning.rehearsal import Rehearsal
 from sbc_plugin.torch_pruning.replay import Replay
 
 Run = Callable[[nn.Module, Any], Any]
@@ -79,7 +81,7 @@ def audit(
         if reason:
             problems[name] = reason
     unsuspected = {name: group for name, group in groups.items() if name not in problems}
-    problems |= rehearse(replay, graph, unsuspected, num_heads or {})
+    problems |= _rehearse(replay, graph, unsuspected, num_heads or {})
     return Audit(tuple(replay.layers), tuple((name, problems[name]) for name in replay.layers if name in problems))
 
 
@@ -88,3 +90,58 @@ def _tangled(graph: Any, group: Any) -> str:
     cut = [item.dep.target for item in group.items if graph.is_out_channel_pruning_fn(item.dep.handler)]
     found = [reasons[node] for node in cut if node in reasons]
     return f"its channels are mixed, or put where no group can follow them, by {found[0]}" if found else ""
+
+
+def _rehearse(replay: Replay, graph: Any, groups: Mapping[str, Any], dealt: Mapping[Any, int]) -> dict[str, str]:
+    """Cut a channel of each group in a copy, alone and all together; layer -> reason for the groups that go wrong.
+
+    Each group is cut alone, because two cuts may cancel in what they do wrong.
+
+    Args:
+        replay: of the model.
+        graph: that made the groups.
+        groups: one for each layer that makes channels, by its name.
+        dealt: layers whose channels are dealt to equal parts that lose as many each, with the number of parts.
+    """
+    # 1. One group for each set of coupled layers; its result holds for the other layers of the set.
+    trials: dict[str, Any] = {}
+    covered: dict[nn.Module, str] = {}
+    same: dict[str, str] = {}
+    for name, group in groups.items():
+        root = group[0].dep.target.module
+        if root in covered:
+            same[name] = covered[root]
+            continue
+        trial = _trial(graph, group, dealt)
+        if trial is not None:
+            trials[name] = trial
+            for item in group.items:
+                if graph.is_out_channel_pruning_fn(item.dep.handler):
+                    covered[item.dep.target.module] = name
+    if not trials:
+        return {}
+    # 2. One at a time.
+    rehearsal = Rehearsal(replay, graph, dealt)
+    wrong = rehearsal.each_wrong({name: [trial] for name, trial in trials.items()})
+    # 3. Those that are right alone have to be right together.
+    right = [name for name, reason in wrong.items() if not reason]
+    if len(right) > 1 and (reason := rehearsal.wrong([trials[name] for name in right])):
+        wrong |= {name: f"{reason}, when {', '.join(map(repr, right))} are cut together" for name in right}
+    wrong |= {name: wrong[leader] for name, leader in same.items() if leader in wrong}
+    return {name: reason for name, reason in wrong.items() if reason}
+
+
+def _trial(graph: Any, group: Any, dealt: Mapping[Any, int]) -> Any:
+    """The group with one channel of each head or convolution group; None where nothing can be compared."""
+    if any(isinstance(i.dep.target.module, Junction) and not i.dep.target.outputs for i in group.items):
+        return None  # it reaches the model's output
+    root = group[0].dep.target.module
+    count, parts = graph.get_out_channels(root), [1]
+    for item in group.items:
+        module = item.dep.target.module
+        parts.append(dealt.get(module, 1) if isinstance(module, nn.Module) else 1)
+        if isinstance(module, nn.modules.conv._ConvNd) and not is_depthwise(module):
+            parts.append(module.groups)
+    size = count // max(parts)
+    trial = group_of(graph, root, range(0, size * max(parts), size)) if size > 1 else None
+    return trial if trial is not None and graph.check_pruning_group(trial) else None

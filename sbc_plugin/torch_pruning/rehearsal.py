@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sbc_plugin.calibration.forward import hooked
-from sbc_plugin.torch_pruning.consumers import is_depthwise
 from sbc_plugin.torch_pruning.cuts import Cuts, merged, uneven
-from sbc_plugin.torch_pruning.graph.dependency_graph import channel_axis, group_of, tensors_in
+from sbc_plugin.torch_pruning.graph.dependency_graph import channel_axis, tensors_in
 from sbc_plugin.torch_pruning.graph.neuron_pruners import NeuronPruner
-from sbc_plugin.torch_pruning.graph.nodes import Junction
 from sbc_plugin.torch_pruning.replay import Replay, linear_neurons, outputs_without
 
 HINT = " (queries, keys and values need num_heads)"
@@ -46,18 +44,29 @@ class Rehearsal:
 
     def wrong(self, groups: Iterable[Any]) -> str:
         """Why the copy with these groups cut is not the model with their channels set to 0; "" if it is."""
-        cuts = merged(groups)
+        return self.each_wrong({"": groups})[""]
+
+    def each_wrong(self, trials: Mapping[str, Iterable[Any]]) -> dict[str, str]:
+        """As :meth:`wrong`, of each of these by itself."""
+        cuts = {name: merged(groups) for name, groups in trials.items()}
+        reasons = {name: self._judged(each, TOLERANCE, ROUNDED) for name, each in cuts.items()}
+        # Where it may be rounding, or a channel of little weight that went astray, double precision tells; to turn
+        # two models into it once is cheaper than for each.
+        if unsure := [name for name, reason in reasons.items() if reason is None]:
+            with self._in_float64() as exact:
+                reasons |= {name: self._judged(cuts[name], ROUNDED) if exact else "" for name in unsure}
+        return {name: reason or "" for name, reason in reasons.items()}
+
+    def _judged(self, cuts: Cuts, bound: float, sure: float | None = None) -> str | None:
+        """What is wrong with these cuts; "" if nothing is, None where the difference lies between sure and bound."""
         if reason := uneven(self.graph, cuts):
             return reason
         try:
-            difference, bound = self._difference(cuts), TOLERANCE
-            if ROUNDED < difference <= TOLERANCE:  # rounding, or a channel of little weight that went astray
-                with self._in_float64() as exact:
-                    difference, bound = (self._difference(cuts), ROUNDED) if exact else (difference, TOLERANCE)
+            difference = self._difference(cuts)
         except _RehearsalError as failure:
             return str(failure)
         if difference <= bound:
-            return ""
+            return "" if sure is None or difference <= sure else None
         return f"without one of its channels the model is not the one with it set to 0{self._why(cuts)}"
 
     def _why(self, cuts: Cuts) -> str:
@@ -222,61 +231,6 @@ def _put_back(module: nn.Module) -> Iterator[None]:
         vars(module).update(held)
         for tensor, value in data:
             tensor.data = value
-
-
-def rehearse(replay: Replay, graph: Any, groups: Mapping[str, Any], dealt: Mapping[Any, int]) -> dict[str, str]:
-    """Cut a channel of each group in a copy, alone and all together; layer -> reason for the groups that go wrong.
-
-    Each group is cut alone, because two cuts may cancel in what they do wrong.
-
-    Args:
-        replay: of the model.
-        graph: that made the groups.
-        groups: one for each layer that makes channels, by its name.
-        dealt: layers whose channels are dealt to equal parts that lose as many each, with the number of parts.
-    """
-    # 1. One group for each set of coupled layers; its result holds for the other layers of the set.
-    trials: dict[str, Any] = {}
-    covered: dict[nn.Module, str] = {}
-    same: dict[str, str] = {}
-    for name, group in groups.items():
-        root = group[0].dep.target.module
-        if root in covered:
-            same[name] = covered[root]
-            continue
-        trial = _trial(graph, group, dealt)
-        if trial is not None:
-            trials[name] = trial
-            for item in group.items:
-                if graph.is_out_channel_pruning_fn(item.dep.handler):
-                    covered[item.dep.target.module] = name
-    if not trials:
-        return {}
-    # 2. One at a time.
-    rehearsal = Rehearsal(replay, graph, dealt)
-    wrong = {name: rehearsal.wrong([trial]) for name, trial in trials.items()}
-    # 3. Those that are right alone have to be right together.
-    right = [name for name, reason in wrong.items() if not reason]
-    if len(right) > 1 and (reason := rehearsal.wrong([trials[name] for name in right])):
-        wrong |= {name: f"{reason}, when {', '.join(map(repr, right))} are cut together" for name in right}
-    wrong |= {name: wrong[leader] for name, leader in same.items() if leader in wrong}
-    return {name: reason for name, reason in wrong.items() if reason}
-
-
-def _trial(graph: Any, group: Any, dealt: Mapping[Any, int]) -> Any:
-    """The group with one channel of each head or convolution group; None where nothing can be compared."""
-    if any(isinstance(i.dep.target.module, Junction) and not i.dep.target.outputs for i in group.items):
-        return None  # it reaches the model's output
-    root = group[0].dep.target.module
-    count, parts = graph.get_out_channels(root), [1]
-    for item in group.items:
-        module = item.dep.target.module
-        parts.append(dealt.get(module, 1) if isinstance(module, nn.Module) else 1)
-        if isinstance(module, nn.modules.conv._ConvNd) and not is_depthwise(module):
-            parts.append(module.groups)
-    size = count // max(parts)
-    trial = group_of(graph, root, range(0, size * max(parts), size)) if size > 1 else None
-    return trial if trial is not None and graph.check_pruning_group(trial) else None
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
