@@ -51,6 +51,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "densenet121": (partial(_make, "densenet121"), 32),
     "resnet50": (partial(_make, "resnet50"), 32),
     "vgg11_bn": (partial(_make, "vgg11_bn"), 32),
+    "maxvit_t": (partial(_make, "maxvit_t"), 224),
 }
 
 

@@ -1,6 +1,7 @@
 """Statistics of more layers than fit into memory: gathered a block of layers at a time, each in a pass of its own."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from sbc_plugin.calibration import ranks
@@ -18,9 +19,8 @@ SINGLE = 4  # bytes of a number
 class InBlocks(Mapping[str, Statistics]):
     """The statistics of all layers, of which one block at a time is in memory.
 
-    A first pass over the data gathers what is small: which columns and neurons are active. Asking for a layer whose
-    block is not there takes a pass that gathers the block in the place of the one before, so layers are best asked for
-    in order.
+    Asking for a layer whose block is not there takes a pass over the data that gathers the block in the place of the
+    one before, so layers are best asked for in order.
 
     Args:
         runner: of the model, which has to stay as it is.
@@ -28,10 +28,7 @@ class InBlocks(Mapping[str, Statistics]):
         data: batches, iterable more than once.
         calibration: settings.
         progress: show progress bars; None = on a terminal.
-        silence: also note which neurons stay silent.
-
-    Attributes:
-        overview: of every layer the counts and the diagonal of its Hessian, without the Hessian.
+        silence: also note which neurons stay silent, in the overview.
     """
 
     def __init__(
@@ -44,19 +41,22 @@ class InBlocks(Mapping[str, Statistics]):
         silence: bool,
     ) -> None:
         self._run = runner, data, calibration, progress
+        self._layers, self._silence = layers, silence
         blocks = blocks_of(layers, memory_left(calibration.memory_bytes))
         self._blocks = {layer.name: block for block in blocks for layer in block}
         self._now: dict[str, Statistics] = {}
-        self.overview: dict[str, Overview] = gather_overview(runner, layers, data, calibration, progress, silence)
+
+    @cached_property
+    def overview(self) -> dict[str, Overview]:
+        """Of every layer what is small: the counts and the diagonal of its Hessian. Takes a pass of its own."""
+        runner, data, calibration, progress = self._run
+        return gather_overview(runner, self._layers, data, calibration, progress, self._silence)
 
     def __getitem__(self, name: str) -> Statistics:
         if name not in self._now:
             runner, data, calibration, progress = self._run
-            block = self._blocks[name]
             self._now = {}  # first, to make room
-            self._now = gather(runner, block, data, calibration, progress)
-            for layer in block:
-                self._now[layer.name].silent = self.overview[layer.name].silent
+            self._now = gather(runner, self._blocks[name], data, calibration, progress)
         return self._now[name]
 
     def __iter__(self) -> Iterator[str]:

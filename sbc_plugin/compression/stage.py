@@ -126,16 +126,18 @@ class Stage:
         """All Hessians from one pass over the network as it is; all layers are solved before the first is written."""
         # 1. Calibrate. A layer that an earlier stage silenced is solved on what reached it before.
         statistics = known or self.gather()
-        overview = overview_of(statistics)
-        silent = _silent(overview)
-        active: Mapping[str, Statistics] = {}
         in_blocks = isinstance(statistics, InBlocks)  # of which no statistics are kept for later stages
+        later_block = in_blocks and bool(state.rows)  # its overview would take a pass, for what the first stage knows
+        active: Mapping[str, Statistics] = {}
+        with self.clock("calibration"):
+            overview = {} if later_block and not self.recipe.silent_first else overview_of(statistics)
+        silent = _silent(overview)
         if not in_blocks:
             reached = {name: each for name, each in statistics.items() if overview[name].diagonal.any()}
             active = {**state.active, **reached}
             statistics = {**statistics, **active}
             overview = overview_of(statistics)
-        for layer in self.layers if self.recipe.second_order and not (in_blocks and state.rows) else []:
+        for layer in self.layers if self.recipe.second_order and not later_block else []:
             with in_layer(layer.name):  # before time goes into the layers in front of it
                 check_reached(overview[layer.name].diagonal)
         # 2. Share the budgets.
@@ -143,23 +145,31 @@ class Stage:
         budget = self._agreed_budget(weights, statistics)
 
         # 3. Solve.
-        def solved(layer: SpikingLayer) -> Solution:
+        waited: dict[str, float] = {}
+
+        def solution_of(layer: SpikingLayer) -> Solution:
+            started = time.perf_counter()
+            with self.clock("calibration"):
+                seen = statistics[layer.name]
+            waited[layer.name] = time.perf_counter() - started  # for the layer's block
             stage = self
-            if in_blocks and state.rows and not overview[layer.name].diagonal.any():  # an earlier stage silenced it
+            if later_block and not seen.overview.diagonal.any():  # an earlier stage silenced it
                 stage = replace(self, recipe=replace(self.recipe, method="magnitude"))
+            return stage._solve(layer, weights[layer.name], seen, budget)
+
+        def solved(layer: SpikingLayer) -> Solution:
             # Of a block whose layers are all solved already the statistics are not gathered.
-            return self.journal.within("layer").own(
-                layer.name, lambda: stage._solve(layer, weights[layer.name], statistics[layer.name], budget)
-            )
+            return self.journal.within("layer").own(layer.name, lambda: solution_of(layer))
 
         with self.clock("solving"):
             found = dealt(self.layers, solved, progress=self.progress)
         # 4. Write.
         solutions, rows = {}, []
+        seen: Mapping[str, Overview | LayerReport] = overview or {row.name: row for row in state.rows}
         for layer in self.layers:
             solution, seconds = found[layer.name]
             layer.write(solution.weight)
-            rows.append(_row(layer, solution, overview[layer.name], seconds))
+            rows.append(_row(layer, solution, seen[layer.name], seconds - waited.get(layer.name, 0.0)))
             solutions[layer.name] = solution
         return _after(state, solutions, rows, active, budget.notes)
 
@@ -263,7 +273,7 @@ def _after(
     )
 
 
-def _row(layer: SpikingLayer, solution: Solution, seen: Overview, seconds: float) -> LayerReport:
+def _row(layer: SpikingLayer, solution: Solution, seen: "Overview | LayerReport", seconds: float) -> LayerReport:
     return LayerReport(
         name=layer.name,
         kind=layer.kind,
