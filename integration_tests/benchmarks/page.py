@@ -7,6 +7,7 @@ from pathlib import Path
 
 from integration_tests.benchmarks import (
     ablations,
+    accumulation,
     brevitas_flows,
     brevitas_grid,
     brevitas_speed,
@@ -139,6 +140,12 @@ SPECIAL = {
         f"{peers.__doc__}\n![Seconds and loss over columns](figures/peers.svg)\n",
         peers.lines,
         peers.table,
+    ),
+    "accumulation": Special(
+        "accumulation: summing a Hessian beside the bare product",
+        accumulation.__doc__ or "",
+        accumulation.lines,
+        accumulation.table,
     ),
     "inspection": Special(
         "inspection: the time that is told before",

@@ -21,6 +21,7 @@ import torch
 
 from integration_tests.benchmarks import (
     ablations,
+    accumulation,
     accuracy,
     default_time,
     few_spikes,
@@ -51,6 +52,7 @@ RESUMED = {
     "zoo": zoo.lines,
     "peers": peers.lines,
     "inspection": inspection.lines,
+    "accumulation": accumulation.lines,
 }
 # To be begun first, so that short ones are left for the end, when a processor would otherwise wait for a long one.
 LONG = ("2fc-events", "retraining", "digits", "ablations", "braille", "spike-transformer", "conv-events", "sew-resnet")

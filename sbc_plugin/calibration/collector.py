@@ -29,6 +29,7 @@ class Collector:
 
     Attributes:
         age: while ``emit`` runs, how many steps of its sequence the emitted step has seen, itself included.
+        more: while ``emit`` runs, whether the next step follows at once, before another layer is listened to.
     """
 
     def __init__(self, layer: SpikingLayer, emit: Emit) -> None:
@@ -42,6 +43,7 @@ class Collector:
         self.filters = [[CausalFilter(self.layer.kernel) for _ in self.layer.parts] for _ in self.layer.sites]
         self.ages = [0] * len(self.layer.sites)
         self.calls = self.sequences = self.age = 0
+        self.more = False
         self.steps: dict[str, int] = {}
         self.latest: list[Tensor | None] = [None] * len(self.layer.parts)
         self.pending: list[tuple[Site, Tensor]] = []
@@ -104,6 +106,7 @@ class Collector:
         causal = CausalFilter(self.layer.kernel)
         self.sequences = x.shape[1] if x.dim() > 2 else 1
         for self.age, step in enumerate(x, start=1):
+            self.more = self.age < len(x)
             self.emit([causal.step(step)])
 
     def _emit(self, site: int, filtered: list[Tensor]) -> None:
@@ -163,11 +166,11 @@ class Reservoir:
         self.keys = torch.empty(0, device="cpu")
         self.generator = torch.Generator("cpu").manual_seed(SEED + ranks.rank())
 
-    def add(self, samples: Tensor) -> None:
-        """Take a block."""
+    def add(self, samples: Tensor, more: bool = False) -> None:
+        """Take a block; ``more``: others follow at once, so that this layer alone may wait for a large block."""
         if self.limit is None:
             self.ready.append(samples)
-            self._pass_on(self.waiting)
+            self._pass_on(CHUNK // 4 if more else self.waiting)
             return
         self.batch.append(samples)
         drawn = torch.rand(samples.shape[1], generator=self.generator, device="cpu")

@@ -106,7 +106,7 @@ class HessianCollector:
 
     def _emit(self, filtered: list[Tensor]) -> None:
         for samples in as_samples(self.layer, filtered):
-            self._reservoir.add(samples)
+            self._reservoir.add(samples, self.inputs.more)
 
     def _add(self, samples: Tensor) -> None:
         with in_layer(self.layer.name):

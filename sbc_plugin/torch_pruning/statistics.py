@@ -127,7 +127,9 @@ class _ConsumerCollector:
             self._constants.append(answer.reshape(-1, 1, 1).repeat_interleave(self.layer.parts[0].form.groups, dim=0))
         constant = self._constants[self.inputs.age - 1]
         for samples in as_samples(self.layer, filtered):
-            self._reservoir.add(torch.cat([samples, constant.to(samples).expand(-1, samples.shape[1], 1)], dim=-1))
+            self._reservoir.add(
+                torch.cat([samples, constant.to(samples).expand(-1, samples.shape[1], 1)], dim=-1), self.inputs.more
+            )
 
     def _add(self, samples: Tensor) -> None:
         with in_layer(self.layer.name):
