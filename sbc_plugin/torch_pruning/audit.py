@@ -30,10 +30,12 @@ class Audit:
     Attributes:
         layers: those that were checked as the root of a group.
         problems: (layer, reason) of each layer whose channels must not be cut.
+        unknown: those of them whose group the graph does not know, so that no way of cutting it helps.
     """
 
     layers: tuple[str, ...]
     problems: tuple[tuple[str, str], ...]
+    unknown: frozenset[str] = frozenset()
 
     @property
     def ok(self) -> bool:
@@ -80,9 +82,11 @@ def audit(
         reason = _tangled(graph, group) or coupled.difference(graph, name, group)
         if reason:
             problems[name] = reason
-    unsuspected = {name: group for name, group in groups.items() if name not in problems}
-    problems |= _rehearse(replay, graph, unsuspected, num_heads or {})
-    return Audit(tuple(replay.layers), tuple((name, problems[name]) for name in replay.layers if name in problems))
+    unknown = frozenset(problems)
+    known = {name: group for name, group in groups.items() if name not in unknown}
+    problems |= rehearse(replay, graph, known, num_heads or {})
+    found = tuple((name, problems[name]) for name in replay.layers if name in problems)
+    return Audit(tuple(replay.layers), found, unknown)
 
 
 def _tangled(graph: Any, group: Any) -> str:
@@ -92,7 +96,7 @@ def _tangled(graph: Any, group: Any) -> str:
     return f"its channels are mixed, or put where no group can follow them, by {found[0]}" if found else ""
 
 
-def _rehearse(replay: Replay, graph: Any, groups: Mapping[str, Any], dealt: Mapping[Any, int]) -> dict[str, str]:
+def rehearse(replay: Replay, graph: Any, groups: Mapping[str, Any], dealt: Mapping[Any, int]) -> dict[str, str]:
     """Cut a channel of each group in a copy, alone and all together; layer -> reason for the groups that go wrong.
 
     Each group is cut alone, because two cuts may cancel in what they do wrong.

@@ -5,32 +5,33 @@ from typing import Any
 
 from torch import nn
 
-from sbc_plugin.torch_pruning.audit import Run, audit
+from sbc_plugin.torch_pruning.audit import Audit, Run, rehearse
 from sbc_plugin.torch_pruning.graph.dependency_graph import group_of
 from sbc_plugin.torch_pruning.graph.nodes import Parts
 from sbc_plugin.torch_pruning.rehearsal import Rehearsal
 from sbc_plugin.torch_pruning.replay import Replay
 
 
-def with_way_out(problems: dict[str, str], pruner: Any, example_inputs: Any, forward_fn: Run) -> dict[str, str]:
-    """Layer -> reason, with what would help.
+def with_way_out(audited: Audit, pruner: Any, example_inputs: Any, forward_fn: Run) -> dict[str, str]:
+    """The audit's problems, layer -> reason, with what would help.
 
     Where a split deals a layer's channels to equal parts, and the layer is right if each part loses as many, the reason
     says how to ask for that.
 
     Args:
-        problems: that the audit found, layer -> reason.
+        audited: what the audit found.
         pruner: of torch-pruning.
         example_inputs: as for torch-pruning.
         forward_fn: ``forward_fn(model, example_inputs)``.
     """
-    model, graph, dealt, found = pruner.model, pruner.DG, pruner.out_channel_groups, dict(problems)
-    layers = {name: layer for name, layer in model.named_modules() if name in found and layer in graph.module2node}
+    model, graph, dealt, found = pruner.model, pruner.DG, pruner.out_channel_groups, dict(audited.problems)
+    layers = {name: model.get_submodule(name) for name in found if name not in audited.unknown}
     parts = {name: _equal_parts(graph, layer) for name, layer in layers.items()}
     parts = {name: count for name, count in parts.items() if count > max(1, dealt.get(layers[name], 1))}
     if parts:
         tried = dealt | {layers[name]: count for name, count in parts.items()}
-        left = dict(audit(model, example_inputs, graph, num_heads=tried, forward_fn=forward_fn).problems)
+        groups = {name: group_of(graph, layers[name], range(graph.get_out_channels(layers[name]))) for name in parts}
+        left = rehearse(Replay(model, example_inputs, forward_fn), graph, groups, tried)
         for name in parts.keys() - left.keys():
             found[name] += (
                 f"; its channels are dealt to {parts[name]} equal parts, and can be cut if each part loses as many: "

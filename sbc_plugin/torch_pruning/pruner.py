@@ -137,8 +137,8 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     def _prune(self) -> Iterator[Any]:
         if self.check and self._problems is None:
             given = {"num_heads": self.out_channel_groups, "forward_fn": self._forward_fn}
-            problems = dict(audit(self.model, self.example_inputs, self.DG, **given).problems)
-            self._problems = with_way_out(problems, self, self.example_inputs, self._forward_fn)
+            audited = audit(self.model, self.example_inputs, self.DG, **given)
+            self._problems = with_way_out(audited, self, self.example_inputs, self._forward_fn)
         plans = list(super()._prune())
         self._agree(plans)
         if self.check and plans:
