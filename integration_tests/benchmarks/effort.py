@@ -1,11 +1,12 @@
 """What a piece of work took: wall time, processor time, and memory at its peak."""
 
-import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from sbc_plugin.calibration.memory import give_back
 
 T = TypeVar("T")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -52,10 +53,11 @@ def measured(work: Callable[[], T]) -> tuple[T, Effort]:
 
 def _set_back() -> bool:
     """Give freed memory back and set the high-water mark to what is resident now; False where that cannot be done."""
+    if not give_back():  # else memory that was freed earlier would be used again, unseen
+        return False
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else memory that was freed earlier would be used again, unseen
         CLEAR.write_text("5")
-    except (OSError, AttributeError):
+    except OSError:
         return False
     return True
 

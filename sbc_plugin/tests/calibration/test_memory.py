@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from sbc_plugin.calibration import memory
 from sbc_plugin.core.sizes import bytes_of, in_words
@@ -73,3 +74,15 @@ def test_sizes_are_told_in_the_largest_fitting_unit() -> None:
     assert [in_words(count) for count in (0, 1023, 1024, 5 * 2**20, 3 * 2**40)] == [
         "0 bytes", "1023 bytes", "1.0 KiB", "5.0 MiB", "3.0 TiB",
     ]  # fmt: skip
+
+
+@pytest.mark.skipif(not memory.give_back(), reason="the C library does not give memory back when asked")
+def test_what_is_freed_counts_as_left() -> None:
+    limit, count, elements = 8 * 2**30, 3000, 20_000  # 240 MB in pieces that the C library keeps when they are freed
+    before = memory.memory_left(limit)
+    pieces = [torch.ones(elements) for _ in range(count)]
+    last = torch.ones(elements)
+    pieces.clear()
+    after = memory.memory_left(limit)
+    assert before is not None and after is not None and before - after < count * elements  # a quarter of them
+    assert last.sum() == elements
