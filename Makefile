@@ -10,7 +10,7 @@ demo: install
 	$(BIN)/sbc demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=40 --durations-min=3
 
 # Processors differ in the instructions that torch and MKL choose, and so in the last bits: the whole suite as on a processor
 # without AVX, as on one with AVX2, and with two threads. Half an hour.
