@@ -45,6 +45,7 @@ class InBlocks(Mapping[str, Statistics]):
         blocks = blocks_of(layers, memory_left(calibration.memory_bytes))
         self._blocks = {layer.name: block for block in blocks for layer in block}
         self._now: dict[str, Statistics] = {}
+        self._seen: dict[str, Overview] = {}
 
     @cached_property
     def overview(self) -> dict[str, Overview]:
@@ -52,11 +53,16 @@ class InBlocks(Mapping[str, Statistics]):
         runner, data, calibration, progress = self._run
         return gather_overview(runner, self._layers, data, calibration, progress, self._silence)
 
+    def overview_of(self, name: str) -> Overview:
+        """The overview of one layer, which takes no pass once its block was in memory; then without silent neurons."""
+        return self._seen[name] if name in self._seen else self.overview[name]
+
     def __getitem__(self, name: str) -> Statistics:
         if name not in self._now:
             runner, data, calibration, progress = self._run
             self._now = {}  # first, to make room
             self._now = gather(runner, self._blocks[name], data, calibration, progress)
+            self._seen |= {each: statistics.overview for each, statistics in self._now.items()}
         return self._now[name]
 
     def __iter__(self) -> Iterator[str]:

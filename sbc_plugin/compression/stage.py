@@ -126,20 +126,19 @@ class Stage:
         """All Hessians from one pass over the network as it is; all layers are solved before the first is written."""
         # 1. Calibrate. A layer that an earlier stage silenced is solved on what reached it before.
         statistics = known or self.gather()
-        in_blocks = isinstance(statistics, InBlocks)  # of which no statistics are kept for later stages
-        later_block = in_blocks and bool(state.rows)  # its overview would take a pass, for what the first stage knows
-        active: Mapping[str, Statistics] = {}
-        with self.clock("calibration"):
-            overview = {} if later_block and not self.recipe.silent_first else overview_of(statistics)
+        blocks = statistics if isinstance(statistics, InBlocks) else None
+        active: Mapping[str, Statistics] = {}  # of blocks no statistics are kept for later stages
+        with self.clock("calibration"):  # of all blocks together an overview takes a pass of its own
+            overview = overview_of(statistics) if blocks is None or self.recipe.silent_first else {}
         silent = _silent(overview)
-        if not in_blocks:
+        if blocks is None:
             reached = {name: each for name, each in statistics.items() if overview[name].diagonal.any()}
             active = {**state.active, **reached}
             statistics = {**statistics, **active}
             overview = overview_of(statistics)
-        for layer in self.layers if self.recipe.second_order and not later_block else []:
-            with in_layer(layer.name):  # before time goes into the layers in front of it
-                check_reached(overview[layer.name].diagonal)
+            for layer in self.layers if self.recipe.second_order else []:
+                with in_layer(layer.name):  # before time goes into the layers in front of it
+                    check_reached(overview[layer.name].diagonal)
         # 2. Share the budgets.
         weights = self._without_silent(state.weights, overview, silent)
         budget = self._agreed_budget(weights, statistics)
@@ -152,10 +151,13 @@ class Stage:
             with self.clock("calibration"):
                 seen = statistics[layer.name]
             waited[layer.name] = time.perf_counter() - started  # for the layer's block
-            stage = self
-            if later_block and not seen.overview.diagonal.any():  # an earlier stage silenced it
-                stage = replace(self, recipe=replace(self.recipe, method="magnitude"))
-            return stage._solve(layer, weights[layer.name], seen, budget)
+            recipe = self.recipe
+            if blocks is not None and recipe.second_order and not seen.overview.diagonal.any():
+                with in_layer(layer.name):
+                    if not state.rows:
+                        check_reached(seen.overview.diagonal)
+                recipe = replace(recipe, method="magnitude")  # an earlier stage silenced it
+            return replace(self, recipe=recipe)._solve(layer, weights[layer.name], seen, budget)
 
         def solved(layer: SpikingLayer) -> Solution:
             # Of a block whose layers are all solved already the statistics are not gathered.
@@ -163,13 +165,14 @@ class Stage:
 
         with self.clock("solving"):
             found = dealt(self.layers, solved, progress=self.progress)
+        if blocks is not None:
+            overview = {layer.name: blocks.overview_of(layer.name) for layer in self.layers}
         # 4. Write.
         solutions, rows = {}, []
-        seen: Mapping[str, Overview | LayerReport] = overview or {row.name: row for row in state.rows}
         for layer in self.layers:
             solution, seconds = found[layer.name]
             layer.write(solution.weight)
-            rows.append(_row(layer, solution, seen[layer.name], seconds - waited.get(layer.name, 0.0)))
+            rows.append(_row(layer, solution, overview[layer.name], seconds - waited.get(layer.name, 0.0)))
             solutions[layer.name] = solution
         return _after(state, solutions, rows, active, budget.notes)
 
@@ -273,7 +276,7 @@ def _after(
     )
 
 
-def _row(layer: SpikingLayer, solution: Solution, seen: "Overview | LayerReport", seconds: float) -> LayerReport:
+def _row(layer: SpikingLayer, solution: Solution, seen: Overview, seconds: float) -> LayerReport:
     return LayerReport(
         name=layer.name,
         kind=layer.kind,
