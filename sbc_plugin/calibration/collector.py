@@ -14,7 +14,7 @@ from sbc_plugin.layers import Site, SpikingLayer
 
 SEED = 20_250_603
 CHUNK = 2**25  # elements of one block of samples: 128 MiB in float32
-WAITING = 2**27  # elements of the samples that wait in all layers together, where this leaves each enough
+WAITING = 2**26  # elements of the samples that wait in all layers together, where this leaves each enough
 ENOUGH = 256  # samples of a block whose product takes much longer than its sum
 
 Emit = Callable[[list[Tensor]], None]

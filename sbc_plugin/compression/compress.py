@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import wraps
 from os import PathLike
@@ -158,7 +159,8 @@ def compress(
         skipped |= given_statistics(todo)
     # 4. Carry it out: everything, or nothing.
     whole = Recipe(method, todo.prune, quantize, calibration.damping)
-    with journal_in(checkpoint, Job(runner, first, data, given)) as (journal, data), all_or_nothing(target, layers):
+    safe = all_or_nothing(target, layers) if inplace else nullcontext()  # what becomes of a copy does not matter
+    with journal_in(checkpoint, Job(runner, first, data, given)) as (journal, data), safe:
         outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, whole, journal, clock), known)
         notes = joined(skipped | todo.notes, outcome.state.notes)
         if adapter is not None and quantize is not None:
