@@ -1,5 +1,6 @@
 """Memory that is planned: what does not fit is gathered in blocks, and the result is the same."""
 
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,8 +18,9 @@ from sbc_plugin.calibration import blocks, counting
 from sbc_plugin.calibration.blocks import blocks_of
 from sbc_plugin.calibration.counting import FREE, LITTLE, MOST, PRODUCT, Cost, affordable
 from sbc_plugin.calibration.forward import Runner
-from sbc_plugin.compression import run, trial
+from sbc_plugin.compression import run, stage, trial
 from sbc_plugin.compression.trial import tried
+from sbc_plugin.core.accumulators import HessianAccumulator
 from sbc_plugin.core.costs import hessian_memory
 from sbc_plugin.settings import TUNED_SEQUENCES
 
@@ -112,6 +114,32 @@ def test_a_layer_that_an_earlier_round_silenced_keeps_its_budget(
     weights = [parameter for parameter in small.parameters() if parameter.dim() == 2]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     assert zeros == round(0.97 * sum(weight.numel() for weight in weights))
+
+
+def test_the_hessians_of_one_round_make_room_for_those_of_the_next(
+    model: nn.Module, data: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers, _ = Runner.of(model, data[0]).find_layers(data[0])
+    enough = next(room for room in range(0, 10**10, 1000) if len(blocks_of(layers, room)) == 1)
+    passes: list[int] = []
+
+    def left(limit: int | None) -> int:
+        held = [each.sum_xx.nbytes for each in gc.get_objects() if type(each) is HessianAccumulator]
+        return enough - sum(held)
+
+    def noted(runner: Any, layers: Any, *given: Any) -> Any:
+        passes.append(len(layers))
+        return gather(runner, layers, *given)
+
+    job: dict[str, Any] = {"prune": Prune(0.8, rounds=2), "calibration": ONE_SHOT}
+    wanted, _ = compress(model, data, **job)
+    gather = stage.gather
+    monkeypatch.setattr(blocks, "memory_left", left)
+    for module in (stage, blocks):
+        monkeypatch.setattr(module, "gather", noted)
+    found, _ = compress(model, data, **job)
+    assert passes == [3, 3]
+    assert all(torch.equal(a, b) for a, b in zip(wanted.parameters(), found.parameters(), strict=True))
 
 
 def test_blocks_hold_as_much_as_there_is_room_for(model: nn.Module, data: list[torch.Tensor]) -> None:

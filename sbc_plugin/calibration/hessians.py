@@ -104,6 +104,15 @@ class HessianCollector:
         """All batches have run: sum what still waits for a larger block."""
         self._reservoir.flush()
 
+    def taken(self) -> Statistics:
+        """The statistics, which are forgotten here.
+
+        A collector and its inputs refer to each other, and would keep them until garbage is collected.
+        """
+        statistics = self.statistics
+        del self.statistics, self.accumulator
+        return statistics
+
     def _emit(self, filtered: list[Tensor]) -> None:
         for samples in as_samples(self.layer, filtered):
             self._reservoir.add(samples, self.inputs.more)
@@ -135,7 +144,7 @@ def gather(
     """
     collectors = [HessianCollector(layer, calibration, len(layers)) for layer in layers]
     _fill(collectors, runner, data, calibration, progress, silence)
-    found = {each.layer.name: each.statistics for each in collectors}
+    found = {each.layer.name: each.taken() for each in collectors}
     sum_statistics(found.values())
     return found
 

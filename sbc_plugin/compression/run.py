@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 from torch import Tensor, nn
 
-from sbc_plugin.calibration.blocks import overview_of
+from sbc_plugin.calibration.blocks import in_one_pass, overview_of
 from sbc_plugin.calibration.counting import Cost, affordable, one_shot_seconds
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Statistics
@@ -83,6 +83,8 @@ def _carried_out(
         here = replace(work, journal=work.journal.within(f"phase {number}"))
         for stage, recipe in enumerate(phase.recipes, 1):
             journal = here.journal.within(f"stage {stage}")
+            if state.active and not in_one_pass(work.layers, plan.calibration):
+                state = replace(state, active={})  # so that there is room for those of this stage
             state, known = replace(work, recipe=recipe, journal=journal).run(state, known), None
             if moments is not None:
                 with work.clock("alignment"):

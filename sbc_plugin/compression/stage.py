@@ -48,7 +48,8 @@ class State:
         weights: that the model has now.
         rows: of the report.
         grids: by layer name, of those that are quantised.
-        active: statistics by layer name, of the latest stage in which anything reached the layer.
+        active: statistics by layer name, of the latest stage in which anything reached the layer; none where memory
+            is short.
         notes: name -> reason, for what was left out.
     """
 
@@ -136,7 +137,7 @@ class Stage:
             active = {**state.active, **reached}
             statistics = {**statistics, **active}
             overview = overview_of(statistics)
-            for layer in self.layers if self.recipe.second_order else []:
+            for layer in self.layers if self.recipe.second_order and not state.rows else []:
                 with in_layer(layer.name):  # before time goes into the layers in front of it
                     check_reached(overview[layer.name].diagonal)
         # 2. Share the budgets.
@@ -152,11 +153,11 @@ class Stage:
                 seen = statistics[layer.name]
             waited[layer.name] = time.perf_counter() - started  # for the layer's block
             recipe = self.recipe
-            if blocks is not None and recipe.second_order and not seen.overview.diagonal.any():
+            if recipe.second_order and not seen.overview.diagonal.any():
                 with in_layer(layer.name):
                     if not state.rows:
                         check_reached(seen.overview.diagonal)
-                recipe = replace(recipe, method="magnitude")  # an earlier stage silenced it
+                recipe = replace(recipe, method="magnitude")  # an earlier stage silenced it, and nothing is kept of it
             return replace(self, recipe=recipe)._solve(layer, weights[layer.name], seen, budget)
 
         def solved(layer: SpikingLayer) -> Solution:
