@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from integration_tests.models.channel_networks import LIF
 from sbc_plugin.errors import CompressionError, SettingsError, UnsupportedModelError
 from sbc_plugin.norse import linear_neurons
-from sbc_plugin.torch_pruning import audit, get_pruner
+from sbc_plugin.torch_pruning import SBCImportance, audit, get_pruner
 
 HALF = 6
 WAYS = ["chunk", "split", "slice", "narrow", "index_select", "unbind", "interleaved", "twice"]
@@ -147,6 +147,26 @@ def test_refusal_of_halves_says_how_they_can_be_cut() -> None:
     pruner = get_pruner("sbc", model, (x[0],), calibration_data=[x], pruning_ratio=0.2, ignored_layers=[model.b])
     with pytest.raises(UnsupportedModelError, match=r"dealt to 2 equal parts.*out_channel_groups=\{model.a: 2\}"):
         pruner.step()
+
+
+@pytest.mark.parametrize("pruned", [{}, {"pruning_ratio_dict": True}, {"round_to": 2}, {"iterative_steps": 2}])
+def test_what_the_audit_refuses_is_refused_before_data_are_read(pruned: dict[str, Any]) -> None:
+    model, x = driven(Dealt("chunk", "tau")), spikes(20, 8, 10)
+    given = {**pruned, "pruning_ratio_dict": {model.a: 0.2}} if "pruning_ratio_dict" in pruned else pruned
+    read: list[int] = []
+
+    class Watched(list[torch.Tensor]):
+        def __iter__(self) -> Any:
+            read.append(1)
+            return super().__iter__()
+
+    pruner = get_pruner(
+        "sbc", model, (x[0],), calibration_data=Watched([x]), pruning_ratio=0.25, ignored_layers=[model.b], **given
+    )
+    read.clear()
+    with pytest.raises(UnsupportedModelError, match="nothing was cut"):
+        pruner.step()
+    assert not read and isinstance(pruner.importance, SBCImportance)
 
 
 def test_gains_of_linear_neurons_follow_from_class_and_parameters() -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 
 from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.forward import eval_mode
@@ -15,11 +16,18 @@ from sbc_plugin.layers import Forward
 from sbc_plugin.settings import Calibration
 from sbc_plugin.torch_pruning.audit import audit
 from sbc_plugin.torch_pruning.graph.dependency_graph import exact_tracing, run_once, trace_inputs
-from sbc_plugin.torch_pruning.importance import SBCImportance
+from sbc_plugin.torch_pruning.importance import SBCImportance, edges
 from sbc_plugin.torch_pruning.methods import METHODS, graph_arguments, host_pruner
 from sbc_plugin.torch_pruning.normalization import reestimate_batchnorm
 from sbc_plugin.torch_pruning.planned_cuts import left_whole, plan_problems, refusal, with_way_out
 from sbc_plugin.torch_pruning.weights import WeightPruner
+
+
+def _alike(group: Any, **_: Any) -> Tensor | None:
+    """An importance that ranks nothing; None where no layer reads the channels, as of SBCImportance."""
+    if not any(edge.reads for edge in edges(group)):
+        return None
+    return torch.ones(len(group[0].idxs), device="cpu")
 
 
 class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
@@ -49,6 +57,8 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         CalibrationError: no calibration data.
         SettingsError: ``isomorphic`` without ``global_pruning``.
     """
+
+    importance: Any
 
     def __init__(
         self,
@@ -139,6 +149,8 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             given = {"num_heads": self.out_channel_groups, "forward_fn": self._forward_fn}
             audited = audit(self.model, self.example_inputs, self.DG, **given)
             self._problems = with_way_out(audited, self, self.example_inputs, self._forward_fn)
+        if self._problems and not (self.global_pruning or self.isomorphic):
+            self._refuse_known(self._plans_by_count())  # before anything is calibrated
         plans = list(super()._prune())
         self._agree(plans)
         if self.check and plans:
@@ -167,7 +179,16 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         with ranks.joined():
             ranks.agree("channels to be cut", cuts, "call the pruner with the same arguments on each")
 
-    def _refuse(self, plans: list[Any]) -> None:
+    def _plans_by_count(self) -> list[Any]:
+        """Groups like those of the next step, of which only the layers and the numbers of channels are right."""
+        importance = self.importance
+        self.importance = _alike
+        try:
+            return list(super()._prune())
+        finally:
+            self.importance = importance
+
+    def _refuse_known(self, plans: list[Any]) -> None:
         """Refuse groups with a layer whose channels the dependency graph does not know exactly.
 
         Raises:
@@ -180,8 +201,17 @@ class SBCPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             for dep, _ in plan.items
             if self.DG.is_out_channel_pruning_fn(dep.handler)
         }
-        wrong = {name: reason for name, reason in (self._problems or {}).items() if name in touched}
-        if wrong := wrong or plan_problems(self, plans, self.example_inputs, self._forward_fn):
+        if wrong := {name: reason for name, reason in (self._problems or {}).items() if name in touched}:
+            raise UnsupportedModelError(refusal(wrong))
+
+    def _refuse(self, plans: list[Any]) -> None:
+        """Refuse groups that the audit or a rehearsal of the step finds wrong.
+
+        Raises:
+            UnsupportedModelError: there are such groups; nothing was cut.
+        """
+        self._refuse_known(plans)
+        if wrong := plan_problems(self, plans, self.example_inputs, self._forward_fn):
             raise UnsupportedModelError(refusal(wrong))
 
 
