@@ -138,7 +138,8 @@ class Calibration:
             100 at 2 and 3 bits alone; all of it if gradients can be taken, and where accuracy is expected to be lost
             without. Half of them, or a quarter, where little is expected to be lost and they cost much, and none where
             they would take much longer than all else, as counted. The report holds the number of steps; None where only
-            some of these were taken.
+            some of these were taken. A pair such as ``(200, 100)`` gives the steps after pruning and those after
+            quantisation, which is then a phase of its own.
         memory: what the process may hold at most, in bytes or as "8 GiB". It decides how many layers' Hessians are
             gathered in one pass over the data, how many sequences a step of tuning takes, and what goes to a temporary
             file. None = what the machine and the control group have left. Results do not depend on it, but for the
@@ -158,7 +159,7 @@ class Calibration:
     max_samples: int | None = None
     device: torch.device | str | None = None
     align: bool = False
-    tuning: int | None = None
+    tuning: int | tuple[int, int] | None = None
     outputs: str | None = None
     memory: int | str | None = None
 
@@ -178,8 +179,11 @@ class Calibration:
             raise SettingsError(
                 f"max_samples={self.max_samples!r} must be a whole number of at least 1, or None for all"
             )
-        if self.tuning is not None and not (_is_whole(self.tuning) and self.tuning >= 0):
-            raise SettingsError(f"tuning={self.tuning!r} must be a whole number of steps; 0 does without")
+        steps = self.tuning if isinstance(self.tuning, tuple) and len(self.tuning) == 2 else (self.tuning,)
+        if self.tuning is not None and not all(_is_whole(each) and each >= 0 for each in steps):
+            raise SettingsError(
+                f"tuning={self.tuning!r} must be a whole number of steps, or a pair of them; 0 does without"
+            )
         if self.device is not None:
             try:
                 torch.device(self.device)

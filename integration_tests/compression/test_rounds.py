@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from integration_tests.models.one_shot import compress
 from sbc_plugin import Calibration, Prune, Quantize
-from sbc_plugin.compression.layer import Recipe
+from sbc_plugin.compression.layer import LayerSettings
 from sbc_plugin.compression.plan import Phase, phases
 
 
@@ -69,25 +69,29 @@ def test_data_that_can_be_read_once_serves_all_rounds() -> None:
 )
 def test_rounds_come_first_and_quantisation_last(settings: tuple[Any, Any], tuning: bool, expected: list[Any]) -> None:
     found = [
-        (stage.prune and round(stage.prune.sparsity, 9), stage.quantize and stage.quantize.bits, tuned)
-        for phase in phases(Recipe("sbc", *settings, damping=0.01), tuning)
-        for stage in phase.recipes
-        for tuned in [phase.tune and stage is phase.recipes[-1]]
+        (
+            stage["0"].prune and round(stage["0"].prune.sparsity, 9),
+            stage["0"].quantize and stage["0"].quantize.bits,
+            tuned,
+        )
+        for phase in phases({"0": LayerSettings("sbc", *settings, damping=0.01)}, tuning)
+        for stage in phase.stages
+        for tuned in [phase.tune and stage is phase.stages[-1]]
     ]
     assert found == expected
 
 
 def test_scales_of_fine_grids_are_tuned_only_where_steps_are_asked_for() -> None:
     for bits, as_needed, tuned in ((4, True, False), (3, True, True), (4, False, True)):
-        last = phases(Recipe("sbc", Prune(0.9), Quantize(bits), 0.01), True, as_needed)[-1]
+        last = phases({"0": LayerSettings("sbc", Prune(0.9), Quantize(bits), 0.01)}, True, as_needed)[-1]
         assert (last.tune, last.spared) == (tuned, not tuned)
     fixed = Quantize(4, scale="power_of_two")
-    assert not phases(Recipe("sbc", Prune(0.9), fixed, 0.01), True, True)[-1].spared
+    assert not phases({"0": LayerSettings("sbc", Prune(0.9), fixed, 0.01)}, True, True)[-1].spared
 
 
 def test_baselines_take_one_round() -> None:
-    recipe = Recipe("magnitude", Prune(0.9, rounds=3), None, 0.01)
-    assert phases(recipe, tuning=False) == (Phase((recipe,), tune=False),)
+    layers = {"0": LayerSettings("magnitude", Prune(0.9, rounds=3), None, 0.01)}
+    assert phases(layers, tuning=False) == (Phase((layers,), tune=False),)
 
 
 def test_a_layer_that_a_round_silenced_is_solved_on_what_reached_it_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,28 +15,33 @@ from sbc_plugin.layers import Part, SpikingLayer
 from sbc_plugin.settings import Quantize
 
 
-def check_backend(layers: Sequence[SpikingLayer], quantize: Quantize) -> None:
+def check_backend(layers: Sequence[SpikingLayer], quantize: Mapping[str, Quantize]) -> None:
     """Refuse what Brevitas' layers cannot hold.
+
+    Args:
+        layers: of the model.
+        quantize: by layer name, of those that are quantised.
 
     Raises:
         SettingsError: a zero point, or groups that mix the kernel positions of a convolution.
         UnsupportedModelError: no layer that Brevitas has a counterpart of.
     """
-    if not quantize.symmetric:
+    if not all(own.symmetric for own in quantize.values()):
         raise SettingsError("backend='brevitas' has symmetric grids only; use Quantize(..., symmetric=True)")
-    parts = [part for layer in layers for part in layer.parts if _has_layer(part)]
+    quantised = [layer for layer in layers if layer.name in quantize]
+    parts = [(part, quantize[layer.name]) for layer in quantised for part in layer.parts if _has_layer(part)]
     if not parts:
         raise UnsupportedModelError("no weight of the model has a layer in Brevitas; use backend=None")
-    for part in parts:
-        if quantize.granularity.startswith("group") and part.form.positions > 1:
+    for part, own in parts:
+        if own.granularity.startswith("group") and part.form.positions > 1:
             raise SettingsError(
-                f"layer {part.name!r}: granularity={quantize.granularity!r} takes consecutive weights of a row, "
+                f"layer {part.name!r}: granularity={own.granularity!r} takes consecutive weights of a row, "
                 "Brevitas groups input channels of one kernel position; use granularity='channel' or backend=None"
             )
 
 
 def into_backend(
-    model: nn.Module, layers: Sequence[SpikingLayer], quantize: Quantize, grids: Mapping[str, Grid]
+    model: nn.Module, layers: Sequence[SpikingLayer], quantize: Mapping[str, Quantize], grids: Mapping[str, Grid]
 ) -> tuple[nn.Module, dict[str, str]]:
     """The model with Brevitas layers whose codes and scales are those of ``grids``; changed in place.
 
@@ -45,7 +50,7 @@ def into_backend(
     Args:
         model: compressed: its weights lie on the grids.
         layers: of the model.
-        quantize: the settings that it was compressed with.
+        quantize: by layer name, the settings that it was compressed with.
         grids: name of a layer -> the grid of its parts side by side; layers without one stay as they are.
 
     Returns:
@@ -55,10 +60,10 @@ def into_backend(
         GridMovedError: Brevitas sees other integers than core.
     """
     layers = [layer for layer in layers if layer.name in grids]
-    parts = [(part, grids[layer.name].bits) for layer in layers for part in layer.parts]
+    parts = [(part, grids[layer.name].bits, quantize[layer.name]) for layer in layers for part in layer.parts]
     quantizers = {
-        part.name: weight_quantizer(f"int{bits}", quantize.granularity, quantize.scale)
-        for part, bits in parts
+        part.name: weight_quantizer(f"int{bits}", own.granularity, own.scale)
+        for part, bits, own in parts
         if _has_layer(part)
     }
     before = dict(model.named_modules())
@@ -72,14 +77,16 @@ def into_backend(
                     module: Any = model.get_submodule(part.name if _is_module(part) else part.name + LAYER)
                     with in_layer(part.name):
                         weight = module.weight.detach().flatten(1).clone()  # on the grid already
-                        write(module, weight, set_scale(module, block, quantize))
+                        write(module, weight, set_scale(module, block, quantize[layer.name]))
     except BaseException:
         after = dict(model.named_modules())
         replace_modules(
             model, {id(after[name]): module for name, module in before.items() if after[name] is not module}
         )
         raise
-    left |= {part.name: "on the grid, but no parameter of its cell" for part, _ in parts if part.name not in quantizers}
+    left |= {
+        part.name: "on the grid, but no parameter of its cell" for part, *_ in parts if part.name not in quantizers
+    }
     return model, left
 
 

@@ -157,8 +157,8 @@ class LayerSolver:
         if rules or rule is None:
             return self._on_grids(layer, known, weight, mask)
         # 3. The others get the scales that `compress` would choose.
-        recipe = solving.Recipe("sbc", None, rule, self.damping)
-        solution = solving.solve(layer, weight, hessian, None, recipe)
+        settings = solving.LayerSettings("sbc", None, rule, self.damping)
+        solution = solving.solve(layer, weight, hessian, None, settings)
         assert solution.grid is not None
         scale = solution.grid.of_columns(layer.columns)[0].expand(weight.shape)
         for part, block in zip(layer.parts, scale.split([p.form.columns for p in layer.parts], 1), strict=True):

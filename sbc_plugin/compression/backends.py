@@ -17,11 +17,15 @@ BACKENDS = {"brevitas": "sbc_plugin.brevitas"}
 class Backend(Protocol):
     """What the module of a quantisation library offers."""
 
-    def check_backend(self, layers: Sequence[SpikingLayer], quantize: Quantize) -> None:
+    def check_backend(self, layers: Sequence[SpikingLayer], quantize: Mapping[str, Quantize]) -> None:
         """Refuse what the library cannot hold, before anything is changed."""
 
     def into_backend(
-        self, model: nn.Module, layers: Sequence[SpikingLayer], quantize: Quantize, grids: Mapping[str, Grid]
+        self,
+        model: nn.Module,
+        layers: Sequence[SpikingLayer],
+        quantize: Mapping[str, Quantize],
+        grids: Mapping[str, Grid],
     ) -> tuple[nn.Module, dict[str, str]]:
         """The model, changed in place, with the library's layers on these grids, and name -> why for what is left."""
 

@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from sbc_plugin.compression.dealing import dealt
-from sbc_plugin.compression.layer import Recipe, saliency, solve, unfit_granularity, unfit_pattern, without_pruning
+from sbc_plugin.compression.layer import (
+    LayerSettings,
+    saliency,
+    solve,
+    unfit_granularity,
+    unfit_pattern,
+    without_pruning,
+)
 from sbc_plugin.core.allocation.knapsack import cheapest_options
 from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.packing import TRIT, TRITS
@@ -42,7 +49,7 @@ def share_zeros(
     """How many zeros each layer shall have, and name -> reason for layers that the pattern does not fit.
 
     Args:
-        layers: all of the model.
+        layers: those that share the budget.
         weights: name -> (rows, columns).
         prune: sparsity, pattern and allocation.
         saliency_of: what each weight of a layer costs, (rows, columns); asked only where ``allocation`` is "loss".
@@ -70,12 +77,12 @@ def share_bits(
     layers: list[SpikingLayer],
     weights: Mapping[str, Tensor],
     hessian_of: Callable[[str], Tensor],
-    recipe: Recipe,
+    settings: LayerSettings,
     progress: bool | None = False,
 ) -> dict[str, Quantize]:
     """The grid of each layer, so that their relative losses together are least, and codes take the budget at most.
 
-    The budget is ``recipe.quantize.bits`` for each weight that is not zero. A layer's loss is that of its solution on
+    The budget is ``settings.quantize.bits`` for each weight that is not zero. A layer's loss is that of its solution on
     each grid, equation 4 of docs/theory.md relative to the layer's output; grids that it cannot have even with all
     others on the cheapest are not tried.
 
@@ -83,7 +90,7 @@ def share_bits(
         layers: those that the grid's groups of columns fit.
         weights: name -> (rows, columns), to be quantised; zeros stay and take no code.
         hessian_of: name -> Hessian of the layer, undamped; asked for one after the other.
-        recipe: how layers are solved; nothing is pruned here.
+        settings: how these layers are solved; nothing is pruned here.
         progress: show a progress bar; None = on a terminal.
 
     Raises:
@@ -91,10 +98,10 @@ def share_bits(
         SingularHessianError: a damped Hessian is not positive definite.
         SettingsError: granularity does not fit a layer.
     """
-    assert recipe.quantize is not None
-    grids = [(grid, round(TRITS * bits)) for grid, bits in options(recipe.quantize)]  # in fifths of a bit
+    assert settings.quantize is not None
+    grids = [(grid, round(TRITS * bits)) for grid, bits in options(settings.quantize)]  # in fifths of a bit
     sizes = {layer.name: int(weights[layer.name].count_nonzero()) for layer in layers}
-    budget = TRITS * recipe.quantize.bits * sum(sizes.values())
+    budget = TRITS * settings.quantize.bits * sum(sizes.values())
     least = grids[0][1]
     spare = budget - least * sum(sizes.values())
     tried = {
@@ -104,9 +111,9 @@ def share_bits(
 
     def losses_of(layer: SpikingLayer) -> list[float]:
         hessian = hessian_of(layer.name)
-        recipes = [replace(without_pruning(recipe), quantize=grid) for grid, _ in tried[layer.name]]
+        ways = [replace(without_pruning(settings), quantize=grid) for grid, _ in tried[layer.name]]
         with in_layer(layer.name):
-            return [solve(layer, weights[layer.name], hessian, None, each).loss for each in recipes]
+            return [solve(layer, weights[layer.name], hessian, None, each).loss for each in ways]
 
     losses = {name: found for name, (found, _) in dealt(layers, losses_of, "sharing bits", progress).items()}
     costs = {name: [cost for _, cost in options] for name, options in tried.items()}
@@ -132,7 +139,7 @@ def shared(
     layers: list[SpikingLayer],
     weights: Mapping[str, Tensor],
     hessian_of: Callable[[str], Tensor],
-    recipe: Recipe,
+    settings: Mapping[str, LayerSettings],
     progress: bool | None,
 ) -> Budget:
     """The zeros and the grid of each layer.
@@ -141,24 +148,72 @@ def shared(
         layers: of the model.
         weights: by layer name, (rows, columns).
         hessian_of: the Hessian of a layer, by name; asked for in order, where layers share by loss.
-        recipe: of the stage.
+        settings: of the stage, by layer name.
         progress: show progress bars; None = on a terminal.
 
     Raises:
-        SettingsError: the pattern fits no layer.
+        SettingsError: a pattern fits none of the layers that share a budget.
     """
-    prune, quantize = recipe.prune, recipe.quantize
 
     def saliency_of(layer: SpikingLayer) -> Tensor:
-        return saliency(layer, weights[layer.name], hessian_of(layer.name), recipe.damping)
+        return saliency(layer, weights[layer.name], hessian_of(layer.name), settings[layer.name].damping)
 
-    zeros, notes = ({}, {}) if prune is None else share_zeros(layers, weights, prune, saliency_of)
-    if quantize is None:
-        return Budget(zeros, {}, notes)
-    reasons = {layer.name: unfit_granularity(layer, quantize) for layer in layers}
-    notes = joined(notes, {name: f"not quantised: {reason}" for name, reason in reasons.items() if reason})
-    fitting = [layer for layer in layers if not reasons[layer.name]]
-    grids = {layer.name: quantize for layer in fitting}
-    if quantize.allocation == "loss":
-        grids = share_bits(fitting, weights, hessian_of, recipe, progress)
+    zeros: dict[str, int] = {}
+    grids: dict[str, Quantize] = {}
+    notes: dict[str, str] = {}
+    for prune, own in sharing_zeros(layers, settings):
+        given, unfit = share_zeros(own, weights, prune, saliency_of)
+        zeros, notes = zeros | given, joined(notes, unfit)
+    for quantize, own in sharing_bits(layers, settings):
+        reasons = {layer.name: unfit_granularity(layer, quantize) for layer in own}
+        notes = joined(notes, {name: f"not quantised: {reason}" for name, reason in reasons.items() if reason})
+        fitting = [layer for layer in own if not reasons[layer.name]]
+        if quantize.allocation == "loss" and fitting:
+            grids |= share_bits(fitting, weights, hessian_of, settings[fitting[0].name], progress)
+        else:
+            grids |= {layer.name: quantize for layer in fitting}
     return Budget(zeros, grids, notes)
+
+
+def sharing_zeros(
+    layers: list[SpikingLayer], settings: Mapping[str, LayerSettings]
+) -> list[tuple[Prune, list[SpikingLayer]]]:
+    """The layers that share each budget of zeros; those that are not pruned are in none."""
+    groups: dict[int, tuple[Prune, list[SpikingLayer]]] = {}
+    for layer in layers:
+        own = settings[layer.name]
+        if own.prune is not None:
+            groups.setdefault(own.zeros_of, (own.prune, []))[1].append(layer)
+    return list(groups.values())
+
+
+def sharing_bits(
+    layers: list[SpikingLayer], settings: Mapping[str, LayerSettings]
+) -> list[tuple[Quantize, list[SpikingLayer]]]:
+    """The layers that share each budget of bits; those that are not quantised are in none."""
+    groups: dict[int, tuple[Quantize, list[SpikingLayer]]] = {}
+    for layer in layers:
+        own = settings[layer.name]
+        if own.quantize is not None:
+            groups.setdefault(own.bits_of, (own.quantize, []))[1].append(layer)
+    return list(groups.values())
+
+
+def check_fit(layers: list[SpikingLayer], settings: Mapping[str, LayerSettings]) -> None:
+    """Refuse a pattern, or groups of columns, that none of the layers can have that share a budget.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    for prune, own in sharing_zeros(layers, settings):
+        if all(reasons := [unfit_pattern(layer, prune.pattern) for layer in own]):
+            whose = _whose(own, layers)
+            raise SettingsError(f"pattern {prune.pattern!r} fits no layer of {whose}; {own[0].name!r}: {reasons[0]}")
+    for quantize, own in sharing_bits(layers, settings):
+        if all(reasons := [unfit_granularity(layer, quantize) for layer in own]):
+            whose = _whose(own, layers)
+            raise SettingsError(f"no layer of {whose} can be quantised: {reasons[0]}; use a divisor, or 'channel'")
+
+
+def _whose(own: list[SpikingLayer], layers: list[SpikingLayer]) -> str:
+    return "the model" if len(own) == len(layers) else f"those that share {own[0].name!r}'s budget"

@@ -1,7 +1,7 @@
 """``compress``: check what was asked for, look at the model, plan, carry the plan out, report."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import wraps
@@ -24,18 +24,20 @@ from sbc_plugin.calibration.shares import peek, repeatable
 from sbc_plugin.calibration.sums import check_same
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
+from sbc_plugin.compression.budgets import check_fit
 from sbc_plugin.compression.clock import Clock
-from sbc_plugin.compression.layer import Recipe, check_granularity
 from sbc_plugin.compression.plan import given_statistics, plan
 from sbc_plugin.compression.resume import Job, journal_in
 from sbc_plugin.compression.run import all_or_nothing, run
+from sbc_plugin.compression.selection import selected
 from sbc_plugin.compression.stage import Stage
 from sbc_plugin.compression.trial import tried_by_all
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.evaluation.operations import weights_left_alone
+from sbc_plugin.evaluation.recipe import Recipe, Rule, Selector, What, filled
 from sbc_plugin.evaluation.report import Report, joined
 from sbc_plugin.layers import Forward, SpikingLayer, library_of
-from sbc_plugin.settings import METHODS, Calibration, Prune, Quantize
+from sbc_plugin.settings import Calibration, Prune, Quantize
 
 Given = ParamSpec("Given")
 Result: TypeAlias = tuple[nn.Module, Report]
@@ -75,6 +77,8 @@ def compress(
     batch_first: bool | None = None,
     statistics: CalibrationStatistics | None = None,
     checkpoint: str | PathLike[str] | None = None,
+    ignore: Sequence[Selector] = (),
+    rules: Sequence[tuple[Selector, What] | Rule] = (),
 ) -> tuple[nn.Module, Report]:
     """Prune and quantise a trained spiking network in one call, without labels, keeping its spike trains.
 
@@ -105,13 +109,21 @@ def compress(
         checkpoint: a folder, made if there is none, that keeps what is computed: after an interruption the same call
             goes on there, and ends in the same bits; a finished one returns at once. It needs data that is the same
             each time it is read (``shuffle=False``); an iterator is kept in memory. Source: docs/resume.md.
+        ignore: selectors of layers that stay exactly as they are, and that no budget counts: a layer's name in the
+            report, a pattern such as "features.*", "re:" and a regular expression of the whole name, a class such as
+            ``nn.Conv2d``, or "type:Conv2d". Source: docs/recipes.md.
+        rules: pairs of a selector and what its layers get: ``Prune``, ``Quantize``, a tuple of both, or None to leave
+            them alone. The first rule that matches a layer counts. What a rule gives has a budget of its own over the
+            layers that the rule is for; what it does not give comes from ``prune`` and ``quantize``, whose budgets are
+            over all layers that take part in them.
 
     Returns:
         The compressed model, without a wrapper such as ``torch.compile`` or ``DataParallel``, and a report with a row a
         layer.
 
     Raises:
-        SettingsError: nothing to do, an unknown method, or settings that do not fit the model.
+        SettingsError: nothing to do, an unknown method, settings that do not fit the model, or a selector that matches
+            no layer.
         UnsupportedModelError: a model, neuron or weight without a rule.
         CalibrationError: no data, data that does not fit, or a layer that stays silent.
         SingularHessianError: a Hessian that damping does not make invertible.
@@ -119,12 +131,12 @@ def compress(
     """
     started, clock = time.perf_counter(), Clock()
     # 1. Check what was asked for.
-    _check_settings(method, prune, quantize, calibration)
+    asked = Recipe(method, prune, quantize, calibration, tuple(ignore), tuple(rules), backend, batch_first)
     check_statistics(statistics)
     if method == "obc":
         calibration = replace(calibration, temporal=False)
     adapter = None if backend is None else backend_called(backend)
-    if adapter is not None and quantize is None:
+    if adapter is not None and not asked.grids:
         raise SettingsError(f"backend={backend!r} holds quantised weights; give quantize=Quantize(bits)")
     with clock("model"):
         # 2. Look at the model and at the first batch, the same on all ranks.
@@ -134,20 +146,23 @@ def compress(
         target = model if inplace else library.copy_model(model)
         runner = Runner.of(target, first, forward, batch_first, library)
         layers, skipped = runner.find_layers(first, calibration.temporal)
-        skipped |= {layer.name: layer.note for layer in layers if layer.note}
+        settings, alone = selected(layers, asked, skipped)
+        layers = [layer for layer in layers if layer.name in settings]
+        skipped |= {layer.name: layer.note for layer in layers if layer.note} | alone
         others = weights_left_alone(target, layers)
         _check_weights(layers)
         given: dict[str, Any] = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
         given |= {"batch_first": batch_first, "statistics": None if statistics is None else statistics.checksum}
+        given |= asked.selections
         check_same(target, layers, {"call": "compress"} | given | {"backend": backend})
-        if quantize is not None:
-            check_granularity(layers, quantize)
-        if adapter is not None and quantize is not None:
-            adapter.check_backend(layers, quantize)
+        check_fit(layers, settings)
+        grids = {name: own.quantize for name, own in settings.items() if own.quantize is not None}
+        if adapter is not None:
+            adapter.check_backend(layers, grids)
         # 3. Plan.
         outputs = calibration.outputs or ("values" if holds_values(first) else "classes")
         with_outputs = replace(calibration, outputs=outputs)
-        todo = plan(method, prune, quantize, calibration, lambda: tried_by_all(runner, layers, first, with_outputs))
+        todo = plan(method, settings, calibration, lambda: tried_by_all(runner, layers, first, with_outputs))
         if todo.steps:
             todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))
     with clock("data"):
@@ -158,44 +173,31 @@ def compress(
         known = statistics.by_layer(runner, layers, calibration)
         skipped |= given_statistics(todo)
     # 4. Carry it out: everything, or nothing.
-    whole = Recipe(method, todo.prune, quantize, calibration.damping)
     safe = all_or_nothing(target, layers) if inplace else nullcontext()  # what becomes of a copy does not matter
     with journal_in(checkpoint, Job(runner, first, data, given)) as (journal, data), safe:
-        outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, whole, journal, clock), known)
+        outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, todo.layers, journal, clock), known)
         notes = joined(skipped | todo.notes, outcome.state.notes)
-        if adapter is not None and quantize is not None:
-            target, left = adapter.into_backend(target, layers, quantize, outcome.state.grids)
+        if adapter is not None:
+            target, left = adapter.into_backend(target, layers, grids, outcome.state.grids)
             notes = joined(notes, left)
         ranks.meet("the compressed model")
     # 5. Report.
-    todo = replace(todo, calibration=replace(todo.calibration, tuning=outcome.tuning))
-    settings = {"method": method, "prune": todo.prune, "quantize": quantize, "calibration": todo.calibration}
+    used = replace(todo.calibration, tuning=outcome.steps(todo.calibration.tuning))
+    decided = replace(todo.calibration, tuning=todo.reproducing(outcome.taken))
+    recipe = filled(asked, todo.filled, decided)
+    told = {"method": method, "prune": recipe.prune, "quantize": quantize, "calibration": used}
     seconds = time.perf_counter() - started
     report = Report(
         list(outcome.state.rows),
         notes,
-        settings,
+        told | {name: value for name, value in recipe.to_dict().items() if name in ("ignore", "rules") and value},
         seconds,
         stages=clock.seconds | {"other": max(seconds - sum(clock.seconds.values()), 0.0)},
         left_alone=sum(weight.numel() for weight in others.values()),
         left_alone_zeros=sum(int((weight == 0).sum()) for weight in others.values()),
+        recipe=recipe,
     )
     return target, ranks.handed(report)
-
-
-def _check_settings(method: str, prune: Prune | None, quantize: Quantize | None, calibration: Calibration) -> None:
-    if method not in METHODS:
-        raise SettingsError(f"method={method!r} is unknown; use one of {', '.join(map(repr, METHODS))}")
-    if prune is None and quantize is None:
-        raise SettingsError("nothing to do: give prune=Prune(sparsity), quantize=Quantize(bits), or both")
-    _check_kind("prune", prune, Prune, "Prune(0.9)")
-    _check_kind("quantize", quantize, Quantize, "Quantize(bits=4)")
-    _check_kind("calibration", calibration, Calibration, "Calibration()")
-
-
-def _check_kind(name: str, value: object, kind: type, example: str) -> None:
-    if not isinstance(value, kind) and not (value is None and kind is not Calibration):
-        raise SettingsError(f"{name}={value!r} is no {kind.__name__}; use {name}={example}")
 
 
 def _check_weights(layers: list[SpikingLayer]) -> None:

@@ -20,7 +20,7 @@ SECOND_ORDER = ("sbc", "obc")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LayerSettings:
     """The settings that a layer's solution depends on.
 
     Attributes:
@@ -28,12 +28,21 @@ class Recipe:
         prune: None keeps all weights.
         quantize: None keeps floating point.
         damping: fraction of mean diag H.
+        zeros_of: which budget of zeros the layer takes part in; those of one number share one.
+        bits_of: which budget of bits.
     """
 
     method: str
     prune: Prune | None
     quantize: Quantize | None
     damping: float
+    zeros_of: int = 0
+    bits_of: int = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be done to the layer."""
+        return self.prune is None and self.quantize is None
 
     @property
     def second_order(self) -> bool:
@@ -68,17 +77,6 @@ def unfit_granularity(layer: SpikingLayer, quantize: Quantize) -> str:
     return f"granularity {quantize.granularity!r}: {size} does not divide the {odd[0].form.columns} weights {whose}"
 
 
-def check_granularity(layers: list[SpikingLayer], quantize: Quantize) -> None:
-    """Refuse groups of columns that no layer can have.
-
-    Raises:
-        SettingsError: there is none.
-    """
-    reasons = [unfit_granularity(layer, quantize) for layer in layers]
-    if all(reasons):
-        raise SettingsError(f"no layer of the model can be quantised: {reasons[0]}; use a divisor, or 'channel'")
-
-
 def positions_of(layer: SpikingLayer) -> int:
     """Kernel positions of a row's columns; 1 where several weights stand side by side."""
     return layer.parts[0].form.positions if len(layer.parts) == 1 else 1
@@ -89,7 +87,7 @@ def layer_hessian(layer: SpikingLayer, hessian: Tensor, damping: float) -> Layer
     return LayerHessian(hessian, layer.groups if hessian.dim() == 3 else None, damping)
 
 
-def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | None, recipe: Recipe) -> Solution:
+def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | None, settings: LayerSettings) -> Solution:
     """Prune and quantise one layer.
 
     Weights that are zero already stay zero: they are the first to be counted as pruned, and no solver brings them back.
@@ -99,36 +97,36 @@ def solve(layer: SpikingLayer, weight: Tensor, hessian: Tensor, zeros: int | Non
         weight: (rows, columns), the target: the dense weight, or the sequential target.
         hessian: (columns, columns) or (groups, columns, columns), undamped.
         zeros: how many weights go; None prunes nothing.
-        recipe: the settings.
+        settings: of the layer.
 
     Raises:
         CalibrationError: nothing but silence reached the layer.
         SingularHessianError: the damped Hessian is not positive definite.
         SettingsError: pattern or granularity does not fit the layer.
     """
-    second_order = recipe.method in SECOND_ORDER
+    second_order = settings.method in SECOND_ORDER
     if second_order:
         check_active(hessian)
     gain = layer.gain.to(hessian)
     gain = gain.where(gain > 0, gain[gain > 0].min() if (gain > 0).any() else 1.0)
-    known = layer_hessian(layer, hessian, recipe.damping)
+    known = layer_hessian(layer, hessian, settings.damping)
     present = weight != 0
     new, mask, grid = weight, present, None
-    if zeros is not None and recipe.prune is not None:
-        solver = recipe.prune.solver if second_order else "magnitude"
-        adapt = recipe.prune.refit and second_order
+    if zeros is not None and settings.prune is not None:
+        solver = settings.prune.solver if second_order else "magnitude"
+        adapt = settings.prune.refit and second_order
         solution = prune_layer(
-            weight, known, zeros, pattern=recipe.prune.pattern, positions=positions_of(layer), solver=solver,
+            weight, known, zeros, pattern=settings.prune.pattern, positions=positions_of(layer), solver=solver,
             refit=adapt, row_scale=gain,
         )  # fmt: skip
         new, mask = solution.weight, solution.mask & present
         if adapt and not torch.equal(mask, solution.mask):
             new = refit(weight, mask, known)
         new = new.where(mask, 0.0)
-        if adapt and recipe.prune.rescale:
+        if adapt and settings.prune.rescale:
             new = rescaled(weight, new, known)
-    if recipe.quantize is not None:
-        new, grid = _quantised(layer, new, known, mask, recipe, gain)
+    if settings.quantize is not None:
+        new, grid = _quantised(layer, new, known, mask, settings, gain)
     scaled = gain[:, None].to(weight)
     return Solution(new, mask, known.loss(weight * scaled, new * scaled), grid)
 
@@ -156,15 +154,15 @@ def check_reached(diagonal: Tensor) -> None:
 
 
 def _quantised(
-    layer: SpikingLayer, weight: Tensor, hessian: LayerHessian, mask: Tensor, recipe: Recipe, gain: Tensor
+    layer: SpikingLayer, weight: Tensor, hessian: LayerHessian, mask: Tensor, settings: LayerSettings, gain: Tensor
 ) -> tuple[Tensor, Grid | None]:
-    assert recipe.quantize is not None
-    settings = asdict(recipe.quantize) | {"mask": mask, "parts": [part.form.columns for part in layer.parts]}
-    del settings["allocation"]
-    if recipe.method not in SECOND_ORDER:
-        grid = make_grid(weight, **settings)
+    assert settings.quantize is not None
+    grid_settings = asdict(settings.quantize) | {"mask": mask, "parts": [part.form.columns for part in layer.parts]}
+    del grid_settings["allocation"]
+    if settings.method not in SECOND_ORDER:
+        grid = make_grid(weight, **grid_settings)
         return round_to_nearest(weight, grid, mask), grid
-    solution = quantise(weight, hessian, **settings, row_scale=gain)
+    solution = quantise(weight, hessian, **grid_settings, row_scale=gain)
     return solution.weight, solution.grid
 
 
@@ -225,6 +223,6 @@ def sequential_target(
     return new.where(weight != 0, 0.0)  # a weight that is zero already stays so
 
 
-def without_pruning(recipe: Recipe) -> Recipe:
-    """The same recipe for a layer that is only quantised."""
-    return replace(recipe, prune=None)
+def without_pruning(settings: LayerSettings) -> LayerSettings:
+    """The same settings for a layer that is only quantised."""
+    return replace(settings, prune=None)

@@ -4,13 +4,15 @@ What is filled in is the combination that kept most accuracy in docs/results.md:
 label-free tuning follows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sbc_plugin.compression.layer import SECOND_ORDER, Recipe, without_pruning
+from sbc_plugin.compression.layer import SECOND_ORDER, LayerSettings
 from sbc_plugin.compression.trial import Trial
 from sbc_plugin.core.pruning.patterns import parse_pattern
+from sbc_plugin.errors import SettingsError
+from sbc_plugin.evaluation.report import joined
 from sbc_plugin.settings import TUNING_STEPS, Calibration, Prune, Quantize
 
 SCALE_STEPS = 100  # of tuning, where only scales can move
@@ -22,19 +24,19 @@ class Phase:
     """A part of a compression.
 
     Attributes:
-        recipes: of its stages, one after the other.
+        stages: one after the other: the settings of each layer, by name.
         tune: whether weights or scales are tuned after the last stage.
         spared: whether scales could be tuned, which is left out because it brings nothing.
     """
 
-    recipes: tuple[Recipe, ...]
+    stages: tuple[Mapping[str, LayerSettings], ...]
     tune: bool = False
     spared: bool = False
 
     @property
     def moves_weights(self) -> bool:
-        """Whether tuning moves weights; of a phase that quantises it moves scales."""
-        return self.recipes[-1].quantize is None
+        """Whether tuning moves weights; of layers that a phase quantises it moves scales."""
+        return any(own.quantize is None for own in self.stages[-1].values())
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Plan:
 
     Attributes:
         phases: one after the other.
-        prune: settings with everything filled in.
+        layers: by name, the settings of each layer over all phases, with everything filled in.
         calibration: settings with everything filled in.
         notes: name -> reason, for what is left out.
         as_needed: whether tuning is left out where hardly any accuracy is expected to be lost, or it takes too long.
@@ -51,7 +53,7 @@ class Plan:
     """
 
     phases: tuple[Phase, ...]
-    prune: Prune | None
+    layers: Mapping[str, LayerSettings]
     calibration: Calibration
     notes: dict[str, str] = field(default_factory=dict)
     as_needed: bool = False
@@ -59,8 +61,23 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of tuning, each time."""
-        return (self.calibration.tuning or 0) if self.second_order else 0
+        """Of tuning, the most that a phase takes."""
+        return max(map(self.steps_of, range(len(self.phases))))
+
+    def steps_of(self, phase: int) -> int:
+        """Of tuning in the phase of this number, counted from 0."""
+        steps = self.calibration.tuning if self.second_order else 0
+        return steps[phase] if isinstance(steps, tuple) else steps or 0
+
+    def filled(self, prune: Prune | None) -> Prune | None:
+        """``prune`` with what it leaves open as this plan fills it in."""
+        return None if prune is None else filled(prune, self.steps)
+
+    def reproducing(self, taken: tuple[int, ...]) -> int | tuple[int, int] | None:
+        """``Calibration.tuning`` of a call with the same phases and steps as this one, whose phases took so many."""
+        if not taken:
+            return self.calibration.tuning
+        return taken[0] if len(self.phases) == 1 else (taken[0], sum(taken[1:]))
 
     @property
     def aligns(self) -> bool:
@@ -70,51 +87,65 @@ class Plan:
     @property
     def second_order(self) -> bool:
         """Whether solvers use Hessians."""
-        return self.phases[0].recipes[0].second_order
+        return any(own.second_order for own in self.layers.values())
 
     @property
     def _silent_first(self) -> bool:
-        return any(recipe.silent_first for phase in self.phases for recipe in phase.recipes)
+        return any(own.silent_first for own in self.layers.values())
 
     @property
     def reads_data_again(self) -> bool:
         """Whether calibration data is run through more than once."""
-        stages = sum(len(phase.recipes) for phase in self.phases)
+        stages = sum(len(phase.stages) for phase in self.phases)
         sequential = self.second_order and self.calibration.order == "sequential"
         return stages > 1 or sequential or self.steps > 0 or self.aligns or self._silent_first
 
 
 def plan(
-    method: str,
-    prune: Prune | None,
-    quantize: Quantize | None,
-    calibration: Calibration,
-    try_step: Callable[[], Trial],
+    method: str, layers: Mapping[str, LayerSettings], calibration: Calibration, try_step: Callable[[], Trial]
 ) -> Plan:
     """The plan for these settings.
 
     Args:
         method: "sbc", "obc", "magnitude" or "rtn".
-        prune: as given.
-        quantize: as given.
+        layers: the settings of each layer, by name, as given.
         calibration: as given.
         try_step: tries a step of tuning; what stands in its way counts only where tuning would be the default.
+
+    Raises:
+        SettingsError: steps of tuning for two phases, and there is one.
     """
-    notes = ignored(method, prune, calibration)
+    notes: dict[str, str] = {}
+    for prune in dict.fromkeys(own.prune for own in layers.values()):
+        notes = joined(notes, ignored(method, prune, calibration))
     steps, as_needed = calibration.tuning, calibration.tuning is None
     if steps is None:
-        steps = steps_for(method, prune, quantize)
+        steps = max(steps_for(method, own.prune, own.quantize) for own in layers.values())
         trial = try_step() if steps else Trial()
         if trial.reason:
             steps, notes["tuning"] = 0, f"not tuned: {trial.reason}"
         calibration = replace(calibration, tuning=steps)
     else:
-        trial = try_step() if steps and method in SECOND_ORDER else Trial()
-    steps = steps if method in SECOND_ORDER else 0
-    if prune is not None:
-        prune = filled(prune, steps)
-    recipe = Recipe(method, prune, quantize, calibration.damping)
-    return Plan(phases(recipe, steps > 0, as_needed), prune, calibration, notes, as_needed, trial)
+        trial = try_step() if _any(steps) and method in SECOND_ORDER else Trial()
+    apart = isinstance(steps, tuple)
+    if method not in SECOND_ORDER:
+        steps, apart = 0, False
+    layers = {
+        name: own if own.prune is None else replace(own, prune=filled(own.prune, _any(steps)))
+        for name, own in layers.items()
+    }
+    found = phases(layers, apart or _any(steps) > 0, as_needed)
+    if apart and len(found) == 1:
+        raise SettingsError(
+            f"tuning={steps!r} are the steps after pruning and those after quantisation, and this call has one phase; "
+            "give one number"
+        )
+    return Plan(found, layers, calibration, notes, as_needed, trial)
+
+
+def _any(steps: int | tuple[int, int]) -> int:
+    """The most steps of a phase."""
+    return max(steps) if isinstance(steps, tuple) else steps
 
 
 def ignored(method: str, prune: Prune | None, calibration: Calibration) -> dict[str, str]:
@@ -178,43 +209,60 @@ def filled(prune: Prune, steps: int) -> Prune:
     )
 
 
-def phases(recipe: Recipe, tuning: bool, as_needed: bool = False) -> tuple[Phase, ...]:
+def phases(layers: Mapping[str, LayerSettings], tuning: bool, as_needed: bool = False) -> tuple[Phase, ...]:
     """What to do one after the other.
 
     With tuning, pruned weights are tuned before they are quantised, in a phase of its own. Layers that share bits are
     quantised in a phase of its own as well, because what a grid costs a layer is known once the layer is pruned.
 
     Args:
-        recipe: of the whole plan.
+        layers: the settings of each layer, by name.
         tuning: whether anything is tuned.
         as_needed: leave out what brings nothing: scales of fine grids.
     """
-    prune, quantize = recipe.prune, recipe.quantize
-    if prune is None:
-        return (Phase((recipe,), tuning),)
-    apart = quantize is not None and (tuning or quantize.allocation == "loss")
-    pruned = replace(recipe, quantize=None) if apart else recipe
-    first = Phase(rounds(pruned, prune.rounds or 1), tuning)
-    if quantize is None or not apart:
-        return (first,)
-    movable = tuning and scales_move(quantize)
-    spared = movable and as_needed and quantize.bits >= FINE
-    return first, Phase((without_pruning(recipe),), movable and not spared, spared)
+    grids = [own.quantize for own in layers.values() if own.quantize is not None]
+    apart = {name for name, own in layers.items() if own.prune and own.quantize and _is_apart(own.quantize, tuning)}
+    if not apart and not (tuning and grids and any(own.prune for own in layers.values())):
+        return (Phase(_in_rounds(layers), tuning),)
+    later = {name for name, own in layers.items() if tuning or not own.prune} | apart
+    first = {name: replace(own, quantize=None) if name in later else own for name, own in layers.items()}
+    second = {
+        name: replace(own, prune=None, quantize=own.quantize if name in later else None) for name, own in layers.items()
+    }
+    movable = [grid for grid in grids if tuning and scales_move(grid)]
+    tune = any(grid.bits < FINE for grid in movable) if as_needed else bool(movable)
+    return Phase(_in_rounds(first), tuning), Phase((second,), tune, bool(movable) and not tune)
 
 
-def rounds(recipe: Recipe, count: int) -> tuple[Recipe, ...]:
-    """Rounds of pruning: each leaves half of the weights that the one before it left; the last one is the recipe.
+def _is_apart(quantize: Quantize, tuning: bool) -> bool:
+    """Whether a layer that is pruned is quantised in a phase of its own."""
+    return tuning or quantize.allocation == "loss"
+
+
+def _in_rounds(layers: Mapping[str, LayerSettings]) -> tuple[Mapping[str, LayerSettings], ...]:
+    """The stages of all layers, whose last ones are one stage; a layer of fewer rounds is idle in those before."""
+    each = {
+        name: rounds(own, own.prune.rounds or 1) if own.prune is not None else (own,) for name, own in layers.items()
+    }
+    count = max(map(len, each.values()))
+    idle = {name: (replace(own, prune=None, quantize=None),) for name, own in layers.items()}
+    each = {name: idle[name] * (count - len(own)) + own for name, own in each.items()}
+    return tuple({name: own[stage] for name, own in each.items()} for stage in range(count))
+
+
+def rounds(settings: LayerSettings, count: int) -> tuple[LayerSettings, ...]:
+    """Rounds of pruning: each leaves half of the weights that the one before it left; the last one is as given.
 
     Rounds that would keep all weights are left out, and baselines take one round.
     """
-    prune = recipe.prune
+    prune = settings.prune
     assert prune is not None
-    earlier: list[Recipe] = []
+    earlier: list[LayerSettings] = []
     kept = 2 * (1 - prune.sparsity)
-    while kept < 1 and len(earlier) < count - 1 and recipe.method in SECOND_ORDER:
-        earlier.insert(0, replace(recipe, prune=replace(prune, sparsity=1 - kept), quantize=None))
+    while kept < 1 and len(earlier) < count - 1 and settings.method in SECOND_ORDER:
+        earlier.insert(0, replace(settings, prune=replace(prune, sparsity=1 - kept), quantize=None))
         kept *= 2
-    return (*earlier, recipe)
+    return (*earlier, settings)
 
 
 def scales_move(quantize: Quantize) -> bool:

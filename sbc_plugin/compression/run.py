@@ -35,11 +35,17 @@ class Outcome:
 
     Attributes:
         state: of the model.
-        tuning: steps of tuning that each phase took; None where not all phases took as many.
+        taken: steps of tuning, of each phase that could be tuned; () where there was none.
     """
 
     state: State
-    tuning: int | None
+    taken: tuple[int, ...]
+
+    def steps(self, planned: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        """How many steps each phase took; ``planned`` where none could be tuned, None where they took different ones."""
+        if not self.taken:
+            return planned
+        return self.taken[0] if min(self.taken) == max(self.taken) else None
 
 
 def run(plan: Plan, work: Stage, known: Mapping[str, Statistics] | None = None) -> Outcome:
@@ -47,22 +53,22 @@ def run(plan: Plan, work: Stage, known: Mapping[str, Statistics] | None = None) 
 
     Args:
         plan: what to do.
-        work: a stage whose recipe is that of the whole plan; its journal keeps what is computed.
+        work: a stage with the settings of the whole plan; its journal keeps what is computed.
         known: statistics of the dense network, if they are known already.
 
     Raises:
         CompressionError: as :func:`sbc_plugin.compress`; the model is then changed half, see :func:`all_or_nothing`.
     """
-    state, tuning, others = work.journal.once("result", _carried_out, plan, work, known)
+    state, taken, others = work.journal.once("result", _carried_out, plan, work, known)
     work.journal.finish("result")
     _put(work, state.weights, others)
-    return Outcome(state, tuning)
+    return Outcome(state, tuple(taken))
 
 
 def _carried_out(
     plan: Plan, work: Stage, known: Mapping[str, Statistics] | None
-) -> tuple[State, int | None, list[Tensor]]:
-    """The state in the end, the steps of tuning, and what alignment has moved."""
+) -> tuple[State, list[int], list[Tensor]]:
+    """The state in the end, the steps of tuning of each phase, and what alignment has moved."""
     # First of all, because it names the layer and the batch that do not fit.
     known = work.gather() if plan.steps and known is None else known
     state, pace = State(work.weights()), Pace(plan.trial.step)
@@ -81,31 +87,30 @@ def _carried_out(
     taken: list[int] = []
     for number, phase in enumerate(plan.phases, 1):
         here = replace(work, journal=work.journal.within(f"phase {number}"))
-        for stage, recipe in enumerate(phase.recipes, 1):
+        for stage, settings in enumerate(phase.stages, 1):
             journal = here.journal.within(f"stage {stage}")
             if state.active and not in_one_pass(work.layers, plan.calibration):
                 state = replace(state, active={})  # so that there is room for those of this stage
-            state, known = replace(work, recipe=recipe, journal=journal).run(state, known), None
+            state, known = replace(work, settings=settings, journal=journal).run(state, known), None
             if moments is not None:
                 with work.clock("alignment"):
                     _put(work, state.weights, journal.once("alignment", _aligned, work, moments))
-        if phase.tune and aims is not None:
+        asked = plan.steps_of(number - 1)
+        if phase.tune and asked and aims is not None:
             with work.clock("judging"):
                 lost = None if judge is None else here.journal.once("lost", judge.lost)
-            taken.append(pace.steps(plan.steps, lost, phase.moves_weights))
+            taken.append(pace.steps(asked, lost, phase.moves_weights))
             with work.clock("tuning"):
                 if taken[-1]:
                     state = _tuned(state, here, aims, taken[-1])
                 else:
-                    state = _left(state, lost) if _negligible(lost) else _too_long(state, plan.steps)
+                    state = _left(state, lost) if _negligible(lost) else _too_long(state, asked)
         elif phase.spared or phase.tune:
             taken.append(0)
         if judge is not None and phase is not plan.phases[-1] and plan.phases[-1].tune:
             with work.clock("judging"):
                 judge = replace(judge, before=here.journal.once("losses", judge.now))
-    same = not taken or min(taken) == max(taken)
-    tuning = (taken[0] if taken else plan.calibration.tuning) if same else None
-    return replace(state, active={}), tuning, _aligned_tensors(work)
+    return replace(state, active={}), taken, _aligned_tensors(work)
 
 
 def _put(work: Stage, weights: Weights, others: list[Tensor]) -> None:

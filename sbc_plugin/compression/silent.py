@@ -4,7 +4,7 @@ Whether a layer reads them is not concluded from the model's structure but tried
 neurons are made to spike, and nothing else may change. Source: docs/theory.md, section "Silent neurons".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,30 @@ from torch import Tensor
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import silent_rows
 from sbc_plugin.layers import SpikingLayer
+from sbc_plugin.settings import Prune
 
 LOUD = 100.0  # times the layer's largest weight: any input then lifts a neuron over its threshold
+
+
+def budgets_for(
+    groups: Iterable[tuple[Prune, list[SpikingLayer]]], weights: Mapping[str, Tensor], dead: Mapping[str, Tensor]
+) -> list[tuple[list[str], int]]:
+    """The names of layers that share a budget, and its zeros, of each budget that holds all of their dead weights.
+
+    Where a budget does not, some of these weights stay, and neurons are read through them.
+
+    Args:
+        groups: settings, and the layers that share their zeros.
+        weights: name -> (rows, columns).
+        dead: name -> (rows, columns), True where the input never spiked.
+    """
+    budgets = []
+    for prune, layers in groups:
+        names = [layer.name for layer in layers]
+        zeros = round(prune.sparsity * sum(weights[name].numel() for name in names))
+        gone = sum(int(((weights[name] == 0) | dead[name].to(weights[name].device)).sum()) for name in names)
+        budgets += [(names, zeros)] if gone <= zeros else []
+    return budgets
 
 
 def unread_neurons(

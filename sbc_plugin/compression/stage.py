@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sbc_plugin.calibration import ranks
@@ -15,18 +16,12 @@ from sbc_plugin.calibration.hessians import Overview, Statistics, gather
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.calibration.sequential import Prefix, gather_drift
 from sbc_plugin.calibration.shares import first_of
-from sbc_plugin.compression.budgets import Budget, shared
+from sbc_plugin.compression.budgets import Budget, shared, sharing_zeros
 from sbc_plugin.compression.clock import Clock
 from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.journal import NOT_KEPT, Journal
-from sbc_plugin.compression.layer import (
-    Recipe,
-    check_reached,
-    sequential_target,
-    solve,
-    without_pruning,
-)
-from sbc_plugin.compression.silent import unread_neurons
+from sbc_plugin.compression.layer import LayerSettings, check_reached, sequential_target, solve, without_pruning
+from sbc_plugin.compression.silent import budgets_for, unread_neurons
 from sbc_plugin.core.allocation.silent import give_silent
 from sbc_plugin.core.pruning.prune import is_small
 from sbc_plugin.core.quantization.grids import Grid
@@ -70,7 +65,7 @@ class Stage:
         data: batches of this rank's share, iterable more than once where a plan says so.
         calibration: settings.
         progress: show progress bars; None = on a terminal.
-        recipe: what to do to each layer.
+        settings: what to do to each layer, by its name.
         journal: keeps what is computed.
         clock: adds up what each kind of work takes.
     """
@@ -80,13 +75,13 @@ class Stage:
     data: Iterable[Any]
     calibration: Calibration
     progress: bool | None
-    recipe: Recipe
+    settings: Mapping[str, LayerSettings]
     journal: Journal = NOT_KEPT
     clock: Clock = field(default_factory=Clock)
 
     def gather(self) -> Mapping[str, Statistics]:
         """The statistics of all layers, of the network as it is; a block of layers at a time where memory asks so."""
-        given = self.runner, self.layers, self.data, self.calibration, self.progress, self.recipe.silent_first
+        given = self.runner, self.layers, self.data, self.calibration, self.progress, self._silent_first
         with self.clock("calibration"):
             if in_one_pass(self.layers, self.calibration):
                 return self.journal.once("statistics", gather, *given)
@@ -107,16 +102,33 @@ class Stage:
             SettingsError: a pattern or a granularity that does not fit.
             SingularHessianError: a Hessian that damping does not make invertible.
         """
-        sequential = self.recipe.second_order and self.calibration.order == "sequential"
+        sequential = self._second_order and self.calibration.order == "sequential"
         after = self._sequential(state, known) if sequential else self._one_shot(state, known)
-        rows = after.rows
-        if state.rows:
-            rows = tuple(row.after(earlier) for row, earlier in zip(rows, state.rows, strict=True))
-        return replace(after, weights=self.weights(), rows=rows)
+        found, earlier = ({row.name: row for row in rows} for rows in (after.rows, state.rows))
+        rows = [
+            found[name].after(earlier[name])
+            if name in found and name in earlier
+            else found.get(name, earlier.get(name))
+            for name in (layer.name for layer in self.layers)
+        ]
+        return replace(after, weights=self.weights(), rows=tuple(row for row in rows if row is not None))
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights that the model has now."""
         return {layer.name: layer.weight() for layer in self.layers}
+
+    @property
+    def _second_order(self) -> bool:
+        return any(own.second_order for own in self.settings.values())
+
+    @property
+    def _silent_first(self) -> bool:
+        return any(own.silent_first for own in self.settings.values())
+
+    @property
+    def _solved(self) -> list[SpikingLayer]:
+        """The layers that something is done to."""
+        return [layer for layer in self.layers if not self.settings[layer.name].idle]
 
     @property
     def _many_large(self) -> bool:
@@ -130,14 +142,14 @@ class Stage:
         blocks = statistics if isinstance(statistics, InBlocks) else None
         active: Mapping[str, Statistics] = {}  # of blocks no statistics are kept for later stages
         with self.clock("calibration"):  # of all blocks together an overview takes a pass of its own
-            overview = overview_of(statistics) if blocks is None or self.recipe.silent_first else {}
+            overview = overview_of(statistics) if blocks is None or self._silent_first else {}
         silent = _silent(overview)
         if blocks is None:
             reached = {name: each for name, each in statistics.items() if overview[name].diagonal.any()}
             active = {**state.active, **reached}
             statistics = {**statistics, **active}
             overview = overview_of(statistics)
-            for layer in self.layers if self.recipe.second_order and not state.rows else []:
+            for layer in self.layers if self._second_order and not state.rows else []:
                 with in_layer(layer.name):  # before time goes into the layers in front of it
                     check_reached(overview[layer.name].diagonal)
         # 2. Share the budgets.
@@ -152,25 +164,26 @@ class Stage:
             with self.clock("calibration"):
                 seen = statistics[layer.name]
             waited[layer.name] = time.perf_counter() - started  # for the layer's block
-            recipe = self.recipe
-            if recipe.second_order and not seen.overview.diagonal.any():
+            own = self.settings[layer.name]
+            if own.second_order and not seen.overview.diagonal.any():
                 with in_layer(layer.name):
                     if not state.rows:
                         check_reached(seen.overview.diagonal)
-                recipe = replace(recipe, method="magnitude")  # an earlier stage silenced it, and nothing is kept of it
-            return replace(self, recipe=recipe)._solve(layer, weights[layer.name], seen, budget)
+                own = replace(own, method="magnitude")  # an earlier stage silenced it, and nothing is kept of it
+            stage = replace(self, settings={**self.settings, layer.name: own})
+            return stage._solve(layer, weights[layer.name], seen, budget)
 
         def solved(layer: SpikingLayer) -> Solution:
             # Of a block whose layers are all solved already the statistics are not gathered.
             return self.journal.within("layer").own(layer.name, lambda: solution_of(layer))
 
         with self.clock("solving"):
-            found = dealt(self.layers, solved, progress=self.progress)
+            found = dealt(self._solved, solved, progress=self.progress)
         if blocks is not None:
-            overview = {layer.name: blocks.overview_of(layer.name) for layer in self.layers}
+            overview = {layer.name: blocks.overview_of(layer.name) for layer in self._solved}
         # 4. Write.
         solutions, rows = {}, []
-        for layer in self.layers:
+        for layer in self._solved:
             solution, seconds = found[layer.name]
             layer.write(solution.weight)
             rows.append(_row(layer, solution, overview[layer.name], seconds - waited.get(layer.name, 0.0)))
@@ -179,15 +192,15 @@ class Stage:
 
     def _sequential(self, state: State, known: Mapping[str, Statistics] | None) -> State:
         """Layer by layer, each on what the compressed ones before it send."""
-        prune, quantize = self.recipe.prune, self.recipe.quantize
-        needs_losses = any(part is not None and part.allocation == "loss" for part in (prune, quantize))
-        statistics = (known or self.gather()) if needs_losses or self.recipe.silent_first else {}
+        parts = [part for own in self.settings.values() for part in (own.prune, own.quantize) if part is not None]
+        needs_losses = any(part.allocation == "loss" for part in parts)
+        statistics = (known or self.gather()) if needs_losses or self._silent_first else {}
         overview = overview_of(statistics)
         start = self._without_silent(state.weights, overview, _silent(overview))
         budget = self._agreed_budget(start, statistics)
         prefix = Prefix(self.layers, dict(state.weights), {})
         solutions, rows = {}, []
-        for layer in progress_bar(self.layers, "compressing", "layer", self.progress):
+        for layer in progress_bar(self._solved, "compressing", "layer", self.progress):
             with self.clock("calibration"):
                 solution, row = self.journal.within("layer").once(
                     layer.name, self._solved_behind, layer, start[layer.name], prefix, budget
@@ -202,13 +215,20 @@ class Stage:
         self, weights: Weights, overview: Mapping[str, Overview], silent: Mapping[str, Tensor]
     ) -> Weights:
         """The weights, those of silent neurons 0 as far as the budget goes; such zeros stay and are counted."""
-        if not self.recipe.silent_first:
+        if not self._silent_first:
             return weights
-        assert self.recipe.prune is not None
         dead = {layer.name: overview[layer.name].dead_weights(layer) for layer in self.layers}
+        groups = [each for each in sharing_zeros(self.layers, self.settings) if each[0].silent_first]
+        budgets = budgets_for(groups, weights, dead)
+        if not budgets:
+            return weights
+        gone = {name for names, _ in budgets for name in names}
+        dead = {name: mask if name in gone else torch.zeros_like(mask) for name, mask in dead.items()}
         unread = unread_neurons(self.runner, self.layers, dead, silent, first_of(self.data))
-        zeros = round(self.recipe.prune.sparsity * sum(weight.numel() for weight in weights.values()))
-        return give_silent(weights, dead, unread, zeros) or weights
+        new = dict(weights)
+        for names, zeros in budgets:
+            new |= give_silent({name: weights[name] for name in names}, dead, unread, zeros) or {}
+        return new
 
     def _agreed_budget(self, weights: Weights, statistics: Mapping[str, Statistics]) -> Budget:
         """That of the first rank, as it was when the run was here before."""
@@ -217,7 +237,7 @@ class Stage:
             return _hessian(name, statistics[name])
 
         with self.clock("budgets"):
-            budget = self.journal.once("budget", shared, self.layers, weights, hessian_of, self.recipe, self.progress)
+            budget = self.journal.once("budget", shared, self.layers, weights, hessian_of, self.settings, self.progress)
         return ranks.handed(budget)
 
     def _solved_behind(
@@ -226,7 +246,7 @@ class Stage:
         """The solution of one layer on what a compressed prefix sends, and its row."""
         started = time.perf_counter()
         seen, drift = gather_drift(self.runner, layer, self.data, self.calibration, prefix)
-        moved = drift if prefix.compressed and self.recipe.second_order else None
+        moved = drift if prefix.compressed and self._second_order else None
         with self.clock("solving"):
             solution = dealt([layer], partial(self._solve_on_prefix, target, seen, moved, budget))[layer.name][0]
         return solution, _row(layer, solution, seen.overview, time.perf_counter() - started)
@@ -245,13 +265,14 @@ class Stage:
 
     def _solve(self, layer: SpikingLayer, weight: Tensor, statistics: Statistics, budget: Budget) -> Solution:
         hessian = _hessian(layer.name, statistics)
-        recipe = self.recipe if layer.name in budget.zeros else without_pruning(self.recipe)
-        recipe = replace(recipe, quantize=budget.quantize.get(layer.name))
+        settings = self.settings[layer.name]
+        settings = settings if layer.name in budget.zeros else without_pruning(settings)
+        settings = replace(settings, quantize=budget.quantize.get(layer.name))
         large = self._many_large and not is_small(layer.rows, layer.columns)
-        if large and recipe.prune is not None and recipe.prune.solver == "auto":
-            recipe = replace(recipe, prune=replace(recipe.prune, solver="admm"))
+        if large and settings.prune is not None and settings.prune.solver == "auto":
+            settings = replace(settings, prune=replace(settings.prune, solver="admm"))
         with in_layer(layer.name):
-            return solve(layer, weight, hessian, budget.zeros.get(layer.name), recipe)
+            return solve(layer, weight, hessian, budget.zeros.get(layer.name), settings)
 
 
 def _silent(overview: Mapping[str, Overview]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sbc_plugin.errors import CheckpointError
+from sbc_plugin.evaluation.recipe import Recipe
 from sbc_plugin.evaluation.text import as_json, of_fields, printable
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
@@ -58,6 +59,8 @@ class Report:
         left_alone: how many weights no layer holds, so that they stay as they were.
         left_alone_zeros: how many of these are zero.
         stages: name -> seconds of each stage, which add up to ``seconds``.
+        recipe: the settings of the call with all that they left open as it was decided: the same model, data and
+            forward with ``**recipe.arguments()`` give the same bits. None in reports of earlier versions.
     """
 
     layers: list[LayerReport]
@@ -67,6 +70,7 @@ class Report:
     left_alone: int = 0
     left_alone_zeros: int = 0
     stages: dict[str, float] = field(default_factory=dict)
+    recipe: Recipe | None = None
 
     @property
     def sparsity(self) -> float:
@@ -104,6 +108,7 @@ class Report:
             "left_alone_zeros": self.left_alone_zeros,
             "seconds": self.seconds,
             "stages": dict(self.stages),
+            "recipe": None if self.recipe is None else self.recipe.to_dict(),
         }
 
     @classmethod
@@ -126,7 +131,8 @@ class Report:
             skipped = {str(name): str(reason) for name, reason in content["skipped"].items()}
             others = (int(content.get("left_alone", 0)), int(content.get("left_alone_zeros", 0)))
             stages = {str(name): float(seconds) for name, seconds in content.get("stages", {}).items()}
-            return cls(layers, skipped, settings, float(content["seconds"]), *others, stages)
+            recipe = None if content.get("recipe") is None else Recipe.from_dict(content["recipe"])
+            return cls(layers, skipped, settings, float(content["seconds"]), *others, stages, recipe)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"this is no report of compress(): {error!r}; give what to_dict() returned"

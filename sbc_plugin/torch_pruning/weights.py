@@ -14,7 +14,7 @@ from sbc_plugin.calibration.plain import library_or_plain
 from sbc_plugin.calibration.shares import kept, peek
 from sbc_plugin.calibration.sums import check_same
 from sbc_plugin.compression.dealing import dealt
-from sbc_plugin.compression.layer import Recipe, solve, unfit_pattern
+from sbc_plugin.compression.layer import LayerSettings, solve, unfit_pattern
 from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.pruning.patterns import Pattern, parse_pattern, pattern_zeros
 from sbc_plugin.core.solution import Solution
@@ -126,12 +126,12 @@ class WeightPruner:
         )
         found = gather(runner, layers, data, self.calibration)
         zeros = ranks.handed(self._zeros(layers, prune))
-        recipe = Recipe(self.method, prune, None, self.calibration.damping)
+        settings = LayerSettings(self.method, prune, None, self.calibration.damping)
 
         def solved(layer: SpikingLayer) -> Solution:
             with in_layer(layer.name):
                 hessian = found[layer.name].accumulator.hessian()
-                return solve(layer, layer.weight(), hessian, zeros[layer.name], recipe)
+                return solve(layer, layer.weight(), hessian, zeros[layer.name], settings)
 
         solutions = dealt(layers, solved)
         for layer in layers:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sbc_plugin.compression.layer import Recipe, solve
+from sbc_plugin.compression.layer import LayerSettings, solve
 from sbc_plugin.core import kernels
 from sbc_plugin.core.matrix_form import matrix_form
 from sbc_plugin.layers import Part, SpikingLayer
@@ -29,9 +29,9 @@ def joint_layer() -> SpikingLayer:
 def test_each_weight_has_levels_of_its_own(method: str, granularity: str) -> None:
     layer = joint_layer()
     hessian = torch.eye(INPUTS + ROWS, dtype=torch.float64)  # so that no weight makes up for another
-    recipe = Recipe(method, None, Quantize(3, granularity=granularity), damping=0.01)
+    settings = LayerSettings(method, None, Quantize(3, granularity=granularity), damping=0.01)
     weight = layer.weight()
-    new = solve(layer, weight, hessian, None, recipe).weight
+    new = solve(layer, weight, hessian, None, settings).weight
     for before, after in zip(weight.split([INPUTS, ROWS], 1), new.split([INPUTS, ROWS], 1), strict=True):
         for block in after if granularity == "channel" else [after]:
             assert block.abs().unique().numel() <= 4  # 0 to 3 times one scale
