@@ -179,8 +179,10 @@ class Calibration:
             raise SettingsError(
                 f"max_samples={self.max_samples!r} must be a whole number of at least 1, or None for all"
             )
-        steps = self.tuning if isinstance(self.tuning, tuple) and len(self.tuning) == 2 else (self.tuning,)
-        if self.tuning is not None and not all(_is_whole(each) and each >= 0 for each in steps):
+        steps: tuple[object, ...] = (self.tuning,)
+        if isinstance(self.tuning, tuple) and len(self.tuning) == 2:
+            steps = self.tuning
+        if self.tuning is not None and not all(map(_is_count, steps)):
             raise SettingsError(
                 f"tuning={self.tuning!r} must be a whole number of steps, or a pair of them; 0 does without"
             )
@@ -204,6 +206,10 @@ def _is_number(value: object) -> bool:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

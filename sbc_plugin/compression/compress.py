@@ -34,8 +34,9 @@ from sbc_plugin.compression.stage import Stage
 from sbc_plugin.compression.trial import tried_by_all
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.evaluation.operations import weights_left_alone
-from sbc_plugin.evaluation.recipe import Recipe, Rule, Selector, What, filled
+from sbc_plugin.evaluation.recipe import Recipe, filled
 from sbc_plugin.evaluation.report import Report, joined
+from sbc_plugin.evaluation.rule import Rule, Selector, What, rules_of, selectors_of
 from sbc_plugin.layers import Forward, SpikingLayer, library_of
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
@@ -131,7 +132,8 @@ def compress(
     """
     started, clock = time.perf_counter(), Clock()
     # 1. Check what was asked for.
-    asked = Recipe(method, prune, quantize, calibration, tuple(ignore), tuple(rules), backend, batch_first)
+    selections = selectors_of(ignore), rules_of(rules)
+    asked = Recipe(method, prune, quantize, calibration, *selections, backend, batch_first)
     check_statistics(statistics)
     if method == "obc":
         calibration = replace(calibration, temporal=False)

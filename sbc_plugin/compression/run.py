@@ -42,7 +42,7 @@ class Outcome:
     taken: tuple[int, ...]
 
     def steps(self, planned: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        """How many steps each phase took; ``planned`` where none could be tuned, None where they took different ones."""
+        """How many steps each phase took; ``planned`` where none could be tuned, None where they took others."""
         if not self.taken:
             return planned
         return self.taken[0] if min(self.taken) == max(self.taken) else None

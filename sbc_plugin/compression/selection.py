@@ -6,7 +6,8 @@ from re import fullmatch
 
 from sbc_plugin.compression.layer import LayerSettings
 from sbc_plugin.errors import SettingsError
-from sbc_plugin.evaluation.recipe import REGEX, TYPE, Recipe, Selector, as_text
+from sbc_plugin.evaluation.recipe import Recipe
+from sbc_plugin.evaluation.rule import REGEX, TYPE, Selector, as_text
 from sbc_plugin.evaluation.text import printable
 from sbc_plugin.layers import SpikingLayer
 
@@ -107,7 +108,7 @@ def _nothing(where: str, selector: Selector, layers: list[SpikingLayer]) -> str:
     text = as_text(selector)
     for layer in layers:
         if any(part.name == selector for part in layer.parts):
-            return f"{where}: {text!r} is a part of layer {layer.name!r}, which is solved as a whole; select {layer.name!r}"
+            return f"{where}: {text!r} is a part of layer {layer.name!r}, which is solved as a whole; select that"
     return f"{where}: {text!r} matches no layer; the layers are {_names(layers)}"
 
 

@@ -4,7 +4,7 @@ import re
 import sys
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -26,17 +26,25 @@ FIRST = {"null": ["", "~", "n"], "bool": list("tf"), "int": list("-0123456789"),
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers and truth values, so that "2:4", "on" and "1e-3" are what they look like; no aliases."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node, as long as it is no alias, of which a few make very many values."""
+        """A node, as long as it is no alias, of which a few make very many values.
+
+        Raises:
+            ComposerError: it is one.
+        """
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed; write it out", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """A dict, as long as no key stands twice."""
+        """A dict, as long as no key stands twice.
+
+        Raises:
+            ConstructorError: one does.
+        """
         seen: set[str] = set()
         for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key in seen:
@@ -48,7 +56,9 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes all texts that a reader of YAML 1.1 or 1.2 would take for something else."""
 
-    yaml_implicit_resolvers = {first: list(found) for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: list(found) for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
 
 
 for _name, _pattern in TAGS.items():
