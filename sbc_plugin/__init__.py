@@ -11,6 +11,7 @@ from sbc_plugin.evaluation.comparison import Comparison, compare, record_spikes
 from sbc_plugin.evaluation.evaluate import Evaluation, evaluate
 from sbc_plugin.evaluation.inspection import Inspection, inspect
 from sbc_plugin.evaluation.operations import Recording
+from sbc_plugin.evaluation.recipe import Recipe
 from sbc_plugin.evaluation.report import LayerReport, Report
 from sbc_plugin.settings import Calibration, Prune, Quantize
 from sbc_plugin.version import __version__
@@ -25,6 +26,7 @@ __all__ = [
     "LayerReport",
     "Prune",
     "Quantize",
+    "Recipe",
     "Recording",
     "Report",
     "__version__",

@@ -30,7 +30,16 @@ def test_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert 0.9 <= report.sparsity < 0.905  # the grid has a 0 of its own
     assert all((weight != 0).all() for weight in model.parameters())  # the model given is not touched
     assert not any((weight != 0).all() for weight in small.parameters())
-    written = ["digits.nir", "report.html", "small.nir", "small.onnx", "small.safetensors", "spikes.npz", "test.npz"]
+    written = [
+        "digits.nir",
+        "report.html",
+        "report.recipe.yaml",
+        "small.nir",
+        "small.onnx",
+        "small.safetensors",
+        "spikes.npz",
+        "test.npz",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 

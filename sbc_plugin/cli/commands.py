@@ -14,6 +14,7 @@ from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.shares import first_of
 from sbc_plugin.checkpoint.atomic import check_target, replacing
 from sbc_plugin.cli.results import import_plots, rehearse, write_model
+from sbc_plugin.cli.settings import recipe_of
 from sbc_plugin.cli.sources import load_data, load_model
 from sbc_plugin.cli.spike_files import Batches
 from sbc_plugin.cli.torchrun import under_torchrun
@@ -24,7 +25,6 @@ from sbc_plugin.evaluation.evaluate import Evaluation, evaluate
 from sbc_plugin.evaluation.inspection import inspect as inspect_model
 from sbc_plugin.evaluation.report import Report
 from sbc_plugin.evaluation.text import as_json
-from sbc_plugin.settings import Calibration, Prune, Quantize
 
 _Models: TypeAlias = tuple[nn.Module, nn.Module]
 _Batches: TypeAlias = tuple[Iterable[Any], Iterable[Any] | None]
@@ -84,27 +84,24 @@ def _compress(options: argparse.Namespace) -> _Done:
         SettingsError: settings that contradict each other, or that the file to be written cannot hold.
         CheckpointError: a file that cannot be read or written.
     """
-    prune, quantize, calibration = _settings(options)
+    recipe = recipe_of(options)
     output, report_file = _target(options.output, OUTPUTS), None
     if options.report is not None:
         report_file = _target(options.report, PAGES)
+        check_target(recipe_file(report_file))
     onnx = output.suffix.lower() == ".onnx"
-    if onnx and quantize is None:
+    if onnx and not recipe.grids:
         raise SettingsError(f"{output} holds integers; give --bits, or write .nir or .safetensors")
     dense = _model(options, options.source)
     data = _data(options, options.data)
     held_out = None if options.test is None else _data(options, options.test)
-    rehearse(output, dense, data, quantize)
+    rehearse(output, dense, data, recipe.grids[0] if recipe.grids else None)
     if report_file is not None and report_file.suffix.lower() == ".html":
         import_plots()
     small, report = compress_model(
         _moved(dense, options.device),
         data,
-        method=options.method,
-        prune=prune,
-        quantize=quantize,
-        calibration=calibration,
-        backend="brevitas" if onnx else None,
+        **recipe.arguments() | {"backend": "brevitas" if onnx else None},
         checkpoint=options.resume,
     )
     dense, small = _moved(dense, "cpu"), _moved(small, "cpu")
@@ -134,6 +131,8 @@ def _tell(options: argparse.Namespace, models: _Models, batches: _Batches, repor
         finally:
             if report_file is not None:
                 _write_text(report_file, _report_text(report_file, report, evaluation, options.source))
+                assert report.recipe is not None  # compress made it
+                _write_text(recipe_file(report_file), report.recipe.to_yaml())
     if options.json:
         print(as_json(_result(report, evaluation, options.source)))
         return
@@ -142,7 +141,8 @@ def _tell(options: argparse.Namespace, models: _Models, batches: _Batches, repor
     print(report)
     if evaluation is not None:
         print(f"\n{evaluation}")
-    print(f"\nwritten: {output} ({output.stat().st_size / 1000:,.1f} kB)" + (f", {report_file}" if report_file else ""))
+    beside = f", {report_file}, {recipe_file(report_file)}" if report_file else ""
+    print(f"\nwritten: {output} ({output.stat().st_size / 1000:,.1f} kB){beside}")
     if output.suffix.lower() == ".safetensors":
         print(f"it holds weights, not the model's code: read it with --model {options.source}")
 
@@ -194,6 +194,11 @@ def _report_text(target: Path, report: Report, evaluation: Evaluation | None, so
     return page(report, evaluation, f"{Path(source).name}: compression report")
 
 
+def recipe_file(report_file: Path) -> Path:
+    """Where the recipe that reproduces a compression is written: beside its report."""
+    return report_file.with_suffix(".recipe.yaml")
+
+
 def _write_text(target: Path, text: str) -> None:
     with replacing(target) as beside:
         beside.write_text(text, encoding="utf-8")
@@ -226,36 +231,6 @@ def _target(path: str, suffixes: tuple[str, ...]) -> Path:
     if Path(path).suffix.lower() not in suffixes:
         raise SettingsError(f"{path} is no file that can be written here; its name ends in {' or '.join(suffixes)}")
     return check_target(path)
-
-
-def _settings(options: argparse.Namespace) -> tuple[Prune | None, Quantize | None, Calibration]:
-    """The settings that were given; what was not keeps its default.
-
-    Raises:
-        SettingsError: a value out of range, an option without the one it belongs to, or nothing to do.
-    """
-
-    def given(*names: str) -> dict[str, Any]:
-        return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-
-    pruning = given("pattern", "allocation", "silent_first", "rounds")
-    grid = given("granularity", "scale", "bit_allocation")
-    sparsity = options.sparsity
-    if sparsity is None and options.pattern is not None and ":" in options.pattern:
-        kept, _, size = options.pattern.partition(":")
-        if kept.isdigit() and size.isdigit() and int(size):
-            sparsity = 1 - int(kept) / int(size)
-    if sparsity is None and pruning:
-        raise SettingsError(f"--{next(iter(pruning)).replace('_', '-')} belongs to pruning; give --sparsity too")
-    if options.bits is None and grid:
-        raise SettingsError(f"--{next(iter(grid)).replace('_', '-')} belongs to quantisation; give --bits too")
-    if "bit_allocation" in grid:
-        grid["allocation"] = grid.pop("bit_allocation")
-    if sparsity is None and options.bits is None:
-        raise SettingsError("nothing to do: give --sparsity, --pattern N:M, --bits, or several of them")
-    prune = None if sparsity is None else Prune(sparsity, **pruning)
-    quantize = None if options.bits is None else Quantize(options.bits, **grid)
-    return prune, quantize, Calibration(**given("order", "damping", "align", "tuning", "outputs", "memory"))
 
 
 def _model(options: argparse.Namespace, source: str) -> nn.Module:

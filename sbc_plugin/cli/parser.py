@@ -144,8 +144,14 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument("--data", required=True, help=f"for calibration: {DATA}")
     compress.add_argument("-o", "--output", required=True, metavar="OUT", help="OUT.nir, OUT.safetensors or OUT.onnx")
     _budget(compress)
+    _layers(compress)
     compress.add_argument("--test", metavar="DATA", help="held-out data to measure on, as --data")
-    compress.add_argument("--report", metavar="FILE", help="write what happened to report.html or report.json")
+    compress.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write what happened to report.html or report.json, and the recipe that reproduces it beside it "
+        "(report.recipe.yaml)",
+    )
     compress.add_argument(
         "--resume",
         metavar="FOLDER",
@@ -209,6 +215,29 @@ def _reading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, help="of processors (default: as torch has it)")
 
 
+def _layers(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "which layers",
+        "SELECTOR is a layer's name as sbc inspect shows it, a pattern ('features.*'), 're:' and a regular expression "
+        "of the whole name, or 'type:' and a class (type:Conv2d).",
+    )
+    group.add_argument(
+        "--ignore", action="append", metavar="SELECTOR", help="leave these layers exactly as they are (repeatable)"
+    )
+    group.add_argument(
+        "--rule",
+        action="append",
+        metavar="RULE",
+        help="'SELECTOR: sparsity=0.5 bits=8' or 'SELECTOR: ignore': settings, called as the options are, with a budget "
+        "of these layers' own; what is not given is as for all layers (repeatable; the first that matches counts)",
+    )
+    group.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="settings in YAML or TOML, as a report leaves them (docs/recipes.md); options override what they name",
+    )
+
+
 def _budget(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to do")
     group.add_argument("--sparsity", type=float, help="fraction of weights to set to zero, e.g. 0.9")
@@ -227,7 +256,7 @@ def _budget(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--granularity", help="of scales: channel (default), tensor, group:K")
     group.add_argument("--scale", choices=SCALES, help="how scales are chosen")
-    group.add_argument("--method", choices=METHODS, default="sbc", help="or a baseline (default: %(default)s)")
+    group.add_argument("--method", choices=METHODS, help="sbc (default), or a baseline")
     group.add_argument("--order", choices=ORDERS, help="of calibration")
     group.add_argument(
         "--align", action="store_const", const=True, help="then BatchNorm and biases follow the compressed layers"

@@ -65,8 +65,18 @@ def selected(
             )
         else:
             settings[layer.name] = own
+    unused = [
+        name
+        for name, given, own in (
+            ("prune", recipe.prune, any(each.prune and not each.zeros_of for each in settings.values())),
+            ("quantize", recipe.quantize, any(each.quantize and not each.bits_of for each in settings.values())),
+        )
+        if given is not None and not own
+    ]
     if layers and not settings:
         raise SettingsError(f"ignore and rules leave no layer to compress, of {_names(layers)}")
+    if unused:
+        alone["rules"] = f"give every layer its own, so that {' and '.join(unused)} of all layers is not used"
     return settings, alone
 
 

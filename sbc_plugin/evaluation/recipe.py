@@ -44,8 +44,7 @@ class Recipe:
     batch_first: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise SettingsError(f"method={self.method!r} is unknown; use one of {', '.join(map(repr, METHODS))}")
+        check_method(self.method)
         object.__setattr__(self, "ignore", selectors_of(self.ignore))
         object.__setattr__(self, "rules", rules_of(self.rules))
         if not any((self.prune, self.quantize, *(not rule.leaves_alone for rule in self.rules))):
@@ -106,30 +105,7 @@ class Recipe:
         Raises:
             SettingsError: unknown keys, or values of another type or out of range; names the key.
         """
-        known = {"format", *(each.name for each in fields(cls))}
-        content = mapping_of(content, known, where)
-        version = content.pop("format", FORMAT)
-        if type(version) is not int or version > FORMAT:
-            raise SettingsError(f"{where}: format is {version!r}, this version reads {FORMAT}; update sbc-plugin")
-        hints = get_type_hints(cls)
-        read: dict[str, Any] = {"prune": Prune, "quantize": Quantize, "calibration": Calibration}
-        found: dict[str, Any] = {}
-        for key, value in content.items():
-            if value is None:
-                continue
-            if key in read:
-                found[key] = settings_of(read[key], value, where, key)
-            elif key == "ignore":
-                found[key] = tuple(
-                    _selector(each, where, f"ignore[{n}]") for n, each in enumerate(list_of(value, where, key))
-                )
-            elif key == "rules":
-                found[key] = tuple(
-                    _rule(each, where, f"rules[{n}]") for n, each in enumerate(list_of(value, where, key))
-                )
-            else:
-                found[key] = typed(hints[key], value, where, key)
-        return naming(where, cls, found)
+        return naming(where, cls, given_in(content, where))
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> "Recipe":
@@ -145,6 +121,42 @@ class Recipe:
         return as_yaml(self.to_dict())
 
 
+def given_in(content: Any, where: str) -> dict[str, Any]:
+    """The fields of a recipe that a file or dict gives, by name.
+
+    Args:
+        content: a mapping, as of :meth:`Recipe.to_dict`.
+        where: named in errors, e.g. a file.
+
+    Raises:
+        SettingsError: unknown keys, or values of another type or out of range; names the key.
+    """
+    known = {"format", *(each.name for each in fields(Recipe))}
+    content = mapping_of(content, known, where)
+    version = content.pop("format", FORMAT)
+    if type(version) is not int or version > FORMAT:
+        raise SettingsError(f"{where}: format is {version!r}, this version reads {FORMAT}; update sbc-plugin")
+    hints = get_type_hints(Recipe)
+    read: dict[str, Any] = {"prune": Prune, "quantize": Quantize, "calibration": Calibration}
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if value is None:
+            continue
+        if key in read:
+            found[key] = settings_of(read[key], value, where, key)
+        elif key == "ignore":
+            found[key] = tuple(
+                _selector(each, where, f"ignore[{n}]") for n, each in enumerate(list_of(value, where, key))
+            )
+        elif key == "rules":
+            found[key] = tuple(_rule(each, where, f"rules[{n}]") for n, each in enumerate(list_of(value, where, key)))
+        else:
+            found[key] = typed(hints[key], value, where, key)
+    if "method" in found:
+        naming(where, check_method, {"method": found["method"]})
+    return found
+
+
 def filled(recipe: Recipe, prune: Any, calibration: Calibration) -> Recipe:
     """The recipe with what it left open as it was decided.
 
@@ -155,6 +167,16 @@ def filled(recipe: Recipe, prune: Any, calibration: Calibration) -> Recipe:
     """
     rules = tuple(replace(rule, prune=prune(rule.prune)) for rule in recipe.rules)
     return replace(recipe, prune=prune(recipe.prune), rules=rules, calibration=calibration)
+
+
+def check_method(method: object) -> None:
+    """Refuse what is no method.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    if method not in METHODS:
+        raise SettingsError(f"method={method!r} is unknown; use one of {', '.join(map(repr, METHODS))}")
 
 
 def _check_kind(name: str, value: object, kind: type, example: str) -> None:

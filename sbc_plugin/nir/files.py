@@ -1,6 +1,6 @@
 """A .nir file compressed into a .nir file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.checkpoint.atomic import check_target
 from sbc_plugin.compression.compress import compress
 from sbc_plugin.evaluation.report import Report
+from sbc_plugin.evaluation.rule import Rule, Selector, What
 from sbc_plugin.nir.hdf5 import MAX_BYTES
 from sbc_plugin.nir.network import Network
 from sbc_plugin.nir.neuron_nodes import Reset
@@ -30,6 +31,8 @@ def compress_file(
     dt: float | None = None,
     reset_method: str | Reset | None = None,
     max_bytes: int = MAX_BYTES,
+    ignore: Sequence[Selector] = (),
+    rules: Sequence[tuple[Selector, What] | Rule] = (),
 ) -> tuple[Network, Report]:
     """Read a .nir file, compress the network in it, write it as another; the target appears whole or not at all.
 
@@ -45,6 +48,8 @@ def compress_file(
         dt: step of time, s; None = as :func:`read` has it. The report's settings say which was used.
         reset_method: as for :func:`read`.
         max_bytes: as for :func:`read`.
+        ignore: as for :func:`sbc_plugin.compress`.
+        rules: as for :func:`sbc_plugin.compress`.
 
     Returns:
         The compressed network, and the report.
@@ -59,7 +64,14 @@ def compress_file(
     check_target(target)
     network = read(source, dt=dt, reset_method=reset_method, max_bytes=max_bytes)
     _, report = compress(
-        network, calibration_data, prune=prune, quantize=quantize, calibration=calibration, inplace=True
+        network,
+        calibration_data,
+        prune=prune,
+        quantize=quantize,
+        calibration=calibration,
+        inplace=True,
+        ignore=ignore,
+        rules=rules,
     )
     if ranks.rank() == 0:
         write(target, network)
