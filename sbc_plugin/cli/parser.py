@@ -228,8 +228,8 @@ def _layers(parser: argparse.ArgumentParser) -> None:
         "--rule",
         action="append",
         metavar="RULE",
-        help="'SELECTOR: sparsity=0.5 bits=8' or 'SELECTOR: ignore': settings, called as the options are, with a budget "
-        "of these layers' own; what is not given is as for all layers (repeatable; the first that matches counts)",
+        help="'SELECTOR: sparsity=0.5 bits=8' or 'SELECTOR: ignore': settings, called as the options are, with a "
+        "budget of these layers' own; what is not given is as for all layers (repeatable; the first that matches counts)",
     )
     group.add_argument(
         "--recipe",
