@@ -229,7 +229,7 @@ def _layers(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="RULE",
         help="'SELECTOR: sparsity=0.5 bits=8' or 'SELECTOR: ignore': settings, called as the options are, with a "
-        "budget of these layers' own; what is not given is as for all layers (repeatable; the first that matches counts)",
+        "budget of these layers' own; others are as for all layers (repeatable; the first that matches counts)",
     )
     group.add_argument(
         "--recipe",
