@@ -64,7 +64,8 @@ def test_both_kinds_of_files_say_the_same(tmp_path: Path) -> None:
         "rules:\n- {layers: 2, quantize: {bits: 8}}\n- {layers: 're:on', ignore: true}\n"
     )
     in_toml = (
-        'ignore = ["0", "head.*"]\nprune = {sparsity = 0.5, pattern = "2:4"}\ncalibration = {tuning = 0, alpha = 1e-3}\n'
+        'ignore = ["0", "head.*"]\nprune = {sparsity = 0.5, pattern = "2:4"}\n'
+        "calibration = {tuning = 0, alpha = 1e-3}\n"
         '[[rules]]\nlayers = "2"\nquantize = {bits = 8}\n[[rules]]\nlayers = "re:on"\nignore = true\n'
     )
     expected = Recipe(
@@ -135,7 +136,7 @@ def test_what_is_no_recipe_in_toml_is_refused(text: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "text", [", ".join(f"k{n}: 1" for n in range(20_000)), "- " * 100_000, "? " * 100_000, "a " * 100_000]
+    "text", [", ".join(f"k{n}: 1" for n in range(5_000)), "- " * 100_000, "? " * 100_000, "a " * 100_000]
 )
 def test_reading_takes_little_time(text: str, tmp_path: Path) -> None:
     path, started = written(tmp_path / "file.yaml", f"{{{text}}}" if ":" in text else text), time.perf_counter()

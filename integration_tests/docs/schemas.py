@@ -1,0 +1,162 @@
+"""Writes docs/schemas/*.json, made from the dataclasses: ``python -m integration_tests.docs.schemas``.
+
+A schema says what a file or an output of a command holds, for programs of any language. Source: JSON Schema, draft
+2020-12.
+"""
+
+import json
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import torch
+
+from sbc_plugin import settings
+from sbc_plugin.demo.run import Row
+from sbc_plugin.evaluation.comparison import Comparison
+from sbc_plugin.evaluation.evaluate import Evaluation
+from sbc_plugin.evaluation.inspection import Inspection
+from sbc_plugin.evaluation.recipe import FORMAT, Recipe
+from sbc_plugin.evaluation.report import LayerReport
+from sbc_plugin.evaluation.rule import LONGEST
+from sbc_plugin.evaluation.text import NOT_FINITE
+
+FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+PLAIN = {int: {"type": "integer"}, str: {"type": "string"}, bool: {"type": "boolean"}, NoneType: {"type": "null"}}
+CHOICES = {
+    "solver": settings.SOLVERS, "scale": settings.SCALES, "order": settings.ORDERS, "method": settings.METHODS,
+    "outputs": (*settings.OUTPUTS, None),
+}  # fmt: skip
+RANGES = {
+    "bits": {"minimum": 2, "maximum": 8}, "sparsity": {"minimum": 0, "exclusiveMaximum": 1},
+    "damping": {"minimum": 0}, "alpha": {"minimum": 0, "maximum": 1},
+}  # fmt: skip
+SELECTOR = {"type": "string", "minLength": 1, "maxLength": LONGEST}
+
+
+def of_type(hint: Any) -> dict[str, Any]:
+    """The schema of what JSON holds for a value of this type; numbers that JSON has none of are texts."""
+    if hint in PLAIN:
+        return dict(PLAIN[hint])
+    if hint is float:
+        return {"anyOf": [{"type": "number"}, {"enum": list(NOT_FINITE)}]}
+    if hint is torch.device:
+        return {"type": "string"}
+    if is_dataclass(hint):
+        return of_fields(hint)
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is list:
+        return {"type": "array", "items": of_type(parts[0])}
+    if origin is tuple:
+        return {"type": "array", "items": of_type(parts[0]), "minItems": len(parts), "maxItems": len(parts)}
+    if isinstance(hint, UnionType):
+        return {"anyOf": [of_type(part) for part in parts]}
+    return {"type": "object"}  # names and values of any kind
+
+
+def of_fields(kind: Any) -> dict[str, Any]:
+    """The schema of a dataclass, all of whose fields are there."""
+    return of_object({name: of_type(hint) for name, hint in get_type_hints(kind).items()})
+
+
+def of_object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
+    """The schema of a dict with these keys and no others; all are required unless some are named."""
+    needed = list(properties) if required is None else required
+    return {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}
+
+
+def of_settings(kind: Any) -> dict[str, Any]:
+    """The schema of a settings object in a recipe, in which defaults may be left out."""
+    hints = get_type_hints(kind)
+    properties = {}
+    for each in fields(kind):
+        schema = of_type(hints[each.name])
+        if each.name == "allocation":
+            schema = {"enum": list(settings.ALLOCATIONS if kind is settings.Prune else settings.BIT_ALLOCATIONS)}
+        elif each.name in CHOICES:
+            schema = {"enum": list(CHOICES[each.name])}
+        elif each.name in RANGES:
+            schema = {"type": "integer" if hints[each.name] is int else "number"} | RANGES[each.name]
+        properties[each.name] = schema
+    return of_object(properties, [each.name for each in fields(kind) if each.default is MISSING])
+
+
+def or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a value that may be left open."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def recipe() -> dict[str, Any]:
+    """Of a recipe: a file in YAML or TOML, and a part of a report."""
+    parts = {"prune": of_settings(settings.Prune), "quantize": of_settings(settings.Quantize)}
+    selector = {"anyOf": [SELECTOR, {"type": "integer"}]}
+    own = {name: or_null(schema) for name, schema in parts.items()}
+    rule = of_object({"layers": selector, **own, "ignore": PLAIN[bool]}, ["layers"])
+    given: dict[str, Any] = {
+        "method": {"enum": list(settings.METHODS)},
+        **parts,
+        "calibration": of_settings(settings.Calibration),
+        "ignore": {"type": "array", "items": selector},
+        "rules": {"type": "array", "items": rule},
+        "backend": {"type": "string"},
+        "batch_first": {"type": "boolean"},
+    }
+    assert set(given) == {each.name for each in fields(Recipe)}
+    version = {"type": "integer", "maximum": FORMAT}
+    return of_object({"format": version} | {name: or_null(schema) for name, schema in given.items()}, [])
+
+
+def report() -> dict[str, Any]:
+    """Of ``Report.to_dict()``."""
+    count, number, by_name = PLAIN[int], of_type(float), {"type": "object"}
+    return of_object(
+        {
+            "format": count,
+            "layers": {"type": "array", "items": of_fields(LayerReport)},
+            "skipped": by_name | {"additionalProperties": {"type": "string"}},
+            "settings": by_name,
+            "sparsity": number,
+            "layer_sparsity": number,
+            "left_alone": count,
+            "left_alone_zeros": count,
+            "seconds": number,
+            "stages": by_name | {"additionalProperties": number},
+            "recipe": or_null(recipe()),
+        }
+    )
+
+
+def comparison() -> dict[str, Any]:
+    """Of ``sbc compare --json``."""
+    schema = of_fields(Comparison)
+    return of_object(schema["properties"] | {"distance": of_type(float)})
+
+
+def result() -> dict[str, Any]:
+    """Of ``sbc compress --json``, and of a report file."""
+    evaluation = of_fields(Evaluation)["properties"] | {"comparison": comparison()}
+    return of_object({"model": PLAIN[str], "report": report(), "evaluation": or_null(of_object(evaluation))})
+
+
+SCHEMAS = {
+    "recipe": (recipe, "Settings of compress, as a file holds them: sbc compress --recipe"),
+    "report": (report, "Report.to_dict()"),
+    "compress": (result, "What sbc compress --json prints, and --report report.json writes"),
+    "compare": (comparison, "What sbc compare --json prints"),
+    "inspect": (lambda: of_fields(Inspection), "What sbc inspect --json prints"),
+    "demo": (lambda: of_object({"seed": PLAIN[int]} | of_fields(Row)["properties"]), "A line of sbc demo --json"),
+}
+
+
+def text_of(name: str) -> str:
+    """The text of a schema's file."""
+    make, title = SCHEMAS[name]
+    return json.dumps({"$schema": DIALECT, "title": title} | make(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for each in SCHEMAS:
+        (FOLDER / f"{each}.json").write_text(text_of(each))
