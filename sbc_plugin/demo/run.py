@@ -12,7 +12,7 @@ from sbc_plugin.compression.compress import compress
 from sbc_plugin.demo import digits, network
 from sbc_plugin.evaluation.comparison import compare, record_spikes
 from sbc_plugin.evaluation.operations import Cost
-from sbc_plugin.evaluation.report import table
+from sbc_plugin.evaluation.text import table
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
 BATCH = 100  # sequences

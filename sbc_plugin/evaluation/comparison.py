@@ -12,8 +12,7 @@ from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.core.spikes import van_rossum_distance
 from sbc_plugin.errors import CalibrationError
 from sbc_plugin.evaluation.operations import Cost, OperationCounter, Recording, Replayed, sequences_of
-from sbc_plugin.evaluation.report import table
-from sbc_plugin.evaluation.text import as_json
+from sbc_plugin.evaluation.text import as_json, table
 from sbc_plugin.layers import Forward
 
 TAU_STEPS = 10.0  # time constant of the Van Rossum kernel, in time steps

@@ -15,8 +15,7 @@ from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.core.costs import solver_memory, solver_products
 from sbc_plugin.core.kernels import Kernel
 from sbc_plugin.evaluation.estimates import products_per_second, solver_seconds, tuning_step
-from sbc_plugin.evaluation.report import table
-from sbc_plugin.evaluation.text import printable
+from sbc_plugin.evaluation.text import printable, table
 from sbc_plugin.layers import Forward, SpikingLayer
 from sbc_plugin.settings import TUNING_STEPS
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sbc_plugin.errors import CheckpointError
 from sbc_plugin.evaluation.recipe import Recipe
-from sbc_plugin.evaluation.text import as_json, of_fields, printable
+from sbc_plugin.evaluation.text import as_json, of_fields, printable, table
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
 FORMAT = 1
@@ -183,22 +183,3 @@ def joined(notes: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
         if reason not in known:
             together[name] = f"{known}; {reason}" if known else reason
     return together
-
-
-def table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    r"""Lines of a plain text table: the first two columns to the left, numbers to the right.
-
-    >>> print("\n".join(table(["name", "kind", "n"], [["a", "b", "10"]])))
-    name  kind   n
-    a     b     10
-    """
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
-    lines = []
-    for row in [heads, *rows]:
-        cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines

@@ -23,6 +23,25 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    r"""Lines of a plain text table: the first two columns to the left, numbers to the right.
+
+    >>> print("\n".join(table(["name", "kind", "n"], [["a", "b", "10"]])))
+    name  kind   n
+    a     b     10
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
+    lines = []
+    for row in [heads, *rows]:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
 def as_json(content: Any, indent: int | None = None) -> str:
     """The content as JSON that every reader takes: NaN and infinity are the texts "NaN", "Infinity" and "-Infinity".
 

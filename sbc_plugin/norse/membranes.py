@@ -17,7 +17,7 @@ from sbc_plugin.calibration.forward import eval_mode
 from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.core.quantization.fixed_point import FixedPoint, check_bits, fixed_point
 from sbc_plugin.errors import CalibrationError, SettingsError, UnsupportedModelError
-from sbc_plugin.evaluation.report import table
+from sbc_plugin.evaluation.text import table
 from sbc_plugin.layers import Forward
 from sbc_plugin.norse.copying import copy_model
 from sbc_plugin.norse.forward import default_forward

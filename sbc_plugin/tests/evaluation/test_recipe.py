@@ -11,7 +11,7 @@ from torch import nn
 
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.evaluation.recipe import Recipe
-from sbc_plugin.evaluation.rule import Rule
+from sbc_plugin.evaluation.rule import Rule, rules_of
 from sbc_plugin.settings import Calibration, Prune, Quantize
 
 NAMES = [
@@ -40,7 +40,7 @@ RECIPES = [
         "obc", Prune(0.5, "2:4", silent_first=False), Quantize(4, "group:32"), Calibration(alpha=1e-5, tuning=(3, 0))
     ),
     Recipe(quantize=Quantize(8), ignore=tuple(NAMES), backend="brevitas", batch_first=True),
-    Recipe(rules=(("*", (Prune(0.25), Quantize(2))), ("type:Linear", None), (nn.Conv2d, Quantize(3)))),
+    Recipe(rules=rules_of([("*", (Prune(0.25), Quantize(2))), ("type:Linear", None), (nn.Conv2d, Quantize(3))])),
     Recipe(prune=Prune(0.9), calibration=Calibration(device="cpu", memory="8 GiB", max_samples=7)),
 ]
 
