@@ -101,7 +101,7 @@ class KeptTensors(saved_tensors_hooks):
 
     def _keep(self, tensor: Tensor) -> Tensor:
         self.kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own graph keeps would never be freed
 
 
 def affordable(steps: int, step: Cost, one_shot: float, lost: float | None = None) -> int:
