@@ -4,7 +4,7 @@ import ctypes
 from pathlib import Path
 
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-KEPT_FREE = 0.1  # of what is left, for all that nobody counts
+KEPT_FREE = 0.1  # of what is left, or of the limit, for all that nobody counts
 SHARE = 0.5  # of what is left may be kept by a step of tuning
 SPOOLED = 8  # such a part of what is left may be taken by a list
 
@@ -17,7 +17,7 @@ def memory_left(limit: int | None = None) -> int | None:
     """
     give_back()
     if limit is not None:
-        return max(limit - (_resident() or 0), 0)
+        return max(int((1 - KEPT_FREE) * limit) - (_resident() or 0), 0)
     found = [bytes_ for bytes_ in (_of_machine(), *_of_groups()) if bytes_ is not None]
     return int((1 - KEPT_FREE) * min(found)) if found else None
 
