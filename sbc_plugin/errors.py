@@ -10,6 +10,7 @@
     ├── GridMovedError          (RuntimeError)     a quantizer derived another scale after write-back
     ├── CheckpointError         (ValueError)       file does not fit the model, is damaged, or of a newer format
     ├── RankError               (RuntimeError)     another rank of torch.distributed failed, was killed or did not come
+    ├── ToleranceError          (ValueError)       a search found no network that stays within the tolerance
     └── MissingPackageError     (ImportError)      an optional package is not installed: names the extra that brings it
 
 Each message says what was asked, what was found and what to do. ``core`` does not know layer names, so the
@@ -61,6 +62,16 @@ class CheckpointError(CompressionError, ValueError):
 
 class RankError(CompressionError, RuntimeError):
     """Another rank of ``torch.distributed`` failed, was killed, or did not come."""
+
+
+class ToleranceError(CompressionError, ValueError):
+    """A search found no network that stays within the tolerance.
+
+    Attributes:
+        report: the :class:`sbc_plugin.SearchReport` of all that was tried.
+    """
+
+    report: object = None
 
 
 class MissingPackageError(CompressionError, ModuleNotFoundError):

@@ -54,6 +54,15 @@ def right_answers(output: Any, labels: Tensor, number: int) -> int:
     >>> right_answers(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]), 0)
     1
     """
+    return int(right_sequences(output, labels, number).sum())
+
+
+def right_sequences(output: Any, labels: Tensor, number: int) -> Tensor:
+    """Which sequences (B,) of a batch are answered rightly, on the processor; else as :func:`right_answers`.
+
+    Raises:
+        CalibrationError: an output of another shape; the message names the batch by its ``number``.
+    """
     scores = scores_of(output)
     if scores is None or len(scores) != len(labels):
         given = result_of(output)
@@ -62,7 +71,7 @@ def right_answers(output: Any, labels: Tensor, number: int) -> int:
             f"batch {number}: the output is {found} for {len(labels)} labels; (T, B, classes) or "
             "(B, classes) is needed, pass `forward` if the model's is another"
         )
-    return int((scores.argmax(1).cpu() == labels.cpu()).sum())
+    return scores.argmax(1).cpu() == labels.cpu()
 
 
 def scores_of(output: Any) -> Tensor | None:
