@@ -169,8 +169,8 @@ class SearchReport:
         """A table of what was tried, and a last line with the answer."""
         points = [self.dense, *self.points]
         marks = ["dense", *("chosen" if n == self.chosen else "" for n in range(len(self.points)))]
-        rows = [[mark, "", *point.cells(self.unit)] for mark, point in zip(marks, points, strict=True)]
-        lines = table(["network", "", *HEADS], rows)
+        rows = [[mark, *point.cells(self.unit)] for mark, point in zip(marks, points, strict=True)]
+        lines = table(["network", *HEADS], rows)
         if self.sequences:
             lines.append(f"measured on {_sequences(self.sequences)} of the test data; {self.seconds:.1f} s in all")
         return "\n".join([*lines, *([self.noise] if self.noise else []), self.answer])

@@ -13,6 +13,7 @@ BUILT_IN = {
     errors.GridMovedError: RuntimeError,
     errors.CheckpointError: ValueError,
     errors.RankError: RuntimeError,
+    errors.ToleranceError: ValueError,
     errors.MissingPackageError: ModuleNotFoundError,
 }
 
