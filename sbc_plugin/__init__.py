@@ -6,6 +6,8 @@ from sbc_plugin.calibration.shares import sharded
 from sbc_plugin.checkpoint.file import Checkpoint, load, save
 from sbc_plugin.cli.spike_files import read_spikes
 from sbc_plugin.compression.compress import compress
+from sbc_plugin.compression.search import search
+from sbc_plugin.compression.sweep import sweep
 from sbc_plugin.evaluation.accuracy import accuracy
 from sbc_plugin.evaluation.comparison import Comparison, compare, record_spikes
 from sbc_plugin.evaluation.evaluate import Evaluation, evaluate
@@ -13,6 +15,8 @@ from sbc_plugin.evaluation.inspection import Inspection, inspect
 from sbc_plugin.evaluation.operations import Recording
 from sbc_plugin.evaluation.recipe import Recipe
 from sbc_plugin.evaluation.report import LayerReport, Report
+from sbc_plugin.evaluation.search_report import SearchReport
+from sbc_plugin.evaluation.sweep_table import SweepTable
 from sbc_plugin.settings import Calibration, Prune, Quantize
 from sbc_plugin.version import __version__
 
@@ -29,6 +33,8 @@ __all__ = [
     "Recipe",
     "Recording",
     "Report",
+    "SearchReport",
+    "SweepTable",
     "__version__",
     "accuracy",
     "alone",
@@ -41,5 +47,7 @@ __all__ = [
     "read_spikes",
     "record_spikes",
     "save",
+    "search",
     "sharded",
+    "sweep",
 ]

@@ -98,10 +98,10 @@ class SearchReport:
         """What was found, in one line."""
         best = self.best
         if best is None:
-            mildest = min(self.points, key=lambda each: each.drop)
+            mildest = self.points[-1]  # each that fails sends the search to a less compressed one
             return (
-                f"no network stays within max_drop={self.max_drop:g}: the mildest of {len(self.points)} that were "
-                f"tried, {self._asked(mildest)}, loses {self._amount(mildest.drop)}"
+                f"no network stays within max_drop={self.max_drop:g}: the least compressed of {len(self.points)} that "
+                f"were tried, {self._asked(mildest)}, loses {self._amount(mildest.drop)}"
             )
         ratio = f"{self.dense.packed_bytes / best.packed_bytes:.1f} times smaller, " if best.packed_bytes else ""
         start = f"{self._asked(best)}: {ratio}{best.packed_bytes / 1000:,.1f} kB"

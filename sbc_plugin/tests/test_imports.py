@@ -55,6 +55,8 @@ FACE = "part of the public face, where every choice is one keyword"
 SOLVER = "a solver of core: the problem and the settings of one method, as plain tensors and numbers"
 MAY_BE_LONG = {
     "sbc_plugin.compression.compress.compress": FACE,
+    "sbc_plugin.compression.search.search": FACE,
+    "sbc_plugin.compression.sweep.sweep": FACE,
     "sbc_plugin.brevitas.export.export_onnx": FACE,
     "sbc_plugin.brevitas.layers.quantize_layers": FACE,
     "sbc_plugin.brevitas.mode.sbc_mode.__init__": FACE,
