@@ -131,7 +131,9 @@ def test_a_tolerance_within_the_noise_is_told() -> None:
     model = CASES[NAME].model()
     _, report = search(model, batches(), test_data=labelled(model), max_drop=0.5, over="bits", **ONE_SHOT)
     assert report.check is not None
-    assert report.noise.startswith("15 sequences cannot tell 0.5 points: their interval is ±") and "about" in report.noise
+    assert (
+        report.noise.startswith("15 sequences cannot tell 0.5 points: their interval is ±") and "about" in report.noise
+    )
     assert report.noise in str(report)
     assert "no number of sequences" in replace(report, max_drop=0.0).noise and not replace(report, max_drop=60.0).noise
 
@@ -153,7 +155,9 @@ def test_other_settings_go_to_every_network() -> None:
         **ONE_SHOT,
     )  # fmt: skip
     assert report.report is not None and report.report.recipe is not None
-    assert report.report.recipe.prune == replace(prune, sparsity=SPARSITIES[-1], rounds=report.report.recipe.prune.rounds)  # type: ignore[union-attr]
+    assert report.report.recipe.prune == replace(
+        prune, sparsity=SPARSITIES[-1], rounds=report.report.recipe.prune.rounds
+    )  # type: ignore[union-attr]
     assert "0" not in [layer.name for layer in report.report.layers] and report.points[0].bits == 5
 
 
@@ -194,7 +198,7 @@ def test_test_data_without_labels_or_in_another_order_is_refused() -> None:
 
     class Shuffled(list[Any]):
         def __iter__(self) -> Any:
-            self.reverse()
+            self.append(self.pop(0))
             return super().__iter__()
 
     with pytest.raises(CalibrationError, match="not the same at each pass"):

@@ -18,8 +18,11 @@ from sbc_plugin.evaluation.comparison import Comparison
 from sbc_plugin.evaluation.evaluate import Evaluation
 from sbc_plugin.evaluation.inspection import Inspection
 from sbc_plugin.evaluation.recipe import FORMAT, Recipe
+from sbc_plugin.evaluation.points import Point
 from sbc_plugin.evaluation.report import LayerReport
 from sbc_plugin.evaluation.rule import LONGEST
+from sbc_plugin.evaluation.search_report import Check
+from sbc_plugin.evaluation.sweep_table import KEY, SweepTable
 from sbc_plugin.evaluation.text import NOT_FINITE
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
@@ -140,7 +143,25 @@ def result() -> dict[str, Any]:
     return of_object({"model": PLAIN[str], "report": report(), "evaluation": or_null(of_object(evaluation))})
 
 
+def search() -> dict[str, Any]:
+    """Of ``sbc search --json``, and of its report file."""
+    text, count, number = PLAIN[str], PLAIN[int], of_type(float)
+    points = {"type": "array", "items": of_fields(Point)}
+    given = {"model": text, "over": text, "max_drop": number, "unit": text, "sequences": count, "seconds": number}
+    found = {"chosen": or_null(count), "dense": of_fields(Point), "points": points, "check": or_null(of_fields(Check))}
+    return of_object(given | found | {"report": or_null(report()), "answer": text, "noise": text})
+
+
 SCHEMAS = {
+    "search": (search, "What sbc search --json prints, and --report report.json writes"),
+    "sweep": (
+        lambda: of_object({"model": PLAIN[str]} | of_fields(SweepTable)["properties"]),
+        "What sbc sweep --json prints",
+    ),
+    "sweep-line": (
+        lambda: of_object(of_fields(Point)["properties"] | {KEY: PLAIN[str]}),
+        "A line of the table of sbc sweep",
+    ),
     "recipe": (recipe, "Settings of compress, as a file holds them: sbc compress --recipe"),
     "report": (report, "Report.to_dict()"),
     "compress": (result, "What sbc compress --json prints, and --report report.json writes"),

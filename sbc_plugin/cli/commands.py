@@ -48,9 +48,9 @@ def inspect(options: argparse.Namespace) -> None:
     Raises:
         SettingsError: no data for a model that does not say what its input looks like.
     """
-    model = _model(options, options.source)
+    model = model_of(options, options.source)
     if options.data:
-        inspection = inspect_model(model, _data(options, options.data))
+        inspection = inspect_model(model, data_of(options, options.data))
     elif isinstance(shape := getattr(model, "input_shape", None), tuple):
         spikes = torch.rand(LOOK_STEPS, 2, *shape, generator=torch.Generator().manual_seed(0), device="cpu") < LOOK_RATE
         inspection = inspect_model(model, [spikes.float()], whole=False)
@@ -85,26 +85,26 @@ def _compress(options: argparse.Namespace) -> _Done:
         CheckpointError: a file that cannot be read or written.
     """
     recipe = recipe_of(options)
-    output, report_file = _target(options.output, OUTPUTS), None
+    output, report_file = target_of(options.output, OUTPUTS), None
     if options.report is not None:
-        report_file = _target(options.report, PAGES)
+        report_file = target_of(options.report, PAGES)
         check_target(recipe_file(report_file))
     onnx = output.suffix.lower() == ".onnx"
     if onnx and not recipe.grids:
         raise SettingsError(f"{output} holds integers; give --bits, or write .nir or .safetensors")
-    dense = _model(options, options.source)
-    data = _data(options, options.data)
-    held_out = None if options.test is None else _data(options, options.test)
+    dense = model_of(options, options.source)
+    data = data_of(options, options.data)
+    held_out = None if options.test is None else data_of(options, options.test)
     rehearse(output, dense, data, recipe.grids[0] if recipe.grids else None)
     if report_file is not None and report_file.suffix.lower() == ".html":
         import_plots()
     small, report = compress_model(
-        _moved(dense, options.device),
+        moved(dense, options.device),
         data,
         **recipe.arguments() | {"backend": "brevitas" if onnx else None},
         checkpoint=options.resume,
     )
-    dense, small = _moved(dense, "cpu"), _moved(small, "cpu")
+    dense, small = moved(dense, "cpu"), moved(small, "cpu")
     first = first_of(data)
     if ranks.rank() == 0:
         write_model(output, small, report, first)
@@ -123,16 +123,16 @@ def _tell(options: argparse.Namespace, models: _Models, batches: _Batches, repor
     output, report_file = Path(options.output), None if options.report is None else Path(options.report)
     (dense, small), (data, held_out) = models, batches
     evaluation = None
-    with _told_as_written(output):
+    with told_as_written(output):
         try:
             if held_out is not None or report_file is not None:
                 measured = data if held_out is None else held_out
                 evaluation = evaluate(dense, small, measured, held_out=held_out is not None)
         finally:
             if report_file is not None:
-                _write_text(report_file, _report_text(report_file, report, evaluation, options.source))
+                write_text(report_file, _report_text(report_file, report, evaluation, options.source))
                 assert report.recipe is not None  # compress made it
-                _write_text(recipe_file(report_file), report.recipe.to_yaml())
+                write_text(recipe_file(report_file), report.recipe.to_yaml())
     if options.json:
         print(as_json(_result(report, evaluation, options.source)))
         return
@@ -149,8 +149,8 @@ def _tell(options: argparse.Namespace, models: _Models, batches: _Batches, repor
 
 def compare(options: argparse.Namespace) -> None:
     """Run two models on the same data."""
-    dense, compressed = _model(options, options.dense), _model(options, options.compressed)
-    comparison = compare_models(dense, compressed, _data(options, options.data))
+    dense, compressed = model_of(options, options.dense), model_of(options, options.compressed)
+    comparison = compare_models(dense, compressed, data_of(options, options.data))
     print(comparison.to_json(indent=1) if options.json else comparison)
 
 
@@ -160,7 +160,7 @@ def report(options: argparse.Namespace) -> None:
     Raises:
         CheckpointError: no such file, or no report.
     """
-    target = _target(options.output, PAGES[:1])
+    target = target_of(options.output, PAGES[:1])
     try:
         content = json.loads(Path(options.result).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -177,7 +177,7 @@ def report(options: argparse.Namespace) -> None:
         raise CheckpointError(f"{options.result}: {error}") from error
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{options.result} holds numbers that contradict each other ({error!r})") from error
-    _write_text(target, text)
+    write_text(target, text)
     print(f"written: {target}")
 
 
@@ -199,13 +199,14 @@ def recipe_file(report_file: Path) -> Path:
     return report_file.with_suffix(".recipe.yaml")
 
 
-def _write_text(target: Path, text: str) -> None:
+def write_text(target: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     with replacing(target) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def _told_as_written(output: Path) -> Iterator[None]:
+def told_as_written(output: Path) -> Iterator[None]:
     """Say in any error of the block that the model is written already.
 
     Raises:
@@ -221,7 +222,7 @@ def _told_as_written(output: Path) -> Iterator[None]:
         raise CompressionError(f"unexpected {type(error).__name__}: {error}{written}; --debug shows where") from error
 
 
-def _target(path: str, suffixes: tuple[str, ...]) -> Path:
+def target_of(path: str, suffixes: tuple[str, ...]) -> Path:
     """A file that can be written, of a kind that is known.
 
     Raises:
@@ -233,11 +234,12 @@ def _target(path: str, suffixes: tuple[str, ...]) -> Path:
     return check_target(path)
 
 
-def _model(options: argparse.Namespace, source: str) -> nn.Module:
+def model_of(options: argparse.Namespace, source: str) -> nn.Module:
+    """The model of a source, as the options have it read."""
     return load_model(source, factory=options.model, dt=options.dt, reset=options.reset, max_bytes=options.max_bytes)
 
 
-def _moved(model: nn.Module, device: str | None) -> nn.Module:
+def moved(model: nn.Module, device: str | None) -> nn.Module:
     """The model, on another device; None leaves it where it is.
 
     Raises:
@@ -252,7 +254,7 @@ def _moved(model: nn.Module, device: str | None) -> nn.Module:
         ) from error
 
 
-def _data(options: argparse.Namespace, source: str) -> Iterable[Any]:
+def data_of(options: argparse.Namespace, source: str) -> Iterable[Any]:
     """Batches that can be run through more than once.
 
     Raises:

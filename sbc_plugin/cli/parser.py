@@ -7,13 +7,14 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
 
 from sbc_plugin.checkpoint.atomic import reason_of
 from sbc_plugin.cli import commands
+from sbc_plugin.cli.series_options import SERIES_EXAMPLES, search_options, sweep_options
 from sbc_plugin.cli.spike_files import MAX_BYTES
 from sbc_plugin.errors import EXTRAS, CompressionError, SettingsError, missing
 from sbc_plugin.settings import ALLOCATIONS, BIT_ALLOCATIONS, METHODS, ORDERS, OUTPUTS, SCALES
@@ -45,7 +46,7 @@ EXAMPLES = {
 Calibration data is a few hundred sequences like those that the network was trained on, without labels. Data for --test
 is data that nothing was fitted to: accuracy (where the file holds labels) and spike distances are measured on it.
 """,
-}
+} | SERIES_EXAMPLES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,6 +160,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _reading(compress)
 
+    for name, about, own in (
+        ("search", "the most compressed network within a tolerance", search_options),
+        ("sweep", "a table of many sparsities and bits", sweep_options),
+    ):
+        series = _command(add, name, about, _on_demand(name))
+        _budget(series)
+        own(series, MODEL, DATA)
+        _layers(series)
+        _reading(series)
+
     compare = _command(add, "compare", "run two models on the same data: spikes, operations, size", commands.compare)
     compare.add_argument("dense", metavar="A", help=f"before: {MODEL}")
     compare.add_argument("compressed", metavar="B", help="after, as A")
@@ -169,6 +180,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("result", metavar="RESULT", help="report.json, as sbc compress --report writes it")
     report.add_argument("-o", "--output", required=True, metavar="OUT", help="report.html")
     return parser
+
+
+def _on_demand(name: str) -> Callable[[argparse.Namespace], None]:
+    """A command of ``cli/series.py``, which is imported when it runs."""
+
+    def run(options: argparse.Namespace) -> None:
+        from sbc_plugin.cli import series
+
+        getattr(series, name)(options)
+
+    return run
 
 
 def _command(

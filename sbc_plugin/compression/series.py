@@ -78,15 +78,16 @@ class Series:
             prune = SOME if found["prune"] is None else found["prune"]
             if isinstance(prune, Prune) and parse_pattern(prune.pattern).kind == "n:m":
                 raise SettingsError(
-                    f"pattern={prune.pattern!r} fixes the sparsity, so there is none to choose; leave the pattern out, or "
-                    "choose bits"
+                    f"pattern={prune.pattern!r} fixes the sparsity, so there is none to choose; leave the pattern "
+                    "out, or choose bits"
                 )
             found["prune"] = replace(prune, sparsity=sparsity) if isinstance(prune, Prune) else prune
         if bits is not None:
             grid = HIGHEST if found["quantize"] is None else found["quantize"]
             found["quantize"] = replace(grid, bits=bits) if isinstance(grid, Quantize) else grid
         names = {each.name for each in fields(Recipe)} - set(found)
-        Recipe(**found, **{name: value for name, value in self.arguments.items() if name in names})  # checks them
+        others: dict[str, Any] = {name: value for name, value in self.arguments.items() if name in names}
+        Recipe(**others | found)  # checks them
         return found
 
     def statistics(self) -> CalibrationStatistics:

@@ -1,4 +1,4 @@
-"""How good a network is: its answers to labelled sequences, or what a function of the user's says; and what it costs."""
+"""How good a network is, by its answers to labelled sequences or by a function of the user's; and what it costs."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -88,8 +88,8 @@ class Judge:
                 found = labels_of(batch)
                 if found is None:
                     raise CalibrationError(
-                        f"batch {number} of test_data holds no labels; give pairs (x, labels), or evaluate=, a function "
-                        "of the model that returns a number of which more is better"
+                        f"batch {number} of test_data holds no labels; give pairs (x, labels), or evaluate=, a "
+                        "function of the model that returns a number of which more is better"
                     )
                 right.append(right_sequences(counter.output, found, number))
                 labels.append(found.cpu())

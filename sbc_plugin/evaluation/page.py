@@ -47,9 +47,14 @@ def page(report: Report, evaluation: Evaluation | None = None, title: str = "Com
         evaluation: of ``evaluate``; without it the page shows what was done, not what it did.
         title: e.g. the model's name.
     """
+    return document(title, sections(report, evaluation))
+
+
+def sections(report: Report, evaluation: Evaluation | None = None) -> list[str]:
+    """What the page of a report shows below its title, as HTML."""
     from sbc_plugin.evaluation import plots  # needs matplotlib
 
-    parts = [f"<h1>{_text(title)}</h1>", _cards(report, evaluation)]
+    parts = [_cards(report, evaluation)]
     parts += ["<h2>Layers</h2>", _layers(report), f"<figure>{plots.layers(report, evaluation)}</figure>"]
     if evaluation is not None:
         where = "data that nothing was fitted to" if evaluation.held_out else (
@@ -61,6 +66,17 @@ def page(report: Report, evaluation: Evaluation | None = None, title: str = "Com
         parts += [_activity(activity) for activity in evaluation.activity]
     parts += ["<h2>Left alone or approximated</h2>", _skipped(report), "<h2>How it was made</h2>"]
     parts.append(_settings(report, evaluation))
+    return parts
+
+
+def document(title: str, parts: list[str]) -> str:
+    """A whole page that needs no network.
+
+    Args:
+        title: plain text.
+        parts: of its body below the title, as HTML.
+    """
+    parts = [f"<h1>{_text(title)}</h1>", *parts]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -122,7 +138,7 @@ def _layers(report: Report) -> str:
         ]
         for x in report.layers
     ]  # fmt: skip
-    return _table(heads, rows, "named")
+    return html_table(heads, rows, "named")
 
 
 def _neurons(evaluation: Evaluation) -> str:
@@ -131,7 +147,7 @@ def _neurons(evaluation: Evaluation) -> str:
         [n.name, f"{n.distance:.4f}", f"{n.rate_dense:.4f}", f"{n.rate:.4f}", f"{n.dead_dense:.1%}", f"{n.dead:.1%}"]
         for n in evaluation.comparison.neurons
     ]
-    return _table(heads, rows)
+    return html_table(heads, rows)
 
 
 def _activity(activity: Activity) -> str:
@@ -148,7 +164,7 @@ def _activity(activity: Activity) -> str:
 def _skipped(report: Report) -> str:
     if not report.skipped:
         return "<p>Nothing.</p>"
-    return _table(["what", "why"], [[name, reason] for name, reason in report.skipped.items()], "text")
+    return html_table(["what", "why"], [[name, reason] for name, reason in report.skipped.items()], "text")
 
 
 def _settings(report: Report, evaluation: Evaluation | None) -> str:
@@ -158,7 +174,7 @@ def _settings(report: Report, evaluation: Evaluation | None) -> str:
     named = [
         [name, f"{value / 1e6:,.0f} MB" if name == "peak_memory" and value else str(value)] for name, value in rows
     ]
-    return _table(["setting", "value"], named, "text")
+    return html_table(["setting", "value"], named, "text")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -168,7 +184,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _table(heads: list[str], rows: list[list[str]], kind: str = "") -> str:
+def html_table(heads: list[str], rows: list[list[str]], kind: str = "") -> str:
+    """A table as HTML, from plain texts; ``kind`` is a class of the style: "", "named" or "text"."""
+
     def line(cells: list[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
 

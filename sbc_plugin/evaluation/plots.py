@@ -14,6 +14,7 @@ from typing import Any, ParamSpec
 
 from sbc_plugin.errors import extra
 from sbc_plugin.evaluation.evaluate import BINS, Activity, Evaluation
+from sbc_plugin.evaluation.points import POINTS, Point
 from sbc_plugin.evaluation.report import Report
 from sbc_plugin.evaluation.text import printable
 
@@ -139,6 +140,32 @@ def layers(report: Report, evaluation: Evaluation | None) -> str:
         axes.invert_yaxis()
         axes.set_title(title, loc="left", fontsize=9)
     return _svg(figure, "Sparsity, loss and spike distance by layer")
+
+
+@_styled
+def trade(points: tuple[Point, list[Point], list[Point]], cost: str, unit: str) -> str:
+    """Accuracy of networks over what they cost, on a logarithmic axis.
+
+    Args:
+        points: the dense network; all others; and those that are drawn as a line, the cheapest first.
+        cost: "packed_bytes" or "operations".
+        unit: of drops, see ``Point``.
+    """
+    dense, others, line = points
+    figure, axes = _figure(2.8)
+    scale = 100 if unit == POINTS else 1
+
+    def draw(which: list[Point], **look: Any) -> None:
+        shown = [each for each in which if getattr(each, cost) > 0]  # a logarithm has no place for 0
+        axes.plot([getattr(p, cost) for p in shown], [scale * p.accuracy for p in shown], **look)
+
+    draw(line, color=AFTER, linewidth=1.2, label="best for its cost")
+    draw(others, color=AFTER, marker="o", markersize=4.5, markerfacecolor="none", linestyle="none", label="compressed")
+    draw([dense], color=BEFORE, marker="s", markersize=6, linestyle="none", label="dense")
+    what = {"packed_bytes": "size, bytes", "operations": "synaptic operations a sequence"}[cost]
+    axes.set(xscale="log", xlabel=what, ylabel="accuracy, %" if unit == POINTS else "score")
+    _legend(figure, axes)
+    return _svg(figure, f"Accuracy over {what}")
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

@@ -78,5 +78,6 @@ def point(given: dict[str, Any], dense: Judged, judged: Judged, seconds: float, 
 def compared(dense: Judged, judged: Judged, chosen: Tensor | None = None) -> PairedDrop:
     """The drop between two networks on some sequences (N,), or on all."""
     assert dense.right is not None and judged.right is not None  # of test data
-    before, after = (each.right if chosen is None else each.right[chosen] for each in (dense, judged))
-    return PairedDrop.of(before, after)
+    if chosen is None:
+        return PairedDrop.of(dense.right, judged.right)
+    return PairedDrop.of(dense.right[chosen], judged.right[chosen])

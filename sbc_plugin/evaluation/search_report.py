@@ -87,7 +87,9 @@ class SearchReport:
         width = (high - low) / 2
         if width <= self.max_drop:
             return ""
-        start = f"{_sequences(self.check.sequences)} cannot tell {self.max_drop:g} points: their interval is ±{width:.1f}"
+        start = (
+            f"{_sequences(self.check.sequences)} cannot tell {self.max_drop:g} points: their interval is ±{width:.1f}"
+        )
         if not self.max_drop > 0:
             return f"{start}, and no number of sequences can"
         needed = 2 * self.check.paired.sequences_for(self.max_drop / 100)
@@ -108,11 +110,11 @@ class SearchReport:
         if self.check is None:
             return f"{start}; {self.dense.accuracy:.4g} -> {best.accuracy:.4g}, which has no interval and no check"
         low, high = self.check.interval
-        verdict = (
-            f"within {self.max_drop:g}" if high <= self.max_drop
-            else f"MORE THAN {self.max_drop:g}, against what the search saw: search with more test data" if low > self.max_drop
-            else f"{self.max_drop:g} is possible"
-        )  # fmt: skip
+        verdict = f"{self.max_drop:g} is possible"
+        if high <= self.max_drop:
+            verdict = f"within {self.max_drop:g}"
+        elif low > self.max_drop:
+            verdict = f"MORE THAN {self.max_drop:g}, against what the search saw: search again with more test data"
         return (
             f"{start}; accuracy {self.check.accuracy_dense:.1%} -> {self.check.accuracy:.1%} on "
             f"{_sequences(self.check.sequences)} that the search did not see: a drop of {self.check.drop:.1f} points, "
@@ -148,8 +150,8 @@ class SearchReport:
         try:
             check, report, chosen = (content[name] for name in ("check", "report", "chosen"))
             points = [of_fields(Point, each) for each in content["points"]]
-            if chosen is not None and not 0 <= int(chosen) < len(points):
-                raise ValueError(f"{chosen} of {len(points)} points was chosen")
+            if chosen not in (None, *range(len(points))):
+                raise CheckpointError(f"this is no report of search(): point {chosen} of {len(points)} was chosen")
             return cls(
                 str(content["over"]),
                 float(content["max_drop"]),
