@@ -17,8 +17,8 @@ from sbc_plugin.demo.run import Row
 from sbc_plugin.evaluation.comparison import Comparison
 from sbc_plugin.evaluation.evaluate import Evaluation
 from sbc_plugin.evaluation.inspection import Inspection
-from sbc_plugin.evaluation.recipe import FORMAT, Recipe
 from sbc_plugin.evaluation.points import Point
+from sbc_plugin.evaluation.recipe import FORMAT, Recipe
 from sbc_plugin.evaluation.report import LayerReport
 from sbc_plugin.evaluation.rule import LONGEST
 from sbc_plugin.evaluation.search_report import Check

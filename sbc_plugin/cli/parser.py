@@ -201,6 +201,7 @@ def _command(
         help=about,
         description=about[0].upper() + about[1:] + ".",
         epilog=EXAMPLES.get(name, "") + "\n" + EXIT,
+        conflict_handler="resolve" if name == "sweep" else "error",  # it has lists where others have one value
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=run)

@@ -44,7 +44,6 @@ def search_options(parser: argparse.ArgumentParser, model: str, data: str) -> No
 def sweep_options(parser: argparse.ArgumentParser, model: str, data: str) -> None:
     """Add what is particular to ``sbc sweep``; its sparsities and bits take the place of single ones."""
     _sources(parser, model, data)
-    parser.conflict_handler = "resolve"
     parser.add_argument(
         "--sparsity", dest="sparsities", metavar="LIST", help="0.5,0.9, or 0.5:0.98[:N], N values from the first on"
     )
@@ -98,7 +97,7 @@ def _numbers(name: str, text: str, parts: list[str]) -> list[Decimal]:
         found = [Decimal(part.strip()) for part in parts]
     except InvalidOperation:
         found = []
-    if not found or len(found) > MOST or not all(number.is_finite() and abs(number) < MOST + 1 for number in found):
+    if not found or len(found) > MOST or not all(number.is_finite() and -MOST <= number <= MOST for number in found):
         raise SettingsError(
             f"{name} {text:.80} is no list of numbers; give e.g. {'2,4,8' if name == '--bits' else '0.5,0.9'}"
         )
