@@ -1,6 +1,7 @@
 """``sbc search`` and ``sbc sweep`` on a small network, with their files, pages and errors."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_errors_say_what_to_do(arguments: list[str], message: str, capsys: pytes
 
 def test_ranges_leave_weights_in_equal_factors() -> None:
     values = sparsities_of("0.5:0.98:5")
-    ratios = [(1 - b) / (1 - a) for a, b in zip(values, values[1:], strict=False)]
+    ratios = [(1 - b) / (1 - a) for a, b in pairwise(values)]
     assert len(values) == 5 and ratios == pytest.approx([(0.02 / 0.5) ** 0.25] * 4, rel=1e-2)
     assert sparsities_of("0.5:0.98")[0] == 0.5 and sparsities_of("0.5:0.98")[-1] == 0.98
     for text in ("", "0.5:", "0.9:0.5", "0.5:0.9:1", "0.5:0.9:2.5", "0.5:0.9:1e9", "nan", "a:b", "1:2:3:4"):

@@ -96,7 +96,7 @@ def test_what_cannot_be_swept_is_refused() -> None:
     model = CASES[NAME].model()
     with pytest.raises(SettingsError, match="nothing to sweep"):
         sweep(model, batches(), evaluate=zeros)
-    with pytest.raises(SettingsError, match="sparsity=1.5"):
+    with pytest.raises(SettingsError, match=r"sparsity=1\.5"):
         sweep(model, batches(), evaluate=zeros, sparsities=[0.5, 1.5])
     with pytest.raises(SettingsError, match="nothing says how good"):
         sweep(model, batches(), bits=[8])

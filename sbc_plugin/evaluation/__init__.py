@@ -6,10 +6,15 @@ from sbc_plugin.evaluation.evaluate import Activity, Evaluation, evaluate
 from sbc_plugin.evaluation.inspection import Inspection, LayerPlan, inspect
 from sbc_plugin.evaluation.operations import Cost, Recording
 from sbc_plugin.evaluation.page import page
+from sbc_plugin.evaluation.points import Point
 from sbc_plugin.evaluation.report import LayerReport, Report
+from sbc_plugin.evaluation.search_report import Check, SearchReport
+from sbc_plugin.evaluation.series_page import search_page, sweep_page
+from sbc_plugin.evaluation.sweep_table import SweepTable
 
 __all__ = [
     "Activity",
+    "Check",
     "Comparison",
     "Cost",
     "Evaluation",
@@ -17,12 +22,17 @@ __all__ = [
     "LayerPlan",
     "LayerReport",
     "NeuronComparison",
+    "Point",
     "Recording",
     "Report",
+    "SearchReport",
+    "SweepTable",
     "accuracy",
     "compare",
     "evaluate",
     "inspect",
     "page",
     "record_spikes",
+    "search_page",
+    "sweep_page",
 ]
