@@ -98,6 +98,8 @@ def test_what_cannot_be_swept_is_refused() -> None:
         sweep(model, batches(), evaluate=zeros)
     with pytest.raises(SettingsError, match=r"sparsity=1\.5"):
         sweep(model, batches(), evaluate=zeros, sparsities=[0.5, 1.5])
+    with pytest.raises(SettingsError, match="lists of numbers"):
+        sweep(model, batches(), evaluate=zeros, bits=4)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="nothing says how good"):
         sweep(model, batches(), bits=[8])
     with pytest.raises(CalibrationError, match="holds no labels"):

@@ -36,8 +36,8 @@ def search(
 
     A point is accepted where the drop that was measured is at most ``max_drop``. With test data, one half of it, with
     every class in it, decides this, and the other half, which decides nothing, checks the point that was chosen. So the
-    interval of the check is not biased by the choice: in about 95 of 100 searches it holds the drop on all data of the kind.
-    What was measured in the search is biased, since points that look good by chance are chosen.
+    interval of the check is not biased by the choice: in about 95 of 100 searches it holds the drop on all data of the
+    kind. What was measured in the search is biased, since points that look good by chance are chosen.
 
     Args:
         model: a trained spiking network; it stays as it is.

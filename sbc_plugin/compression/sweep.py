@@ -52,7 +52,11 @@ def sweep(
         CalibrationError: test data without labels, or that changes; and as ``compress``.
         CompressionError: as ``compress``.
     """
-    if not len(sparsities) and not len(bits):
+    try:
+        sparsities, bits = tuple(sparsities), tuple(bits)
+    except TypeError as error:
+        raise SettingsError(f"sparsities={sparsities!r} and bits={bits!r} have to be lists of numbers") from error
+    if not sparsities and not bits:
         raise SettingsError("nothing to sweep: give sparsities=(0.5, 0.9), bits=(2, 4, 8), or both")
     series = Series.of(model, calibration_data, compress_arguments, compress)
     pairs = dict.fromkeys((zeros, width) for zeros in (sparsities or (None,)) for width in (bits or (None,)))
