@@ -17,10 +17,11 @@ from sbc_plugin.evaluation.recipe import Recipe
 from sbc_plugin.evaluation.report import LayerReport, Report
 from sbc_plugin.evaluation.search_report import SearchReport
 from sbc_plugin.evaluation.sweep_table import SweepTable
-from sbc_plugin.settings import Calibration, Prune, Quantize
+from sbc_plugin.settings import Budget, Calibration, Prune, Quantize
 from sbc_plugin.version import __version__
 
 __all__ = [
+    "Budget",
     "Calibration",
     "CalibrationStatistics",
     "Checkpoint",

@@ -11,6 +11,7 @@ from integration_tests.benchmarks import (
     brevitas_flows,
     brevitas_grid,
     brevitas_speed,
+    budget,
     channels,
     default_time,
     few_spikes,
@@ -291,6 +292,8 @@ def page() -> str:
     text += [default_time.table(found) if (found := records.read("default_time")) else NOT_RUN, ""]
     text += ["## Fine-tuning", "", finetuning.__doc__ or "", "Command: `make bench CASE=finetuning`.", ""]
     text += [finetuning.table(found) if (found := records.read("finetuning")) else NOT_RUN, ""]
+    text += ["## One budget", "", budget.__doc__ or "", "Command: `make bench CASE=budget`.", ""]
+    text += [budget.table(found) if (found := records.read("budget")) else NOT_RUN, ""]
     text += ["## Few output spikes", "", few_spikes.__doc__ or "", "Command: `make bench CASE=few_spikes`.", ""]
     text += [few_spikes.table(found) if (found := records.read("few_spikes")) else NOT_RUN, ""]
     for name, special in SPECIAL.items():

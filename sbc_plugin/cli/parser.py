@@ -279,6 +279,12 @@ def _budget(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--granularity", help="of scales: channel (default), tensor, group:K")
     group.add_argument("--scale", choices=SCALES, help="how scales are chosen")
+    group.add_argument(
+        "--budget", metavar="SIZE", help='in the place of these: packed size, as "64 kB", or times smaller, as 20x'
+    )
+    group.add_argument("--budget-operations", type=float, metavar="N", help="or synaptic operations a sequence")
+    group.add_argument("--budget-energy", metavar="ENERGY", help='or energy a sequence (45 nm proxy), as "50 nJ"')
+    group.add_argument("--chip", metavar="FILE", help="what a chip allows: chip.yaml or chip.toml")
     group.add_argument("--method", choices=METHODS, help="sbc (default), or a baseline")
     group.add_argument("--order", choices=ORDERS, help="of calibration")
     group.add_argument(

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from sbc_plugin.cli.budgets import budget_of
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.evaluation.recipe import Recipe, given_in
-from sbc_plugin.evaluation.recipe_file import read_content
 from sbc_plugin.evaluation.rule import Rule
 from sbc_plugin.settings import Calibration, Prune, Quantize
+from sbc_plugin.settings.files import read_content
 
 PRUNING = {"sparsity": float, "pattern": str, "allocation": str, "silent_first": bool, "rounds": int}
 GRID = {"bits": int, "granularity": str, "scale": str, "bit_allocation": str}
@@ -32,14 +33,16 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     found["prune"] = _prune(found.get("prune"), given(PRUNING), "--")
     found["quantize"] = _quantize(found.get("quantize"), given(GRID), "--")
     found["calibration"] = replace(found.get("calibration", Calibration()), **given(CALIBRATING))
+    found["budget"] = budget_of(options, found.get("budget"))
     if options.method is not None:
         found["method"] = options.method
     if options.ignore is not None:
         found["ignore"] = tuple(options.ignore)
     if options.rule is not None:
         found["rules"] = tuple(map(rule_of, options.rule))
-    if options.recipe is None and not options.rule and found["prune"] is None and found["quantize"] is None:
-        raise SettingsError("nothing to do: give --sparsity, --pattern N:M, --bits, or several of them")
+    nothing = all(found[name] is None for name in ("prune", "quantize", "budget"))
+    if options.recipe is None and not options.rule and nothing:
+        raise SettingsError("nothing to do: give --sparsity, --pattern N:M, --bits, several of them, or --budget")
     return Recipe(**found)
 
 

@@ -38,7 +38,7 @@ from sbc_plugin.evaluation.recipe import Recipe, filled
 from sbc_plugin.evaluation.report import Report, joined
 from sbc_plugin.evaluation.rule import Rule, Selector, What, rules_of, selectors_of
 from sbc_plugin.layers import Forward, SpikingLayer, library_of
-from sbc_plugin.settings import Calibration, Prune, Quantize
+from sbc_plugin.settings import Budget, Calibration, Prune, Quantize
 
 Given = ParamSpec("Given")
 Result: TypeAlias = tuple[nn.Module, Report]
@@ -80,6 +80,7 @@ def compress(
     checkpoint: str | PathLike[str] | None = None,
     ignore: Sequence[Selector] = (),
     rules: Sequence[tuple[Selector, What] | Rule] = (),
+    budget: Budget | None = None,
 ) -> tuple[nn.Module, Report]:
     """Prune and quantise a trained spiking network in one call, without labels, keeping its spike trains.
 
@@ -117,6 +118,8 @@ def compress(
             them alone. The first rule that matches a layer counts. What a rule gives has a budget of its own over the
             layers that the rule is for; what it does not give comes from ``prune`` and ``quantize``, whose budgets are
             over all layers that take part in them.
+        budget: what the whole network may cost, in the place of ``prune``, ``quantize`` and ``rules``: zeros and bits
+            of each layer follow from it. The report's note says what was asked for and what is delivered.
 
     Returns:
         The compressed model, without a wrapper such as ``torch.compile`` or ``DataParallel``, and a report with a row a
@@ -133,7 +136,7 @@ def compress(
     started, clock = time.perf_counter(), Clock()
     # 1. Check what was asked for.
     selections = selectors_of(ignore), rules_of(rules)
-    asked = Recipe(method, prune, quantize, calibration, *selections, backend, batch_first)
+    asked = Recipe(method, prune, quantize, calibration, *selections, backend, batch_first, budget)
     check_statistics(statistics)
     if method == "obc":
         calibration = replace(calibration, temporal=False)
@@ -149,13 +152,14 @@ def compress(
         runner = Runner.of(target, first, forward, batch_first, library)
         layers, skipped = runner.find_layers(first, calibration.temporal)
         settings, alone = selected(layers, asked, skipped)
+        counted = weights_left_alone(target, layers)
         layers = [layer for layer in layers if layer.name in settings]
         skipped |= {layer.name: layer.note for layer in layers if layer.note} | alone
         others = weights_left_alone(target, layers)
         _check_weights(layers)
         given: dict[str, Any] = {"method": method, "prune": prune, "quantize": quantize, "calibration": calibration}
         given |= {"batch_first": batch_first, "statistics": None if statistics is None else statistics.checksum}
-        given |= asked.selections
+        given |= asked.selections | ({} if budget is None else {"budget": budget})
         check_same(target, layers, {"call": "compress"} | given | {"backend": backend})
         check_fit(layers, settings)
         grids = {name: own.quantize for name, own in settings.items() if own.quantize is not None}
@@ -164,8 +168,9 @@ def compress(
         # 3. Plan.
         outputs = calibration.outputs or ("values" if holds_values(first) else "classes")
         with_outputs = replace(calibration, outputs=outputs)
-        todo = plan(method, settings, calibration, lambda: tried_by_all(runner, layers, first, with_outputs))
-        if todo.steps:
+        todo = plan(method, settings, calibration, lambda: tried_by_all(runner, layers, first, with_outputs), budget)
+        todo = replace(todo, uncounted=frozenset(others) - frozenset(counted))
+        if todo.steps or budget is not None:
             todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))
     with clock("data"):
         again = todo.reads_data_again or not in_one_pass(layers, calibration)
@@ -187,7 +192,8 @@ def compress(
     used = replace(todo.calibration, tuning=outcome.steps(todo.calibration.tuning))
     decided = replace(todo.calibration, tuning=todo.reproducing(outcome.taken))
     recipe = filled(asked, todo.filled, decided)
-    told = {"method": method, "prune": recipe.prune, "quantize": quantize, "calibration": used}
+    told: dict[str, Any] = {"method": method, "prune": recipe.prune, "quantize": quantize, "calibration": used}
+    told |= {} if budget is None else {"budget": budget}
     seconds = time.perf_counter() - started
     report = Report(
         list(outcome.state.rows),

@@ -14,9 +14,7 @@ from sbc_plugin.core.quantization.scale_search import quantise
 from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
 from sbc_plugin.layers import SpikingLayer
-from sbc_plugin.settings import Prune, Quantize
-
-SECOND_ORDER = ("sbc", "obc")
+from sbc_plugin.settings import SECOND_ORDER, Prune, Quantize
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sbc_plugin.compression.layer import SECOND_ORDER, LayerSettings
+from sbc_plugin.compression.layer import LayerSettings
 from sbc_plugin.compression.trial import Trial
 from sbc_plugin.core.pruning.patterns import parse_pattern
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.evaluation.report import joined
-from sbc_plugin.settings import TUNING_STEPS, Calibration, Prune, Quantize
+from sbc_plugin.settings import SECOND_ORDER, TUNING_STEPS, Budget, Calibration, Prune, Quantize
 
 SCALE_STEPS = 100  # of tuning, where only scales can move
 FINE = 4  # bits from which on tuned scales bring nothing
@@ -50,6 +50,8 @@ class Plan:
         notes: name -> reason, for what is left out.
         as_needed: whether tuning is left out where hardly any accuracy is expected to be lost, or it takes too long.
         trial: of a step of tuning.
+        budget: that zeros and bits are chosen under; None where they are given.
+        uncounted: names of weights that no budget counts.
     """
 
     phases: tuple[Phase, ...]
@@ -58,6 +60,8 @@ class Plan:
     notes: dict[str, str] = field(default_factory=dict)
     as_needed: bool = False
     trial: Trial = field(default_factory=Trial)
+    budget: Budget | None = None
+    uncounted: frozenset[str] = frozenset()
 
     @property
     def steps(self) -> int:
@@ -77,6 +81,8 @@ class Plan:
         """``Calibration.tuning`` of a call with the same phases and steps as this one, whose phases took so many."""
         if not taken:
             return self.calibration.tuning
+        if self.budget is not None and self.as_needed:
+            return None  # what a budget chooses also depends on whether tuning may follow
         return taken[0] if len(self.phases) == 1 else (taken[0], sum(taken[1:]))
 
     @property
@@ -98,11 +104,15 @@ class Plan:
         """Whether calibration data is run through more than once."""
         stages = sum(len(phase.stages) for phase in self.phases)
         sequential = self.second_order and self.calibration.order == "sequential"
-        return stages > 1 or sequential or self.steps > 0 or self.aligns or self._silent_first
+        return stages > 1 or sequential or self.steps > 0 or self.aligns or self._silent_first or bool(self.budget)
 
 
 def plan(
-    method: str, layers: Mapping[str, LayerSettings], calibration: Calibration, try_step: Callable[[], Trial]
+    method: str,
+    layers: Mapping[str, LayerSettings],
+    calibration: Calibration,
+    try_step: Callable[[], Trial],
+    budget: Budget | None = None,
 ) -> Plan:
     """The plan for these settings.
 
@@ -111,6 +121,7 @@ def plan(
         layers: the settings of each layer, by name, as given.
         calibration: as given.
         try_step: tries a step of tuning; what stands in its way counts only where tuning would be the default.
+        budget: under which zeros and bits are chosen, up to those of ``layers``.
 
     Raises:
         SettingsError: steps of tuning for two phases, and there is one.
@@ -134,13 +145,14 @@ def plan(
         name: own if own.prune is None else replace(own, prune=filled(own.prune, _any(steps)))
         for name, own in layers.items()
     }
-    found = phases(layers, apart or _any(steps) > 0, as_needed)
+    tuning = apart or _any(steps) > 0
+    found = phases(layers, tuning, as_needed) if budget is None else phases_within(layers, tuning)
     if apart and len(found) == 1:
         raise SettingsError(
             f"tuning={steps!r} are the steps after pruning and those after quantisation, and this call has one phase; "
             "give one number"
         )
-    return Plan(found, layers, calibration, notes, as_needed, trial)
+    return Plan(found, layers, calibration, notes, as_needed, trial, budget)
 
 
 def _any(steps: int | tuple[int, int]) -> int:
@@ -232,6 +244,20 @@ def phases(layers: Mapping[str, LayerSettings], tuning: bool, as_needed: bool = 
     movable = [grid for grid in grids if tuning and scales_move(grid)]
     tune = any(grid.bits < FINE for grid in movable) if as_needed else bool(movable)
     return Phase(_in_rounds(first), tuning), Phase((second,), tune, bool(movable) and not tune)
+
+
+def phases_within(layers: Mapping[str, LayerSettings], tuning: bool) -> tuple[Phase, ...]:
+    """What to do under a budget: weights go and are tuned; then all layers are quantised, and coarse scales tuned.
+
+    Args:
+        layers: the settings of each layer, by name, with the fewest bits that the budget allows.
+        tuning: whether anything is tuned.
+    """
+    first = {name: replace(own, quantize=None) for name, own in layers.items()}
+    second = {name: replace(own, prune=None) for name, own in layers.items()}
+    grids = [own.quantize for own in layers.values() if own.quantize is not None]
+    movable = tuning and any(scales_move(grid) and grid.bits < FINE for grid in grids)
+    return Phase((first,), tuning), Phase((second,), movable)
 
 
 def _is_apart(quantize: Quantize, tuning: bool) -> bool:

@@ -21,7 +21,7 @@ from sbc_plugin.calibration.shares import repeatable
 from sbc_plugin.checkpoint.folder import JOB, Folder, opened
 from sbc_plugin.compression.budgets import Budget
 from sbc_plugin.compression.journal import ANSWER, DATA, NOT_KEPT, Journal
-from sbc_plugin.compression.stage import State
+from sbc_plugin.compression.state import State
 from sbc_plugin.compression.tuning import Tuned
 from sbc_plugin.core.accumulators import HessianAccumulator
 from sbc_plugin.core.quantization.grids import Grid

@@ -16,10 +16,14 @@ from sbc_plugin.calibration.memory import spool_limit
 from sbc_plugin.calibration.progress import progress_bar
 from sbc_plugin.calibration.shares import first_of
 from sbc_plugin.compression.bias_correction import Expected, align, expected, movable
+from sbc_plugin.compression.choosing import chosen
 from sbc_plugin.compression.journal import Steps
+from sbc_plugin.compression.measures import measure_of
 from sbc_plugin.compression.objective import Targets, expected_losses, targets, upper_bound
 from sbc_plugin.compression.plan import Plan
-from sbc_plugin.compression.stage import Stage, State, Weights
+from sbc_plugin.compression.spending import Spending
+from sbc_plugin.compression.stage import Stage
+from sbc_plugin.compression.state import State, Weights
 from sbc_plugin.compression.tuning import Tuned, tune
 from sbc_plugin.core.adam import Adam
 from sbc_plugin.core.costs import solver_products
@@ -70,7 +74,7 @@ def _carried_out(
 ) -> tuple[State, list[int], list[Tensor]]:
     """The state in the end, the steps of tuning of each phase, and what alignment has moved."""
     # First of all, because it names the layer and the batch that do not fit.
-    known = work.gather() if plan.steps and known is None else known
+    known = work.gather() if (plan.steps or plan.budget) and known is None else known
     state, pace = State(work.weights()), Pace(plan.trial.step)
     if plan.steps and plan.as_needed and known is not None:
         first = work.runner.sequences(first_of(work.data))
@@ -80,9 +84,13 @@ def _carried_out(
         state = state if pace.steps(plan.steps) else _too_long(state, plan.steps)
     steps = pace.steps(plan.steps)
     with work.clock("tuning"):
-        aims = _aims(plan, work) if steps else None
+        aims = _aims(plan, work) if steps or plan.budget else None
     with work.clock("alignment") if plan.aligns else nullcontext():
         moments = expected(work.runner, work.layers, work.data) if plan.aligns else None
+    spending = None
+    if plan.budget is not None and aims is not None:
+        measure = measure_of(plan.budget, work.runner, work.layers, work.data, plan.uncounted)
+        spending = Spending(plan.budget, measure, aims, steps > 0, chosen)
     judge = None if aims is None or not plan.as_needed else _Judge(work.runner, aims, None)
     taken: list[int] = []
     for number, phase in enumerate(plan.phases, 1):
@@ -91,7 +99,11 @@ def _carried_out(
             journal = here.journal.within(f"stage {stage}")
             if state.active and not in_one_pass(work.layers, plan.calibration):
                 state = replace(state, active={})  # so that there is room for those of this stage
-            state, known = replace(work, settings=settings, journal=journal).run(state, known), None
+            part = replace(work, settings=settings, journal=journal)
+            if spending is None:
+                state, known = part.run(state, known), None
+            else:
+                spending, state = spending.run(part, state, known)
             if moments is not None:
                 with work.clock("alignment"):
                     _put(work, state.weights, journal.once("alignment", _aligned, work, moments))
@@ -102,7 +114,7 @@ def _carried_out(
             taken.append(pace.steps(asked, lost, phase.moves_weights))
             with work.clock("tuning"):
                 if taken[-1]:
-                    state = _tuned(state, here, aims, taken[-1])
+                    state, known = _tuned(state, here, aims, taken[-1]), None
                 else:
                     state = _left(state, lost) if _negligible(lost) else _too_long(state, asked)
         elif phase.spared or phase.tune:
@@ -110,6 +122,7 @@ def _carried_out(
         if judge is not None and phase is not plan.phases[-1] and plan.phases[-1].tune:
             with work.clock("judging"):
                 judge = replace(judge, before=here.journal.once("losses", judge.now))
+    state = state if spending is None else spending.closed(work, state)
     return replace(state, active={}), taken, _aligned_tensors(work)
 
 

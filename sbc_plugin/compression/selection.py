@@ -82,7 +82,7 @@ def selected(
 
 def _settings(recipe: Recipe, number: int | None) -> LayerSettings:
     """Of a layer that the rule of this number is for; budgets have its number, and 0 is that of all layers."""
-    prune, quantize, zeros_of, bits_of = recipe.prune, recipe.quantize, 0, 0
+    (prune, quantize), zeros_of, bits_of = recipe.of_all, 0, 0
     if number is not None:
         rule = recipe.rules[number]
         prune, zeros_of = (prune, 0) if rule.prune is None else (rule.prune, number + 1)

@@ -22,37 +22,16 @@ from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.journal import NOT_KEPT, Journal
 from sbc_plugin.compression.layer import LayerSettings, check_reached, sequential_target, solve, without_pruning
 from sbc_plugin.compression.silent import budgets_for, unread_neurons
+from sbc_plugin.compression.state import State, Weights, after_stage, row_of, silent_in
 from sbc_plugin.core.allocation.silent import give_silent
 from sbc_plugin.core.pruning.prune import is_small
-from sbc_plugin.core.quantization.grids import Grid
 from sbc_plugin.core.solution import Solution
 from sbc_plugin.errors import in_layer
-from sbc_plugin.evaluation.report import LayerReport, joined
+from sbc_plugin.evaluation.report import LayerReport
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Calibration
 
-Weights = Mapping[str, Tensor]  # by layer name, each (rows, columns)
 MOST_LARGE = 16  # layers for which "auto" is the hybrid, which takes some ten seconds of each
-
-
-@dataclass(frozen=True)
-class State:
-    """What the stages so far have made of a model.
-
-    Attributes:
-        weights: that the model has now.
-        rows: of the report.
-        grids: by layer name, of those that are quantised.
-        active: statistics by layer name, of the latest stage in which anything reached the layer; none where memory
-            is short.
-        notes: name -> reason, for what was left out.
-    """
-
-    weights: Weights
-    rows: tuple[LayerReport, ...] = ()
-    grids: Mapping[str, Grid] = field(default_factory=dict)
-    active: Mapping[str, Statistics] = field(default_factory=dict)
-    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,7 +122,7 @@ class Stage:
         active: Mapping[str, Statistics] = {}  # of blocks no statistics are kept for later stages
         with self.clock("calibration"):  # of all blocks together an overview takes a pass of its own
             overview = overview_of(statistics) if blocks is None or self._silent_first else {}
-        silent = _silent(overview)
+        silent = silent_in(overview)
         if blocks is None:
             reached = {name: each for name, each in statistics.items() if overview[name].diagonal.any()}
             active = {**state.active, **reached}
@@ -153,7 +132,7 @@ class Stage:
                 with in_layer(layer.name):  # before time goes into the layers in front of it
                     check_reached(overview[layer.name].diagonal)
         # 2. Share the budgets.
-        weights = self._without_silent(state.weights, overview, silent)
+        weights = self.without_silent(state.weights, overview, silent)
         budget = self._agreed_budget(weights, statistics)
 
         # 3. Solve.
@@ -186,9 +165,9 @@ class Stage:
         for layer in self._solved:
             solution, seconds = found[layer.name]
             layer.write(solution.weight)
-            rows.append(_row(layer, solution, overview[layer.name], seconds - waited.get(layer.name, 0.0)))
+            rows.append(row_of(layer, solution, overview[layer.name], seconds - waited.get(layer.name, 0.0)))
             solutions[layer.name] = solution
-        return _after(state, solutions, rows, active, budget.notes)
+        return after_stage(state, solutions, rows, active, budget.notes)
 
     def _sequential(self, state: State, known: Mapping[str, Statistics] | None) -> State:
         """Layer by layer, each on what the compressed ones before it send."""
@@ -196,7 +175,7 @@ class Stage:
         needs_losses = any(part.allocation == "loss" for part in parts)
         statistics = (known or self.gather()) if needs_losses or self._silent_first else {}
         overview = overview_of(statistics)
-        start = self._without_silent(state.weights, overview, _silent(overview))
+        start = self.without_silent(state.weights, overview, silent_in(overview))
         budget = self._agreed_budget(start, statistics)
         prefix = Prefix(self.layers, dict(state.weights), {})
         solutions, rows = {}, []
@@ -209,12 +188,18 @@ class Stage:
             prefix = replace(prefix, compressed={**prefix.compressed, layer.name: solution.weight})
             layer.write(solution.weight)
             rows.append(row)
-        return _after(state, solutions, rows, state.active, budget.notes)
+        return after_stage(state, solutions, rows, state.active, budget.notes)
 
-    def _without_silent(
+    def without_silent(
         self, weights: Weights, overview: Mapping[str, Overview], silent: Mapping[str, Tensor]
     ) -> Weights:
-        """The weights, those of silent neurons 0 as far as the budget goes; such zeros stay and are counted."""
+        """The weights, those of silent neurons 0 as far as the budget goes; such zeros stay and are counted.
+
+        Args:
+            weights: by layer name.
+            overview: of each layer.
+            silent: by layer name, (rows,), True where the neuron never spiked.
+        """
         if not self._silent_first:
             return weights
         dead = {layer.name: overview[layer.name].dead_weights(layer) for layer in self.layers}
@@ -249,7 +234,7 @@ class Stage:
         moved = drift if prefix.compressed and self._second_order else None
         with self.clock("solving"):
             solution = dealt([layer], partial(self._solve_on_prefix, target, seen, moved, budget))[layer.name][0]
-        return solution, _row(layer, solution, seen.overview, time.perf_counter() - started)
+        return solution, row_of(layer, solution, seen.overview, time.perf_counter() - started)
 
     def _solve_on_prefix(
         self, target: Tensor, seen: Statistics, drift: Tensor | None, budget: Budget, layer: SpikingLayer
@@ -275,39 +260,7 @@ class Stage:
             return solve(layer, weight, hessian, budget.zeros.get(layer.name), settings)
 
 
-def _silent(overview: Mapping[str, Overview]) -> dict[str, Tensor]:
-    return {name: each.silent for name, each in overview.items() if each.silent is not None}
-
-
 def _hessian(name: str, statistics: Statistics) -> Tensor:
     """The Hessian of a layer; an error names the layer."""
     with in_layer(name):
         return statistics.accumulator.hessian()
-
-
-def _after(
-    state: State,
-    solutions: Mapping[str, Solution],
-    rows: list[LayerReport],
-    active: Mapping[str, Statistics],
-    notes: Mapping[str, str],
-) -> State:
-    grids = {name: solution.grid for name, solution in solutions.items() if solution.grid is not None}
-    return replace(
-        state, rows=tuple(rows), grids={**state.grids, **grids}, active=active, notes=joined(state.notes, notes)
-    )
-
-
-def _row(layer: SpikingLayer, solution: Solution, seen: Overview, seconds: float) -> LayerReport:
-    return LayerReport(
-        name=layer.name,
-        kind=layer.kind,
-        rows=layer.rows,
-        columns=layer.columns,
-        sequences=seen.sequences,
-        samples=seen.samples,
-        sparsity=float((solution.weight == 0).double().mean()),
-        bits=solution.grid.bits if solution.grid else layer.parts[0].tensor.dtype.itemsize * 8,
-        loss=solution.loss,
-        seconds=seconds,
-    )

@@ -6,12 +6,13 @@ from os import PathLike
 from typing import Any, get_type_hints
 
 from sbc_plugin.errors import SettingsError
-from sbc_plugin.evaluation.recipe_file import as_yaml, read_content
 from sbc_plugin.evaluation.rule import Rule, Selector, as_text, check_selector, rules_of, selectors_of
 from sbc_plugin.evaluation.typed import list_of, mapping_of, naming, settings_of, shown, typed
-from sbc_plugin.settings import METHODS, Calibration, Prune, Quantize
+from sbc_plugin.settings import METHODS, SECOND_ORDER, Budget, Calibration, Prune, Quantize
+from sbc_plugin.settings.files import as_yaml, read_content
 
 FORMAT = 1
+ALMOST_ALL = 0.999999  # of the weights: all of silent neurons may go
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Recipe:
         rules: of layers that get something else; pairs, as ``compress`` takes them, become :class:`Rule`.
         backend: "brevitas" or None.
         batch_first: as of ``compress``.
+        budget: what the whole network may cost, in the place of ``prune``, ``quantize`` and ``rules``.
 
     Raises:
-        SettingsError: a value of another kind, or nothing to do.
+        SettingsError: a value of another kind, nothing to do, or settings that exclude each other.
     """
 
     method: str = "sbc"
@@ -42,21 +44,50 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     backend: str | None = None
     batch_first: bool | None = None
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         check_method(self.method)
         object.__setattr__(self, "ignore", selectors_of(self.ignore))
         object.__setattr__(self, "rules", rules_of(self.rules))
-        if not any((self.prune, self.quantize, *(not rule.leaves_alone for rule in self.rules))):
-            raise SettingsError("nothing to do: give prune=Prune(sparsity), quantize=Quantize(bits), or both")
+        if not any((self.prune, self.quantize, self.budget, *(not rule.leaves_alone for rule in self.rules))):
+            raise SettingsError(
+                "nothing to do: give prune=Prune(sparsity), quantize=Quantize(bits), or both; or budget=Budget(...)"
+            )
         _check_kind("prune", self.prune, Prune, "Prune(0.9)")
         _check_kind("quantize", self.quantize, Quantize, "Quantize(bits=4)")
         _check_kind("calibration", self.calibration, Calibration, "Calibration()")
+        _check_kind("budget", self.budget, Budget, 'Budget(size="64 kB")')
+        if self.budget is not None:
+            self._check_alone()
+
+    def _check_alone(self) -> None:
+        """Refuse what a budget leaves no room for.
+
+        Raises:
+            SettingsError: something does.
+        """
+        if both := next((name for name in ("prune", "quantize", "rules") if getattr(self, name)), None):
+            raise SettingsError(f"budget chooses zeros and bits, and {both} gives them; leave one of the two out")
+        if self.method not in SECOND_ORDER:
+            raise SettingsError(
+                f'budget compares losses by Hessians, which method={self.method!r} has none of; use "sbc" or "obc"'
+            )
+        if self.calibration.order != "one-shot":
+            raise SettingsError(f"budget chooses for all layers at once; leave order={self.calibration.order!r} out")
+
+    @property
+    def of_all(self) -> tuple[Prune | None, Quantize | None]:
+        """What layers without a rule get; of a budget, the most that it may choose."""
+        if self.budget is None:
+            return self.prune, self.quantize
+        scale = "power_of_two" if self.budget.power_of_two else "mse"
+        return Prune(ALMOST_ALL), Quantize(min(self.budget.widths), scale=scale) if self.budget.widths else None
 
     @property
     def grids(self) -> list[Quantize]:
         """All settings of a grid, those of all layers first."""
-        return [each for each in (self.quantize, *(rule.quantize for rule in self.rules)) if each is not None]
+        return [each for each in (self.of_all[1], *(rule.quantize for rule in self.rules)) if each is not None]
 
     @property
     def selections(self) -> dict[str, Any]:
@@ -90,6 +121,7 @@ class Recipe:
             "rules": rules,
             "backend": self.backend,
             "batch_first": self.batch_first,
+            "budget": _plain(self.budget),
         }
         found: dict[str, Any] = _given(content)
         return found
@@ -137,7 +169,7 @@ def given_in(content: Any, where: str) -> dict[str, Any]:
     if type(version) is not int or version > FORMAT:
         raise SettingsError(f"{where}: format is {version!r}, this version reads {FORMAT}; update sbc-plugin")
     hints = get_type_hints(Recipe)
-    read: dict[str, Any] = {"prune": Prune, "quantize": Quantize, "calibration": Calibration}
+    read: dict[str, Any] = {"prune": Prune, "quantize": Quantize, "calibration": Calibration, "budget": Budget}
     found: dict[str, Any] = {}
     for key, value in content.items():
         if value is None:
@@ -184,8 +216,10 @@ def _check_kind(name: str, value: object, kind: type, example: str) -> None:
         raise SettingsError(f"{name}={value!r} is no {kind.__name__}; use {name}={example}")
 
 
-def _plain(settings: Prune | Quantize | None) -> dict[str, Any] | None:
-    return None if settings is None else asdict(settings)
+def _plain(settings: Prune | Quantize | Budget | None) -> dict[str, Any] | None:
+    if settings is None:
+        return None
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
 
 
 def _given(value: Any) -> Any:

@@ -7,10 +7,10 @@ from typing import Any
 from sbc_plugin.errors import CheckpointError
 from sbc_plugin.evaluation.recipe import Recipe
 from sbc_plugin.evaluation.text import as_json, of_fields, printable, table
-from sbc_plugin.settings import Calibration, Prune, Quantize
+from sbc_plugin.settings import Budget, Calibration, Prune, Quantize
 
 FORMAT = 1
-SETTINGS = {"prune": Prune, "quantize": Quantize, "calibration": Calibration}
+SETTINGS = {"prune": Prune, "quantize": Quantize, "calibration": Calibration, "budget": Budget}
 
 
 @dataclass(frozen=True)

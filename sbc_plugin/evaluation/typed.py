@@ -6,13 +6,13 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from sbc_plugin.errors import SettingsError
-from sbc_plugin.settings import Calibration, Prune, Quantize
+from sbc_plugin.settings import Budget, Calibration, Prune, Quantize
 
-Kind = TypeVar("Kind", Prune, Quantize, Calibration)
+Kind = TypeVar("Kind", Prune, Quantize, Calibration, Budget)
 Result = TypeVar("Result")
 
 LONGEST = 60  # characters of a value in an error
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a pair of whole numbers"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of whole numbers"}
 
 
 def mapping_of(content: Any, known: Iterable[str], where: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""What to do, as frozen records that validate themselves: :class:`Prune`, :class:`Quantize`, :class:`Calibration`."""
+"""What to do, as frozen records that validate themselves: :class:`Prune`, :class:`Quantize`, :class:`Calibration`.
+
+:class:`Budget` says what a whole network may cost, in the place of the first two.
+"""
 
 import re
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ import torch
 from sbc_plugin.core.pruning.patterns import parse_pattern
 from sbc_plugin.core.sizes import bytes_of
 from sbc_plugin.errors import SettingsError
+from sbc_plugin.settings.budget import Budget as Budget
 
 SOLVERS = ("auto", "magnitude", "obs", "admm", "hybrid")
 ALLOCATIONS = ("lamp", "uniform", "loss")
@@ -19,6 +23,7 @@ OUTPUTS = ("classes", "values")
 TUNING_STEPS = 200  # by default, where weights move
 TUNED_SEQUENCES = 32  # of a piece, which one step of tuning is taken on; larger pieces cost more time and gain nothing
 METHODS = ("sbc", "obc", "magnitude", "rtn")
+SECOND_ORDER = METHODS[:2]  # whose solvers use Hessians
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Recipes as text: YAML and TOML in, YAML out; files may be anyone's, so what is read is small and holds data alone."""
+"""Settings as text: YAML and TOML in, YAML out; files may be anyone's, so what is read is small and only data."""
 
 import re
 import sys
@@ -66,30 +66,34 @@ for _name, _pattern in TAGS.items():
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), FIRST[_name])
 
 
-def read_content(path: str | PathLike[str]) -> Any:
+def read_content(path: str | PathLike[str], what: str = "recipe") -> Any:
     """What a file in YAML or TOML holds: numbers, texts, lists, mappings.
+
+    Args:
+        path: of the file.
+        what: it should be, for errors.
 
     Raises:
         SettingsError: no such file, too large, of another kind, or neither.
     """
     kind = Path(path).suffix.lower()
     if kind not in (*YAML, *TOML):
-        raise SettingsError(f"{path} is no recipe; its name ends in {', '.join((*YAML, *TOML))}")
+        raise SettingsError(f"{path} is no {what}; its name ends in {', '.join((*YAML, *TOML))}")
     try:
         with Path(path).open("rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
         raise SettingsError(
-            f"{path} cannot be read: {error.strerror or error}; give a recipe in YAML or TOML"
+            f"{path} cannot be read: {error.strerror or error}; give a {what} in YAML or TOML"
         ) from error
     if len(content) > LARGEST:
-        raise SettingsError(f"{path} is no recipe: it is larger than {LARGEST:,} bytes")
+        raise SettingsError(f"{path} is no {what}: it is larger than {LARGEST:,} bytes")
     try:
         text = content.decode("utf-8")
         return yaml.load(text, _Loader) if kind in YAML else tomllib.loads(text)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:400]
-        raise SettingsError(f"{path} is no recipe in {'YAML' if kind in YAML else 'TOML'}: {reason}") from error
+        raise SettingsError(f"{path} is no {what} in {'YAML' if kind in YAML else 'TOML'}: {reason}") from error
 
 
 def as_yaml(content: Any) -> str:
