@@ -139,7 +139,7 @@ def chosen(within: Within, aims: Targets) -> tuple[Chosen, int]:
         raise SettingsError(f"a budget of {measure.told(measure.limit)} is too small for this network")
     best = min(found, key=lambda each: each.distance)
     moved = {name: _distance(within, aims, {name: solution}) for name, solution in best.solutions.items()}
-    judge({name: moved[name] / max(best.solutions[name].loss, LITTLE) + LITTLE for name in moved})
+    judge({name: max(moved[name], 0.0) / max(best.solutions[name].loss, LITTLE) + LITTLE for name in moved})
     return min(found, key=lambda each: each.distance), len(found)
 
 

@@ -1,6 +1,6 @@
 """What a budget counts: bytes of packed weights, synaptic operations, or energy; of a layer, and of the whole model."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.forward import Runner
-from sbc_plugin.compression.state import Weights
 from sbc_plugin.core.hessian import owner_of_rows
 from sbc_plugin.core.sizes import in_words
 from sbc_plugin.core.spikes import JOULES_PER_AC, JOULES_PER_MAC, Operations, synaptic_operations
@@ -17,6 +16,8 @@ from sbc_plugin.core.storage import packed_bytes
 from sbc_plugin.evaluation.operations import OperationCounter, sequences_of, weights_left_alone
 from sbc_plugin.layers import Part, SpikingLayer
 from sbc_plugin.settings import Budget
+
+Weights = Mapping[str, Tensor]  # by layer name, each (rows, columns)
 
 
 def layer_bytes(layer: SpikingLayer, weight: Tensor) -> int:

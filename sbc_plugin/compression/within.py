@@ -13,8 +13,7 @@ from sbc_plugin.compression.clock import Clock
 from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.journal import Journal
 from sbc_plugin.compression.layer import LayerSettings, layer_hessian, solve
-from sbc_plugin.compression.measures import Measure, layer_bytes
-from sbc_plugin.compression.state import Weights
+from sbc_plugin.compression.measures import Measure, Weights, layer_bytes
 from sbc_plugin.core.pruning.nested import first_in_rows, removal_order
 from sbc_plugin.core.pruning.refit import refit
 from sbc_plugin.core.solution import Solution
