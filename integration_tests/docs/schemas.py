@@ -76,7 +76,9 @@ def of_settings(kind: Any) -> dict[str, Any]:
     properties = {}
     for each in fields(kind):
         schema = of_type(hints[each.name])
-        if each.name == "allocation":
+        if kind is settings.Budget and each.name == "bits":
+            schema = or_null({"type": "array", "items": {"type": "integer"} | RANGES["bits"], "minItems": 1})
+        elif each.name == "allocation":
             schema = {"enum": list(settings.ALLOCATIONS if kind is settings.Prune else settings.BIT_ALLOCATIONS)}
         elif each.name in CHOICES:
             schema = {"enum": list(CHOICES[each.name])}
@@ -105,6 +107,7 @@ def recipe() -> dict[str, Any]:
         "rules": {"type": "array", "items": rule},
         "backend": {"type": "string"},
         "batch_first": {"type": "boolean"},
+        "budget": of_settings(settings.Budget),
     }
     assert set(given) == {each.name for each in fields(Recipe)}
     version = {"type": "integer", "maximum": FORMAT}
