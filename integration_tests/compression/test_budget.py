@@ -70,7 +70,7 @@ def test_a_size_is_met_from_below(name: str, factor: float) -> None:
 def test_most_of_the_budget_is_used_and_more_is_never_worse() -> None:
     case = CASES["conv"]
     losses, sizes = [], []
-    for limit in (80, 150):
+    for limit in (60, 95):
         model, report = made("conv", Budget(size=limit, bits=WIDTHS))
         sizes.append(compare(case.model(), model, data_of("conv"), forward=case.forward).compressed.packed_bytes)
         losses.append(sum(row.loss for row in report.layers))
@@ -100,19 +100,6 @@ def test_operations_with_bits() -> None:
     assert compare(case.model(), model, data_of("conv"), forward=case.forward).compressed.energy <= dense.energy / 2
 
 
-@pytest.mark.parametrize("tuning", [0, 3])
-def test_tuned_or_not_the_budget_holds(tuning: int) -> None:
-    case = CASES["conv"]
-    model, report = sbc_plugin.compress(
-        case.model(), data_of("conv"), budget=Budget(size=100, bits=WIDTHS), calibration=Calibration(tuning=tuning),
-        forward=case.forward, progress=False,
-    )  # fmt: skip
-    found = compare(case.model(), model, data_of("conv"), forward=case.forward).compressed
-    assert 0.8 * 100 <= found.packed_bytes <= 100
-    assert report.settings["budget"] == Budget(size=100, bits=WIDTHS) and report.settings["prune"] is None
-    assert Report.from_dict(json.loads(report.to_json())).settings["budget"] == Budget(size=100, bits=WIDTHS)
-
-
 def test_chips_limits_hold() -> None:
     model, report = made("conv", Budget(size=1000, bits=(3, 4), fan_in=5, core_weights=40, power_of_two=True))
     assert {row.bits for row in report.layers} <= {3, 4}
@@ -125,10 +112,8 @@ def test_chips_limits_hold() -> None:
 
 
 def test_a_core_that_is_too_small_names_the_layer() -> None:
-    model, _ = made("conv", Budget(size=1000, core_bytes=40, bits=WIDTHS))
-    assert model is not None
     with pytest.raises(SettingsError, match=r"layer '\w+': its .* weights take .* bytes .* a core holds 3"):
-        made("conv", Budget(size=1000, core_bytes=3))
+        made("conv", Budget(size=1000, core_bytes=3, bits=(4,)))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +151,9 @@ def test_layers_to_ignore_stay_and_are_not_counted() -> None:
 
 
 @pytest.mark.parametrize("tuning", [None, 3])
-def test_the_recipe_of_a_report_gives_the_same_bits(tuning: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tuned_budget_holds_and_its_recipe_gives_the_same_bits(
+    tuning: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plan, "TUNING_STEPS", 3)
     case, budget = CASES["conv"], Budget(size=100, bits=WIDTHS)
 
@@ -174,6 +161,10 @@ def test_the_recipe_of_a_report_gives_the_same_bits(tuning: int | None, monkeypa
         return sbc_plugin.compress(case.model(), data_of("conv"), forward=case.forward, progress=False, **settings)
 
     model, report = once(budget=budget, calibration=Calibration(tuning=tuning))
+    found = compare(case.model(), model, data_of("conv"), forward=case.forward).compressed
+    assert 0.8 * 100 <= found.packed_bytes <= 100
+    assert report.settings["budget"] == budget and report.settings["prune"] is None
+    assert Report.from_dict(json.loads(report.to_json())).settings["budget"] == budget
     assert report.recipe is not None and report.recipe.budget == budget and report.recipe.prune is None
     again, other = once(**Recipe.from_dict(json.loads(json.dumps(report.recipe.to_dict()))).arguments())
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
