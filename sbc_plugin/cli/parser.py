@@ -14,10 +14,10 @@ import torch
 
 from sbc_plugin.checkpoint.atomic import reason_of
 from sbc_plugin.cli import commands
+from sbc_plugin.cli.options import layer_options, setting_options
 from sbc_plugin.cli.series_options import SERIES_EXAMPLES, search_options, sweep_options
 from sbc_plugin.cli.spike_files import MAX_BYTES
 from sbc_plugin.errors import EXTRAS, CompressionError, SettingsError, missing
-from sbc_plugin.settings import ALLOCATIONS, BIT_ALLOCATIONS, METHODS, ORDERS, OUTPUTS, SCALES
 from sbc_plugin.version import __version__
 
 __all__ = ["EXTRAS", "main"]
@@ -144,8 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument("source", metavar="SOURCE", help=MODEL)
     compress.add_argument("--data", required=True, help=f"for calibration: {DATA}")
     compress.add_argument("-o", "--output", required=True, metavar="OUT", help="OUT.nir, OUT.safetensors or OUT.onnx")
-    _budget(compress)
-    _layers(compress)
+    setting_options(compress)
+    layer_options(compress)
     compress.add_argument("--test", metavar="DATA", help="held-out data to measure on, as --data")
     compress.add_argument(
         "--report",
@@ -165,9 +165,9 @@ def _parser() -> argparse.ArgumentParser:
         ("sweep", "a table of many sparsities and bits", sweep_options),
     ):
         series = _command(add, name, about, _on_demand(name))
-        _budget(series)
+        setting_options(series)
         own(series, MODEL, DATA)
-        _layers(series)
+        layer_options(series)
         _reading(series)
 
     compare = _command(add, "compare", "run two models on the same data: spikes, operations, size", commands.compare)
@@ -236,71 +236,3 @@ def _reading(parser: argparse.ArgumentParser) -> None:
         help="that a model file, or an array of a spike file, may take in memory (default: %(default)s)",
     )
     group.add_argument("--threads", type=int, help="of processors (default: as torch has it)")
-
-
-def _layers(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "which layers",
-        "SELECTOR is a layer's name as sbc inspect shows it, a pattern ('features.*'), 're:' and a regular expression "
-        "of the whole name, or 'type:' and a class (type:Conv2d).",
-    )
-    group.add_argument(
-        "--ignore", action="append", metavar="SELECTOR", help="leave these layers exactly as they are (repeatable)"
-    )
-    group.add_argument(
-        "--rule",
-        action="append",
-        metavar="RULE",
-        help="'SELECTOR: sparsity=0.5 bits=8' or 'SELECTOR: ignore': settings, called as the options are, with a "
-        "budget of these layers' own; others are as for all layers (repeatable; the first that matches counts)",
-    )
-    group.add_argument(
-        "--recipe",
-        metavar="FILE",
-        help="settings in YAML or TOML, as a report leaves them (docs/recipes.md); options override what they name",
-    )
-
-
-def _budget(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to do")
-    group.add_argument("--sparsity", type=float, help="fraction of weights to set to zero, e.g. 0.9")
-    group.add_argument("--pattern", help="of zeros: unstructured (default), N:M such as 2:4, block:K")
-    group.add_argument("--allocation", choices=ALLOCATIONS, help="how layers share the zeros")
-    group.add_argument(
-        "--silent-first",
-        action="store_const",
-        const=True,
-        help="weights from and into neurons that never spike go first (default where tuning follows)",
-    )
-    group.add_argument("--rounds", type=int, help="prune in so many, each on what the one before left (default: 1)")
-    group.add_argument("--bits", type=int, help="of each weight, 2 to 8")
-    group.add_argument(
-        "--bit-allocation", choices=BIT_ALLOCATIONS, help="how layers share the bits: uniform (default), or by loss"
-    )
-    group.add_argument("--granularity", help="of scales: channel (default), tensor, group:K")
-    group.add_argument("--scale", choices=SCALES, help="how scales are chosen")
-    group.add_argument(
-        "--budget", metavar="SIZE", help='in the place of these: packed size, as "64 kB", or times smaller, as 20x'
-    )
-    group.add_argument("--budget-operations", type=float, metavar="N", help="or synaptic operations a sequence")
-    group.add_argument("--budget-energy", metavar="ENERGY", help='or energy a sequence (45 nm proxy), as "50 nJ"')
-    group.add_argument("--chip", metavar="FILE", help="what a chip allows: chip.yaml or chip.toml")
-    group.add_argument("--method", choices=METHODS, help="sbc (default), or a baseline")
-    group.add_argument("--order", choices=ORDERS, help="of calibration")
-    group.add_argument(
-        "--align", action="store_const", const=True, help="then BatchNorm and biases follow the compressed layers"
-    )
-    group.add_argument(
-        "--tuning",
-        type=int,
-        metavar="STEPS",
-        help="then gradient steps towards the dense spikes; 0: none (default of sbc: 200, at 2 and 3 bits alone 100)",
-    )
-    group.add_argument(
-        "--outputs", choices=OUTPUTS, help="what tuning takes the output for (default: what labels say, else classes)"
-    )
-    group.add_argument(
-        "--device", help="where the model runs and layers are solved, e.g. cuda (default: the processor)"
-    )
-    group.add_argument("--memory", metavar="SIZE", help='what the process may hold, as "8 GiB" (default: what is left)')
-    group.add_argument("--damping", type=float, help="added to the Hessian's diagonal, as a fraction of its mean")
