@@ -25,6 +25,7 @@ from sbc_plugin.torch_pruning import (
     register,
     save_pruned,
 )
+from sbc_plugin.torch_pruning.audit import Audit
 from sbc_plugin.torch_pruning.methods import METHODS
 from sbc_plugin.torch_pruning.statistics import gather_consumers
 
@@ -211,10 +212,8 @@ def test_groups_that_the_audit_rejects_are_refused_before_anything_is_cut(monkey
     before = [parameter.clone() for parameter in model.parameters()]
     pruner = get_pruner("sbc", model, (x[0],), calibration_data=[x], ignored_layers=[model[7]])
 
-    class Found:
-        problems = (("2", "channel 1 also feeds '7'"),)
-
-    monkeypatch.setattr("sbc_plugin.torch_pruning.pruner.audit", lambda *given, **named: Found())
+    found = Audit(("0", "2", "7"), (("2", "channel 1 also feeds '7'"),))
+    monkeypatch.setattr("sbc_plugin.torch_pruning.pruner.audit", lambda *given, **named: found)
     with pytest.raises(UnsupportedModelError, match=r"1 layer would.*'2': channel 1 also feeds '7'.*nothing was cut"):
         pruner.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -58,6 +58,7 @@ class Series:
             CalibrationError: no data.
         """
         known = [name for name in signature(compress).parameters if name not in (*OWN, *REFUSED)]
+        arguments = {name: value for name, value in arguments.items() if name not in REFUSED or value}
         for name in arguments:
             if name in REFUSED:
                 raise SettingsError(f"{name}= does not go with a search or a sweep: {REFUSED[name]}; leave it out")
@@ -65,7 +66,7 @@ class Series:
                 raise SettingsError(f"{name}= is unknown; use {', '.join(known)}")
         check_statistics(arguments.get("statistics"))
         first, data = peek(data)
-        return cls(unwrapped(model), repeatable(data), first, dict(arguments), compress)
+        return cls(unwrapped(model), repeatable(data), first, arguments, compress)
 
     def budgets(self, sparsity: float | None, bits: int | None) -> dict[str, Any]:
         """The arguments ``prune`` and ``quantize`` of one compression; None leaves what was given.
