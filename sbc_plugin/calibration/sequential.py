@@ -1,7 +1,7 @@
 """Sequential calibration: what the compressed prefix sends to a layer, and how far that is from the dense input."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Statistics, run_batch
 from sbc_plugin.calibration.sums import sum_statistics
+from sbc_plugin.calibration.weights import holding
 from sbc_plugin.core.accumulators import HessianAccumulator
 from sbc_plugin.errors import in_layer
 from sbc_plugin.layers import SpikingLayer
@@ -33,17 +34,9 @@ class Prefix:
     dense: dict[str, Tensor]
     compressed: dict[str, Tensor]
 
-    @contextmanager
-    def dense_again(self) -> Iterator[None]:
+    def dense_again(self) -> AbstractContextManager[None]:
         """Put the dense weights into the compressed layers, and the compressed ones back at the end of the block."""
-        changed = [layer for layer in self.layers if layer.name in self.compressed]
-        try:
-            for layer in changed:
-                layer.write(self.dense[layer.name])
-            yield
-        finally:
-            for layer in changed:
-                layer.write(self.compressed[layer.name])
+        return holding([layer for layer in self.layers if layer.name in self.compressed], self.dense)
 
 
 def gather_drift(

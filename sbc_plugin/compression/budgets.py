@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Prune, Quantize
 
 WIDTHS = range(2, 9)
+Setting = TypeVar("Setting", Prune, Quantize)
 
 
 def options(quantize: Quantize) -> list[tuple[Quantize, float]]:
@@ -179,23 +181,25 @@ def sharing_zeros(
     layers: list[SpikingLayer], settings: Mapping[str, LayerSettings]
 ) -> list[tuple[Prune, list[SpikingLayer]]]:
     """The layers that share each budget of zeros; those that are not pruned are in none."""
-    groups: dict[int, tuple[Prune, list[SpikingLayer]]] = {}
-    for layer in layers:
-        own = settings[layer.name]
-        if own.prune is not None:
-            groups.setdefault(own.zeros_of, (own.prune, []))[1].append(layer)
-    return list(groups.values())
+    return _sharing(layers, {name: (own.zeros_of, own.prune) for name, own in settings.items()})
 
 
 def sharing_bits(
     layers: list[SpikingLayer], settings: Mapping[str, LayerSettings]
 ) -> list[tuple[Quantize, list[SpikingLayer]]]:
     """The layers that share each budget of bits; those that are not quantised are in none."""
-    groups: dict[int, tuple[Quantize, list[SpikingLayer]]] = {}
+    return _sharing(layers, {name: (own.bits_of, own.quantize) for name, own in settings.items()})
+
+
+def _sharing(
+    layers: list[SpikingLayer], parts: Mapping[str, tuple[int, Setting | None]]
+) -> list[tuple[Setting, list[SpikingLayer]]]:
+    """The layers of each budget, in order; ``parts`` holds the number of a layer's budget and what it shares."""
+    groups: dict[int, tuple[Setting, list[SpikingLayer]]] = {}
     for layer in layers:
-        own = settings[layer.name]
-        if own.quantize is not None:
-            groups.setdefault(own.bits_of, (own.quantize, []))[1].append(layer)
+        number, setting = parts[layer.name]
+        if setting is not None:
+            groups.setdefault(number, (setting, []))[1].append(layer)
     return list(groups.values())
 
 

@@ -7,6 +7,7 @@ import torch
 
 from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
+from sbc_plugin.calibration.weights import holding
 from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.objective import Targets, distance_on
 from sbc_plugin.compression.within import Chosen, Share, Shares, Within
@@ -145,15 +146,12 @@ def chosen(within: Within, aims: Targets) -> tuple[Chosen, int]:
 
 def _distance(within: Within, aims: Targets, solutions: Mapping[str, Solution]) -> float:
     """How far the spikes of the model with these layers are from the dense network's, on all calibration pieces."""
-    layers, runner = within.stage.layers, within.stage.runner
-    before = {layer.name: layer.weight() for layer in layers}
-    try:
-        for layer in layers:
-            layer.write(solutions[layer.name].weight if layer.name in solutions else before[layer.name])
-        with torch.no_grad(), layer_by_layer(runner, aims.example) as source:
-            distances = [float(distance_on(source, aims, target)) for target in aims.all]
-    finally:
-        for layer in layers:
-            layer.write(before[layer.name])
+    weights = {name: solution.weight for name, solution in solutions.items()}
+    with (
+        holding(within.stage.layers, weights),
+        torch.no_grad(),
+        layer_by_layer(within.stage.runner, aims.example) as source,
+    ):
+        distances = [float(distance_on(source, aims, target)) for target in aims.all]
     summed, pieces = ranks.sums(sum(distances), len(distances))
     return summed / pieces

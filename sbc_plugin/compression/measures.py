@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.forward import Runner
+from sbc_plugin.calibration.weights import holding
 from sbc_plugin.core.hessian import owner_of_rows
 from sbc_plugin.core.sizes import in_words
 from sbc_plugin.core.spikes import JOULES_PER_AC, JOULES_PER_MAC, Operations, synaptic_operations
@@ -132,14 +133,8 @@ class Activity:
 
     def of_model(self, weights: Weights) -> float:
         """Measured on all data."""
-        before = {layer.name: layer.weight() for layer in self._layers}
-        try:
-            for layer in self._layers:
-                layer.write(weights[layer.name])
+        with holding(self._layers, weights):
             counter, sequences = self._counted()
-        finally:
-            for layer in self._layers:
-                layer.write(before[layer.name])
         found = counter.operations
         (acs, macs) = ranks.sums(float(found.acs), float(found.macs))
         if self._joules:

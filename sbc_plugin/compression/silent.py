@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import silent_rows
+from sbc_plugin.calibration.weights import holding
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Prune
 
@@ -61,18 +62,14 @@ def unread_neurons(
     unread = dict(silent)
     if not any(rows.any() for rows in silent.values()):
         return unread
-    before = {layer.name: layer.weight() for layer in layers}
-    try:
-        for layer in layers:
-            layer.write(before[layer.name].where(~dead[layer.name].to(before[layer.name].device), 0.0))
+    weights = {layer.name: layer.weight() for layer in layers}
+    living = {name: weight.where(~dead[name].to(weight.device), 0.0) for name, weight in weights.items()}
+    with holding(layers, living):
         expected = _observed(runner, batch)
         for layer in layers:
             rows = silent[layer.name]
             if rows.any() and _is_read(runner, layer, rows, batch, expected):
                 unread[layer.name] = torch.zeros_like(rows)
-    finally:
-        for layer in layers:
-            layer.write(before[layer.name])
     return unread
 
 
@@ -80,14 +77,10 @@ def _is_read(
     runner: Runner, layer: SpikingLayer, rows: Tensor, batch: Any, expected: tuple[dict[str, Tensor], Any]
 ) -> bool:
     """Whether making these rows' neurons spike changes another neuron's spikes or the output, or cannot be done."""
-    quiet = layer.weight()
-    loud = quiet.clone()
-    loud[rows.to(loud.device)] = LOUD * float(quiet.abs().max())
-    try:
-        layer.write(loud)
+    loud = layer.weight()
+    loud[rows.to(loud.device)] = LOUD * float(loud.abs().max())
+    with holding([layer], {layer.name: loud}):
         spikes, output = _observed(runner, batch)
-    finally:
-        layer.write(quiet)
     now, then = _outputs(output), _outputs(expected[1])
     same = len(now) == len(then) > 0 and all(map(torch.equal, now, then))
     fired = {name: spiked.flatten(0, 1).any(0) for name, spiked in spikes.items()}

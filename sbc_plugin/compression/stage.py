@@ -149,8 +149,7 @@ class Stage:
                     if not state.rows:
                         check_reached(seen.overview.diagonal)
                 own = replace(own, method="magnitude")  # an earlier stage silenced it, and nothing is kept of it
-            stage = replace(self, settings={**self.settings, layer.name: own})
-            return stage._solve(layer, weights[layer.name], seen, budget)
+            return self._solve(layer, weights[layer.name], seen, budget, own)
 
         def solved(layer: SpikingLayer) -> Solution:
             # Of a block whose layers are all solved already the statistics are not gathered.
@@ -246,11 +245,12 @@ class Stage:
                 groups = layer.groups if hessian.dim() == 3 else None
                 alpha, damping = self.calibration.alpha, self.calibration.damping
                 target = sequential_target(target, hessian, drift, alpha, damping, groups)
-        return self._solve(layer, target, seen, budget)
+        return self._solve(layer, target, seen, budget, self.settings[layer.name])
 
-    def _solve(self, layer: SpikingLayer, weight: Tensor, statistics: Statistics, budget: Budget) -> Solution:
+    def _solve(
+        self, layer: SpikingLayer, weight: Tensor, statistics: Statistics, budget: Budget, settings: LayerSettings
+    ) -> Solution:
         hessian = _hessian(layer.name, statistics)
-        settings = self.settings[layer.name]
         settings = settings if layer.name in budget.zeros else without_pruning(settings)
         settings = replace(settings, quantize=budget.quantize.get(layer.name))
         large = self._many_large and not is_small(layer.rows, layer.columns)
