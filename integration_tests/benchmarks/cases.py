@@ -34,12 +34,14 @@ class Training:
         batch: sequences a step.
         learning_rate: AdamW's, at the top of a one-cycle schedule.
         scale: factor from scores to logits.
+        on_grid: then train as long again with 45 % zeros and the rest on a grid of 4 bits a tensor.
     """
 
     epochs: int
     batch: int = 64
     learning_rate: float = 2e-3
     scale: float = 1.0
+    on_grid: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Case:
         budgets: that every method gets.
         training: how the checkpoints were made.
         forward: of :func:`sbc_plugin.compress`; None = its default.
+        target: of sequences (T, B, ...), what the network shall answer, (B, ...); None: the class of its label.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Case:
     budgets: tuple[Budget, ...]
     training: Training
     forward: Forward | None = None
+    target: Callable[[Tensor], Tensor] | None = None
 
     def trained(self, seed: int) -> nn.Module:
         """The network trained from ``seed``, in eval mode.
@@ -85,10 +89,21 @@ class Case:
         return scores
 
     def accuracy(self, model: nn.Module, part: Events, batch: int = 250) -> float:
-        """The fraction of sequences whose label scores highest. Of equal scores, the first wins."""
+        """The fraction of sequences whose label scores highest; of equal scores, the first wins.
+
+        Of a network that answers with numbers, the fraction of their variance that it explains.
+        """
+        if self.target is not None:
+            return self._explained(model, part, batch, self.target)
         with torch.no_grad():
             right = sum(int((self.scores(model, x).argmax(1) == labels).sum()) for x, labels in part.batches(batch))
         return right / len(part)
+
+    def _explained(self, model: nn.Module, part: Events, batch: int, target: Callable[[Tensor], Tensor]) -> float:
+        with torch.no_grad():
+            pairs = [(self.scores(model, x), target(x)) for x, _ in part.batches(batch)]
+        found, wanted = (torch.cat(each).double() for each in zip(*pairs, strict=True))
+        return float(1 - (found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
 
 
 JOINT = Budget("90 % sparse, 4 bits", "magnitude", prune=Prune(0.9), quantize=Quantize(4))

@@ -16,6 +16,7 @@ from integration_tests.benchmarks import (
     default_time,
     few_spikes,
     finetuning,
+    held_out,
     inspection,
     joint,
     membrane,
@@ -285,6 +286,7 @@ def page() -> str:
         text += [f"Not run yet: {', '.join(missing)}.", ""]
     for name, subject in SUBJECTS.items():
         text += _section(subject, lines[name]) if lines[name] else []
+    text += ["## Networks not seen", "", held_out.__doc__ or "", held_out.table(lines)]
     text += ablation_sections(records.read("ablations"))
     text += ["## Retraining", "", retraining.__doc__ or "", "Command: `make bench CASE=retraining`.", ""]
     text += [retraining.table(found) if (found := records.read("retraining")) else NOT_RUN, ""]

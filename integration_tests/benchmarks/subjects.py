@@ -9,6 +9,7 @@ from torch import nn
 
 from integration_tests.benchmarks import braille
 from integration_tests.benchmarks.cases import BY_TENSOR, CASES, JOINT, MIXED, Case, Training, budgets
+from integration_tests.benchmarks.sequence_cases import SEQUENCE_CASES
 from sbc_plugin.demo import digits, network
 from sbc_plugin.demo.digits import Events
 from sbc_plugin.demo.run import Budget
@@ -125,4 +126,4 @@ def of_braille() -> Subject:
     return Subject(case, lambda seed: case.build(), cache(braille.halves), compared=100)
 
 
-SUBJECTS = {subject.name: subject for subject in (of_digits(), *map(of_case, CASES), of_braille())}
+SUBJECTS = {subject.name: subject for subject in (of_digits(), *map(of_case, (*CASES, *SEQUENCE_CASES)), of_braille())}

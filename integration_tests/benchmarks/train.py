@@ -8,6 +8,7 @@ data is left out, accuracy is measured on it, and nothing is written: that is ho
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -20,10 +21,12 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from integration_tests.benchmarks import checkpoints
-from integration_tests.benchmarks.cases import CASES_BY_NAME, Case
+from integration_tests.benchmarks.cases import CASES, Case
+from integration_tests.benchmarks.sequence_cases import SEQUENCE_CASES
 from sbc_plugin.demo.digits import Events
 
 WEIGHT_DECAY = 1e-4
+CASES_BY_NAME = {case.name: case for case in (*CASES, *SEQUENCE_CASES)}
 
 
 def train(case: Case, seed: int, training: Events) -> nn.Module:
@@ -32,7 +35,32 @@ def train(case: Case, seed: int, training: Events) -> nn.Module:
         torch.manual_seed(seed)
         network = case.build()
         fit(case, network, training, f"{case.name}, seed {seed}")
+        if case.training.on_grid:
+            fit(case, network, training, f"{case.name}, seed {seed}, on its grid", on_grid(network))
     return network
+
+
+def on_grid(network: nn.Module, sparsity: float = 0.45, levels: int = 7) -> Callable[[], None]:
+    """A function that rounds matrices after each step, of which the optimiser's steps add up unrounded.
+
+    The smallest weights of each are zero from now on; the others lie on a grid with a power of two as its step, so that
+    they are exact in half precision.
+    """
+    parts = []
+    for weight in (parameter for parameter in network.parameters() if parameter.dim() > 1):
+        values = weight.detach()
+        kept = values.abs() > values.abs().quantile(sparsity)
+        step = 2.0 ** math.ceil(math.log2(float(values.abs().max()) / levels))
+        parts.append((weight, values * kept, values.clone(), kept, step))
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for weight, exact, written, kept, step in parts:
+            exact.add_(weight - written).mul_(kept)
+            written.copy_((exact / step).round().clamp(-levels, levels) * step)
+            weight.copy_(written)
+
+    return put_back
 
 
 def fit(
@@ -58,8 +86,13 @@ def fit(
         for _ in range(recipe.epochs):
             order = torch.randperm(len(training))
             for chosen in order.split(recipe.batch)[: len(training) // recipe.batch]:
-                logits = case.scores(network, training.x[:, chosen].float()) * recipe.scale
-                loss = functional.cross_entropy(logits, training.labels[chosen])
+                x = training.x[:, chosen].float()
+                scores = case.scores(network, x) * recipe.scale
+                loss = (
+                    functional.cross_entropy(scores, training.labels[chosen])
+                    if case.target is None
+                    else functional.mse_loss(scores, case.target(x))
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
