@@ -1,4 +1,4 @@
-"""What all networks say together: the five lines and the picture at the top of the README and of ``docs/results.md``."""
+"""All networks together: the five lines at the top of ``docs/results.md``, and its picture and the README's."""
 
 from pathlib import Path
 from typing import Any

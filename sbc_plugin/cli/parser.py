@@ -33,7 +33,7 @@ EXIT = """exit status:
 """
 EXAMPLES = {
     "sbc": """examples:
-  sbc demo                                               a small network on real data, in a minute
+  sbc demo                                               small networks on real data, in a minute or two
   sbc inspect model.nir                                  what would be compressed, and what it would take
   sbc compress model.nir --data spikes.npz --sparsity 0.9 -o small.nir --report report.html
   sbc compare model.nir small.nir --data test.npz        spikes, operations, energy and size before and after
@@ -132,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     add = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    demo = _command(add, "demo", "compress a small network on real data and show what it costs", commands.demo)
-    demo.add_argument("--seed", type=int, default=0, help="of the shipped networks, 0 to 4 (default: %(default)s)")
+    demo = _command(add, "demo", "compress small networks on real data and show what it costs", commands.demo)
+    demo.add_argument("--seed", type=int, help="one of the shipped networks, 0 to 4 (default: means of all)")
 
     inspect = _command(add, "inspect", "what would be compressed, what not and why, memory and time", commands.inspect)
     inspect.add_argument("source", metavar="SOURCE", help=MODEL)
