@@ -176,7 +176,7 @@ def run(seed: int | None = None, as_json: bool = False) -> None:
     """
     data = digits.load()
     networks = {each: network.pretrained(each) for each in (SEEDS if seed is None else (seed,))}
-    found = {}
+    found: dict[int, list[Row]] = {}
     with tqdm(total=len(networks) * _row_count(), desc="demo", unit="row", leave=False, disable=None) as progress:
         for each, dense in networks.items():
             found[each] = []
