@@ -13,7 +13,7 @@ release = __version__
 copyright = "the sbc-plugin authors"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "notebooks"]
 html_theme = "furo"
 html_title = f"sbc-plugin {release}"
 

@@ -17,6 +17,7 @@ from integration_tests.benchmarks import (
     few_spikes,
     finetuning,
     held_out,
+    glance,
     inspection,
     joint,
     membrane,
@@ -42,8 +43,9 @@ PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 DISTRIBUTED = ROOT / "docs" / "distributed.md"
 SCALING = ROOT / "docs" / "scaling.md"
 START, END = "<!-- made by `make bench`: -->", "<!-- end -->"
+GLANCE = "![Accuracy of all networks at 90 % zeros and 4 bits, by method](figures/glance.svg)"
 NOT_RUN = "Not run yet."
-HEAD = """# Results
+HEAD = """## How to read this page
 
 `make bench` generates this page from `integration_tests/benchmarks/results/*.jsonl`; do not edit it. The
 file `environment.json` beside them lists the versions, and each line names its commit. Accuracy is measured on data
@@ -273,6 +275,12 @@ def page() -> str:
     """The text of ``docs/results.md``."""
     lines = {name: records.read(name) for name in SUBJECTS}
     text = [
+        "# Results",
+        "",
+        glance.five_lines({name: found for name, found in lines.items() if found}),
+        "",
+        GLANCE,
+        "",
         HEAD,
         "## Overview",
         "",
@@ -371,6 +379,7 @@ def figures() -> dict[str, tuple[list[Line], Callable[[list[Line], Path], Path]]
     for name, (varied, _) in ablations.ABLATIONS.items():
         mine = [line for line in ablated if line["ablation"] == name]
         found[f"ablation-{name}"] = mine, partial(plots.draw_ablation, xlabel=varied)
+    found["glance"] = glance.shown({name: records.read(name) for name in SUBJECTS}), glance.draw
     found["sweeps"] = records.read("sweeps"), plots.draw_sweeps
     found["peers"] = peers.over_columns(records.read("peers")), plots.draw_peers
     return {name: (lines, draw) for name, (lines, draw) in found.items() if lines}

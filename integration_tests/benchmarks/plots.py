@@ -91,7 +91,7 @@ def draw(lines: list[Line], path: Path, title: str) -> Path:
     _ticks(axes[1], sorted({bits for line in lines if (bits := bits_of(line["budget"])) is not None}))
     axes[2].set(xscale="log", xlabel="synaptic operations a sequence, all budgets")
     axes[0].set_ylabel("accuracy on held-out data, %")
-    return _save(figure, axes, path, title, lines)
+    return save(figure, axes, path, title, lines)
 
 
 def draw_ablation(lines: list[Line], path: Path, xlabel: str) -> Path:
@@ -115,7 +115,7 @@ def draw_ablation(lines: list[Line], path: Path, xlabel: str) -> Path:
             _ticks(axis, sorted(values))
         axis.set(xlabel=xlabel, title=f"{network}, {mine[0]['budget']}")
     axes[0].set_ylabel("accuracy on held-out data, %")
-    return _save(figure, axes, path, "", lines)
+    return save(figure, axes, path, "", lines)
 
 
 def draw_peers(lines: list[Line], path: Path) -> Path:
@@ -137,7 +137,7 @@ def draw_peers(lines: list[Line], path: Path) -> Path:
             _ticks(axis, sorted({line["columns"] for line in lines}))
     axes[0][0].set_ylabel("processor seconds")
     axes[1][0].set_ylabel("relative loss")
-    return _save(figure, [axis for row in axes for axis in row], path, "", lines)
+    return save(figure, [axis for row in axes for axis in row], path, "", lines)
 
 
 def draw_sweeps(lines: list[Line], path: Path) -> Path:
@@ -157,7 +157,7 @@ def draw_sweeps(lines: list[Line], path: Path) -> Path:
             _ticks(axis, values)
     axes[0][0].set_ylabel("processor seconds")
     axes[1][0].set_ylabel("peak, MiB")
-    return _save(figure, [axis for row in axes for axis in row], path, "", lines)
+    return save(figure, [axis for row in axes for axis in row], path, "", lines)
 
 
 def _place(line: Line, values: list[Any], named: bool) -> float:
@@ -199,7 +199,8 @@ def _figure(panels: int) -> tuple[Any, Any]:
     return figure, axes if panels > 1 else [axes]
 
 
-def _save(figure: Any, axes: Any, path: Path, title: str, lines: list[Line]) -> Path:
+def save(figure: Any, axes: Any, path: Path, title: str, lines: list[Line]) -> Path:
+    """Write a figure with one legend below all of its axes, and with the stamp of its lines."""
     from matplotlib import rc_context
 
     for axis in axes:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sbc_plugin import Prune
 from sbc_plugin.demo import digits, network
-from sbc_plugin.demo.run import Budget, Row, measure, render
+from sbc_plugin.demo.run import BUDGETS, COLUMNS, TITLES, Budget, Row, measure, render, summary
 from sbc_plugin.errors import CheckpointError
 
 SHIPPED = range(5)
@@ -128,3 +128,25 @@ def test_table_shows_what_is_saved(table: dict[str, Row]) -> None:
     assert table["sbc"].packed_bytes < 0.1 * table["none"].packed_bytes  # 5 % of the weights, and where they stand
     lines = render(list(table.values())).splitlines()
     assert len(lines) == 6 and "SBC" in lines[-1] and f"{table['sbc'].accuracy:.1%}" in lines[-1]
+
+
+def test_rows_of_several_networks_become_their_mean() -> None:
+    rows = [Row("4 bits", "obc", accuracy, 0.1, 1000, 2000, 1.0) for accuracy in (0.8, 0.9, 1.0)]
+    line = render(rows).splitlines()[-1]
+    assert "90.0% ± 5.8" in line and "2.0 kB" in line  # 0.1 / sqrt(3)
+
+
+def test_the_end_is_two_sentences_with_the_means() -> None:
+    rows = [Row("-", "none", 0.96, 0.0, 9, 8000, 0.0), Row("-", "none", 0.94, 0.0, 9, 8000, 0.0)]
+    score = {"magnitude": 0.1, "rtn": 0.2, "obc": 0.7, "one shot": 0.85, "sbc": 0.9}
+    rows += [Row(budget.title, name, score[name], 0.1, 9, 400, 1.0) for budget in BUDGETS for name in budget.methods]
+    text = summary(rows)
+    assert text.count("\n") == 1 and all(line.endswith(".") for line in text.splitlines())
+    for number in ("95.0%", "90.0%", "85.0%", "70.0%", "10.0%", "20 times smaller"):
+        assert number in text
+
+
+def test_every_method_and_column_is_explained() -> None:
+    explained = {title.strip() for line in COLUMNS.splitlines() for title in line[:20].split(",")}
+    titles = {part.strip() for title in TITLES.values() for part in title.split(",")} - {"dense"}
+    assert titles | {"accuracy", "spike distance", "synaptic operations", "size", "seconds"} <= explained | {"GPTQ)"}

@@ -50,7 +50,7 @@ def inspect(options: argparse.Namespace) -> None:
     """
     model = model_of(options, options.source)
     if options.data:
-        inspection = inspect_model(model, data_of(options, options.data))
+        inspection = inspect_model(model, data_of(options, options.data), batch_first=options.batch_first)
     elif isinstance(shape := getattr(model, "input_shape", None), tuple):
         spikes = torch.rand(LOOK_STEPS, 2, *shape, generator=torch.Generator().manual_seed(0), device="cpu") < LOOK_RATE
         inspection = inspect_model(model, [spikes.float()], whole=False)
@@ -127,7 +127,9 @@ def _tell(options: argparse.Namespace, models: _Models, batches: _Batches, repor
         try:
             if held_out is not None or report_file is not None:
                 measured = data if held_out is None else held_out
-                evaluation = evaluate(dense, small, measured, held_out=held_out is not None)
+                assert report.recipe is not None  # compress made it
+                axes = report.recipe.batch_first
+                evaluation = evaluate(dense, small, measured, held_out=held_out is not None, batch_first=axes)
         finally:
             if report_file is not None:
                 write_text(report_file, _report_text(report_file, report, evaluation, options.source))
@@ -150,7 +152,8 @@ def _tell(options: argparse.Namespace, models: _Models, batches: _Batches, repor
 def compare(options: argparse.Namespace) -> None:
     """Run two models on the same data."""
     dense, compressed = model_of(options, options.dense), model_of(options, options.compressed)
-    comparison = compare_models(dense, compressed, data_of(options, options.data))
+    data = data_of(options, options.data)
+    comparison = compare_models(dense, compressed, data, batch_first=options.batch_first)
     print(comparison.to_json(indent=1) if options.json else comparison)
 
 
@@ -265,5 +268,6 @@ def data_of(options: argparse.Namespace, source: str) -> Iterable[Any]:
         raise SettingsError(f"--batch {options.batch} is no number of sequences; give at least 1")
     if options.limit is not None and options.limit < 1:
         raise SettingsError(f"--limit {options.limit} is no number of sequences; give at least 1")
-    data = load_data(source, batch=options.batch, limit=options.limit, max_bytes=options.max_bytes)
+    axis = 0 if options.batch_first else 1
+    data = load_data(source, batch=options.batch, limit=options.limit, axis=axis, max_bytes=options.max_bytes)
     return list(data) if iter(data) is data else data

@@ -14,7 +14,7 @@ import torch
 
 from sbc_plugin.checkpoint.atomic import reason_of
 from sbc_plugin.cli import commands
-from sbc_plugin.cli.options import layer_options, setting_options
+from sbc_plugin.cli.options import expert_options, layer_options, setting_options
 from sbc_plugin.cli.series_options import SERIES_EXAMPLES, search_options, sweep_options
 from sbc_plugin.cli.spike_files import MAX_BYTES
 from sbc_plugin.errors import EXTRAS, CompressionError, SettingsError, missing
@@ -33,7 +33,7 @@ EXIT = """exit status:
 """
 EXAMPLES = {
     "sbc": """examples:
-  sbc demo                                               a small network on real data, in a minute
+  sbc demo                                               small networks on real data, in a minute or two
   sbc inspect model.nir                                  what would be compressed, and what it would take
   sbc compress model.nir --data spikes.npz --sparsity 0.9 -o small.nir --report report.html
   sbc compare model.nir small.nir --data test.npz        spikes, operations, energy and size before and after
@@ -132,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     add = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    demo = _command(add, "demo", "compress a small network on real data and show what it costs", commands.demo)
-    demo.add_argument("--seed", type=int, default=0, help="of the shipped networks, 0 to 4 (default: %(default)s)")
+    demo = _command(add, "demo", "compress small networks on real data and show what it costs", commands.demo)
+    demo.add_argument("--seed", type=int, help="one of the shipped networks, 0 to 4 (default: means of all)")
 
     inspect = _command(add, "inspect", "what would be compressed, what not and why, memory and time", commands.inspect)
     inspect.add_argument("source", metavar="SOURCE", help=MODEL)
@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         help="keep there what is computed: after an interruption the same command goes on (made if there is none)",
     )
     _reading(compress)
+    expert_options(compress)
 
     for name, about, own in (
         ("search", "the most compressed network within a tolerance", search_options),
@@ -169,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         own(series, MODEL, DATA)
         layer_options(series)
         _reading(series)
+        expert_options(series)
 
     compare = _command(add, "compare", "run two models on the same data: spikes, operations, size", commands.compare)
     compare.add_argument("dense", metavar="A", help=f"before: {MODEL}")
@@ -224,6 +226,12 @@ def _reading(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="NAME",
         help="of a .safetensors file: the model to fill in, e.g. package.module:factory or model.nir",
+    )
+    group.add_argument(
+        "--batch-first",
+        action=argparse.BooleanOptionalAction,
+        help="batches of package.module:loader are (B, T, ...) (default: as the model itself takes them, and "
+        "(T, B, ...) for a model that is called step by step)",
     )
     group.add_argument(
         "--batch", type=int, default=64, help="sequences of a batch, of spike files (default: %(default)s)"

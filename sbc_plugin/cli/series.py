@@ -53,7 +53,7 @@ def search(options: argparse.Namespace) -> None:
         with commands.told_as_written(output):
             text = as_json(result, indent=1)
             if page.suffix.lower() == ".html":
-                measured = evaluate(dense, small, test)
+                measured = evaluate(dense, small, test, batch_first=recipe.batch_first)
                 text = search_page(found, measured, f"{Path(options.source).name}: search")
             commands.write_text(page, text)
             commands.write_text(commands.recipe_file(page), found.report.recipe.to_yaml())

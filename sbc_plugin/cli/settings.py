@@ -12,9 +12,19 @@ from sbc_plugin.evaluation.rule import Rule
 from sbc_plugin.settings import Calibration, Prune, Quantize
 from sbc_plugin.settings.files import read_content
 
-PRUNING = {"sparsity": float, "pattern": str, "allocation": str, "silent_first": bool, "rounds": int}
-GRID = {"bits": int, "granularity": str, "scale": str, "bit_allocation": str}
-CALIBRATING = ("order", "damping", "align", "tuning", "outputs", "memory")
+PRUNING = {
+    "sparsity": float,
+    "pattern": str,
+    "allocation": str,
+    "solver": str,
+    "silent_first": bool,
+    "rounds": int,
+    "refit": bool,
+    "rescale": bool,
+}
+GRID = {"bits": int, "granularity": str, "scale": str, "bit_allocation": str, "symmetric": bool}
+SAME = ("order", "temporal", "damping", "alpha", "max_samples", "align", "tuning", "outputs", "memory")
+CALIBRATING = {name: name for name in SAME} | {"hessian_device": "device"}  # option -> attribute
 FORM = '"SELECTOR: sparsity=0.5 bits=8", or "SELECTOR: ignore"'
 
 
@@ -26,16 +36,21 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
             nothing to do.
     """
 
-    def given(names: Mapping[str, Any] | tuple[str, ...]) -> dict[str, Any]:
+    def given(names: Mapping[str, Any]) -> dict[str, Any]:
         return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
     found = {} if options.recipe is None else given_in(read_content(options.recipe), options.recipe)
     found["prune"] = _prune(found.get("prune"), given(PRUNING), "--")
     found["quantize"] = _quantize(found.get("quantize"), given(GRID), "--")
-    found["calibration"] = replace(found.get("calibration", Calibration()), **given(CALIBRATING))
+    found["calibration"] = replace(
+        found.get("calibration", Calibration()),
+        **{CALIBRATING[name]: value for name, value in given(CALIBRATING).items()},
+    )
     found["budget"] = budget_of(options, found.get("budget"))
     if options.method is not None:
         found["method"] = options.method
+    if options.batch_first is not None:
+        found["batch_first"] = options.batch_first
     if options.ignore is not None:
         found["ignore"] = tuple(options.ignore)
     if options.rule is not None:

@@ -114,7 +114,9 @@ def _made(name: str) -> nn.Module:
     return model
 
 
-def load_data(source: str, *, batch: int, limit: int | None = None, max_bytes: int = MAX_BYTES) -> Iterable[Any]:
+def load_data(
+    source: str, *, batch: int, limit: int | None = None, axis: int = 1, max_bytes: int = MAX_BYTES
+) -> Iterable[Any]:
     """Batches of a spike file, or what a function of the user's returns.
 
     Args:
@@ -123,6 +125,7 @@ def load_data(source: str, *, batch: int, limit: int | None = None, max_bytes: i
         batch: sequences of a batch, of a file.
         limit: the most sequences of a file that are used, or of a loader, where it ends with the batch that reaches it;
             None = all.
+        axis: of the sequences in the batches of a loader; files have them second.
         max_bytes: that an array of a file may take in memory.
 
     Raises:
@@ -138,15 +141,15 @@ def load_data(source: str, *, batch: int, limit: int | None = None, max_bytes: i
     data = _own_code(source, value) if callable(value) else value
     if isinstance(data, torch.Tensor) or not isinstance(data, Iterable):
         raise SettingsError(f"{source!r} gives a {type(data).__name__}, an iterable of batches (T, B, ...) is needed")
-    return data if limit is None else _first(data, limit)
+    return data if limit is None else _first(data, limit, axis)
 
 
-def _first(data: Iterable[Any], limit: int) -> list[Any]:
+def _first(data: Iterable[Any], limit: int, axis: int) -> list[Any]:
     taken: list[Any] = []
     sequences = 0
     for item in data:
         if sequences >= limit:
             break
         taken.append(item)
-        sequences += input_of(item).shape[1]
+        sequences += input_of(item).shape[axis]
     return taken

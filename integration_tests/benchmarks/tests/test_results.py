@@ -1,6 +1,7 @@
 """The pages that show figures are those that the benchmark's lines make."""
 
-from integration_tests.benchmarks import few_spikes, finetuning, page, records, tables
+from integration_tests.benchmarks import few_spikes, finetuning, glance, page, records, tables
+from integration_tests.benchmarks.subjects import SUBJECTS
 
 
 def test_the_pages_are_up_to_date() -> None:
@@ -43,3 +44,31 @@ def test_default_tuning_gains_where_outputs_are_tied_or_silent() -> None:
     gains = [few_spikes.mean_gain(some) for some in pairs.values()]
     assert tables.mean([gain for gain, _ in gains]) > 2 * tables.standard_error([gain for gain, _ in gains])
     assert all(gain >= -2 * noise for gain, noise in gains)
+
+
+def test_the_readme_says_how_much_smaller_networks_become() -> None:
+    cases = {name: records.read(name) for name in SUBJECTS}
+    mild = [glance.times_smaller(lines, glance.MILD, "sbc") for lines in cases.values()]
+    hard = [glance.times_smaller(lines, glance.BUDGET, "tuned") for lines in cases.values()]
+    assert f"{min(mild):.0f} to {max(hard):.0f} times smaller" in page.README.read_text()
+
+
+def test_the_five_lines_are_means_of_the_lines() -> None:
+    def line(method: str, budget: str, accuracy: float, size: int, seconds: float = 1.0) -> dict[str, object]:
+        return {
+            "seed": 0, "method": method, "budget": budget, "accuracy": accuracy, "packed_bytes": size,
+            "processor_seconds": seconds,
+        }  # fmt: skip
+
+    def case(off: float) -> list[dict[str, object]]:
+        found = [line("none", "-", 0.9, 1000)]
+        for budget, size in ((glance.MILD, 125), (glance.BUDGET, 40), (glance.FEW, 50)):
+            found += [line(name, budget, 0.9 - off, size) for name in ("sbc", "obc", "magnitude", "rtn")]
+            found.append(line("tuned", budget, 0.9 - off / 2, size, 3.0))
+        return found
+
+    text = " ".join(glance.five_lines({"a": case(0.02), "b": case(0.04)}).split())
+    assert "2 networks become 8 to 8 times smaller, and one shot loses at most 4.0 points" in text
+    assert "90 % zeros and 4 bits cost 1.5 points on average** (at most 2.0)" in text
+    assert "3.0 points on average. M = I costs 3.0, less than one point more than one shot on 2 of 2" in text
+    assert "takes 3 to 3 times as long" in text
