@@ -26,6 +26,8 @@ from sbc_plugin.layers import SpikingLayer
 
 STEP = 0.05  # length of the first steps, as a fraction of the root mean square of the layer's kept weights
 SCALE_STEP = 0.003  # length of a scale's first steps, as a fraction of the scale
+PROBED = 15  # steps after which the distance is looked at,
+FAR, SHORTER = 3.0, 0.25  # and if it is so many times as large as before, they were too long: all begins again, shorter
 PARTS = (1.0, 0.5, 0.25)  # fractions of the way that the steps went; each is tried, the largest first
 SEED = 20_250_603  # of the order in which pieces are taken
 
@@ -61,7 +63,8 @@ def tune(
 
     Adam, one piece a step in seeded random order, with a step length that falls to 0 along a cosine. Of several ranks,
     each takes one of its own pieces in a step. The step goes down the mean of their gradients, each weighted by how
-    many pieces its rank has, so that every piece of the data counts the same.
+    many pieces its rank has, so that every piece of the data counts the same. Where the first steps lead far away, as
+    they do where errors come back through recurrent weights, the weights are put back and the other steps are shorter.
 
     Args:
         runner: of the model, which holds the compressed weights before and the tuned ones after.
@@ -94,6 +97,9 @@ def tune(
                 loss.backward()
             adam.step(mean_gradients([each.gradient(taken_gradient(each.layer)) for each in movable], share))
             _write(movable)
+            if adam.taken == PROBED and mean_distance(runner, aims) > FAR * before:
+                adam.begin_again([each.origin for each in movable], SHORTER)
+                _write(movable)
         ranks.spread([each.moved for each in movable])
     # 2. The whole way, half of it, or a quarter: the first that brings the validation pieces closer stays.
     for part in PARTS:
@@ -125,6 +131,11 @@ class _Weights:
     places: Tensor
 
     @property
+    def origin(self) -> Tensor:
+        """What moved comes from."""
+        return self.start
+
+    @property
     def step(self) -> float:
         return STEP * float(self.start.square().mean().sqrt()) if self.start.numel() else 0.0
 
@@ -148,6 +159,11 @@ class _Scales:
     start: Grid
     codes: Tensor
     step: float
+
+    @property
+    def origin(self) -> Tensor:
+        """What moved comes from."""
+        return torch.zeros_like(self.moved, requires_grad=False)
 
     def grid(self, part: float = 1.0) -> Grid:
         return replace(self.start, scale=(self.start.scale * (part * self.moved).exp()).detach())
