@@ -67,11 +67,30 @@ def test_steps_that_lead_away_are_taken_back_and_told(monkeypatch: pytest.Monkey
     assert "3 steps lowered its objective no further: distance of spikes" in report.skipped["tuning"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_that_lead_far_away_begin_again_and_are_shorter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "STEP", 5.0)
+    monkeypatch.setattr(tuning, "FAR", 1.0)
+    monkeypatch.setattr(tuning, "SHORTER", 0.002)
+    before, after = tuned(name, 40, prune=PLAIN)
+    assert total(name, after) < 0.95 * total(name, before)
+    monkeypatch.setattr(tuning, "PROBED", 1000)
+    _, astray = tuned(name, 40, prune=PLAIN)
+    assert total(name, after) < total(name, astray)
+
+
+def test_steps_that_begin_again_move_scales_from_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "FAR", -1.0)  # always
+    monkeypatch.setattr(tuning, "SHORTER", 0.0)
+    before, after = tuned("conv", 20, quantize=Quantize(3))
+    assert all(torch.equal(weight, weights("conv", after)[name]) for name, weight in weights("conv", before).items())
+
+
 @pytest.mark.parametrize("scale", ["mse", "power_of_two"])
 def test_codes_stay_and_scales_move_unless_they_are_powers_of_two(scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([1.0, 0.0])  # so that the whole way is kept
     monkeypatch.setattr(tuning, "mean_distance", lambda *arguments: next(found))
-    before, after = tuned("conv", 20, quantize=Quantize(3, scale=scale))
+    before, after = tuned("conv", 14, quantize=Quantize(3, scale=scale))
     moved = 0.0
     for layer, weight in weights("conv", before).items():
         new = weights("conv", after)[layer]
