@@ -81,4 +81,5 @@ def row_of(layer: SpikingLayer, solution: Solution, seen: Overview, seconds: flo
         bits=solution.grid.bits if solution.grid else layer.parts[0].tensor.dtype.itemsize * 8,
         loss=solution.loss,
         seconds=seconds,
+        neurons=list(dict.fromkeys(site.neuron for site in layer.sites if site.neuron is not None)),
     )

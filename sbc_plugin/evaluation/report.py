@@ -29,6 +29,7 @@ class LayerReport:
         loss: relative: 0 = unchanged, 1 = the layer's output removed; before tuning. Where a layer is solved in several
             stages (rounds of pruning; pruning, tuning, quantisation), the sum of these.
         seconds: to solve, in all stages.
+        neurons: names of the modules that its weights feed.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LayerReport:
     bits: int
     loss: float
     seconds: float
+    neurons: list[str] = field(default_factory=list)
 
     def after(self, earlier: "LayerReport") -> "LayerReport":
         """This stage's row, with the loss and the time of the ``earlier`` stages."""
