@@ -8,9 +8,9 @@ from sbc_plugin.evaluation.evaluate import Evaluation
 from sbc_plugin.evaluation.report import LayerReport, Report
 from sbc_plugin.evaluation.text import printable
 
-LAYER = ["layer", "kind", "shape", "weights", "zeros", "bits", "relative loss"]
+LAYER = ["layer", "zeros", "bits", "relative loss"]
 NEURONS = ["neurons", "spike distance", "rate before", "after", "never spike before", "after"]
-SAMPLES = ["sequences", "samples", "seconds"]
+REST = ["weights", "shape", "kind", "sequences", "samples", "seconds"]
 NOTHING = "–"
 
 
@@ -30,18 +30,22 @@ def layer_table(report: Report, evaluation: Evaluation | None) -> str:
         behind = [neurons[name] for name in layer.neurons if name in neurons]
         shown.update(each.name for each in behind)
         cells = [*_of_layer(layer, most), *(_of_neurons(layer, behind, furthest) if neurons else [])]
-        rows.append(_row([*cells, f"{layer.sequences:,}", f"{layer.samples:,}", f"{layer.seconds:.2f}"]))
+        rows.append(_row([*cells, *_rest_of(layer)]))
     empty = [NOTHING] * len(LAYER)
     for name, neuron in neurons.items():
         if name not in shown:
-            rows.append(_row([*empty, *_of_neurons(None, [neuron], furthest), *[NOTHING] * len(SAMPLES)]))
-    rest = [NOTHING] * (len(SAMPLES) + (len(NEURONS) if neurons else 0))
+            rows.append(_row([*empty, *_of_neurons(None, [neuron], furthest), *[NOTHING] * len(REST)]))
+    between, behind_all = [NOTHING] * (len(NEURONS) if neurons else 0), [NOTHING] * (len(REST) - 1)
+
+    def sum_row(name: str, weights: int, zeros: float) -> str:
+        cells = [name, bar(f"{zeros:.1%}", zeros), NOTHING, NOTHING, *between, f"{weights:,}", *behind_all]
+        return _row(cells)
+
     if report.left_alone:
-        share = report.left_alone_zeros / report.left_alone
-        rows.append(_row(["left alone", "", "", f"{report.left_alone:,}", bar(f"{share:.1%}", share), "", "", *rest]))
+        rows.append(sum_row("left alone", report.left_alone, report.left_alone_zeros / report.left_alone))
     total = sum(layer.rows * layer.columns for layer in report.layers) + report.left_alone
-    rows.append(_row(["all", "", "", f"{total:,}", bar(f"{report.sparsity:.1%}", report.sparsity), "", "", *rest]))
-    heads = [*LAYER, *(NEURONS if neurons else []), *SAMPLES]
+    rows.append(sum_row("all", total, report.sparsity))
+    heads = [*LAYER, *(NEURONS if neurons else []), *REST]
     head = "".join(f'<th scope="col">{head}</th>' for head in heads)
     content = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return scrolling("layers and their neurons", content, "named")
@@ -77,10 +81,14 @@ def _row(cells: list[str]) -> str:
 
 
 def _of_layer(layer: LayerReport, most: float) -> list[str]:
+    loss = bar(f"{layer.loss:.4f}", layer.loss / most if most else 0.0)
+    return [layer.name, bar(f"{layer.sparsity:.1%}", layer.sparsity), str(layer.bits), loss]
+
+
+def _rest_of(layer: LayerReport) -> list[str]:
     return [
-        layer.name, layer.kind, f"{layer.rows} × {layer.columns}", f"{layer.rows * layer.columns:,}",
-        bar(f"{layer.sparsity:.1%}", layer.sparsity), str(layer.bits),
-        bar(f"{layer.loss:.4f}", layer.loss / most if most else 0.0),
+        f"{layer.rows * layer.columns:,}", f"{layer.rows} × {layer.columns}", layer.kind,
+        f"{layer.sequences:,}", f"{layer.samples:,}", f"{layer.seconds:.2f}",
     ]  # fmt: skip
 
 

@@ -29,25 +29,26 @@ h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; }
 p, figcaption, li { max-width: 60rem; margin: 0.25rem 0 0.75rem; }
 p, figcaption { color: var(--soft); }
 li { margin: 0.25rem 0; }
+summary { cursor: pointer; margin: 0.5rem 0; }
 ul { padding-left: 1.25rem; margin: 0.25rem 0; }
 .verdict { color: var(--ink); background: var(--card); border-left: 0.35rem solid var(--soft); border-radius: 0.4rem;
   padding: 0.8rem 1rem; font-size: 1.15rem; max-width: none; }
 .verdict.worse { color: var(--loss); background: var(--warm); border-color: var(--loss); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: 0.75rem; margin: 1rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); gap: 0.75rem; margin: 1rem 0; }
 .card { background: var(--card); border-radius: 0.4rem; padding: 0.7rem 0.9rem; }
 .card b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: 0.9rem; }
 .wide { overflow-x: auto; max-width: 100%; }
 :focus-visible { outline: 0.15rem solid currentColor; outline-offset: 0.15rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
-th, td { text-align: right; padding: 0.3rem 0.55rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { text-align: right; padding: 0.3rem 0.45rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { vertical-align: bottom; white-space: normal; }
 tbody th { font-weight: 600; text-align: left; }
 .text tbody th, .text td { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
 .named { width: 100%; }
 .named tbody th { position: sticky; left: 0; background: var(--paper); max-width: 16rem; overflow: hidden;
   text-overflow: ellipsis; }
-th:first-child, .named th:nth-child(2), .named td:nth-child(2), .text td, .text th { text-align: left; }
+th:first-child, .text td, .text th { text-align: left; }
 .bar { background: linear-gradient(to right, var(--bar) var(--part), transparent 0); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; container-type: inline-size; }
@@ -94,7 +95,7 @@ def sections(report: Report, evaluation: Evaluation | None = None) -> list[str]:
 
 def verdict_box(sentence: str, worse: bool) -> str:
     """The sentence that a page opens with, as HTML; coloured where it says that too much was lost."""
-    return f'<p class="verdict{" worse" if worse else ""}">{_text(sentence)}</p>'
+    return f'<p class="verdict{" worse" if worse else ""}">{_text(sentence).replace("-&gt;", "→")}</p>'
 
 
 def advice_list(advice: list[str]) -> list[str]:
@@ -205,7 +206,7 @@ def _settings(report: Report, evaluation: Evaluation | None) -> str:
     named = [
         [name, f"{value / 1e6:,.0f} MB" if name == "peak_memory" and value else str(value)] for name, value in rows
     ]
-    return html_table(["setting", "value"], named, "text")
+    return f"<details><summary>All settings</summary>{html_table(['setting', 'value'], named, 'text')}</details>"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

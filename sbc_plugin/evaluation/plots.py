@@ -22,7 +22,7 @@ with extra("plots"):
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 BEFORE, AFTER = "#0072B2", "#D55E00"
 INK = "#010203"  # stands for the page's text colour until the SVG is text
@@ -129,13 +129,18 @@ def trade(points: tuple[Point, list[Point], list[Point]], cost: str, unit: str) 
 
     def draw(which: list[Point], **look: Any) -> None:
         shown = [each for each in which if getattr(each, cost) > 0]  # a logarithm has no place for 0
-        axes.plot([getattr(p, cost) for p in shown], [scale * p.accuracy for p in shown], **look)
+        axes.plot([getattr(p, cost) / 1000 for p in shown], [scale * p.accuracy for p in shown], **look)
 
-    draw(line, color=AFTER, linewidth=1.2, label="best for its cost")
+    draw(line, color=AFTER, linewidth=1.2, label="best")
     draw(others, color=AFTER, marker="o", markersize=4.5, markerfacecolor="none", linestyle="none", label="compressed")
     draw([dense], color=BEFORE, marker="s", markersize=6, linestyle="none", label="dense")
-    what = {"packed_bytes": "size, bytes", "operations": "synaptic operations a sequence"}[cost]
+    what = {"packed_bytes": "size, kB", "operations": "thousand synaptic operations a sequence"}[cost]
     axes.set(xscale="log", xlabel=what, ylabel="accuracy, %" if unit == POINTS else "score")
+    # Of its own accord matplotlib writes powers as formulas, which a page without a typesetter shows as they are.
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high > 6 * low else (1, 1.5, 2, 3, 4, 5, 7)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure, axes)
     return _svg(figure, f"Accuracy over {what}")
 
@@ -146,7 +151,9 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=TYPE)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1.2
+    )
 
 
 def _few(count: int) -> list[int]:

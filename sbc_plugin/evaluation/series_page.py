@@ -18,7 +18,7 @@ def search_page(found: SearchReport, evaluation: Evaluation | None = None, title
         evaluation: of the network that was chosen.
         title: plain text.
     """
-    marks = ["chosen" if number == found.chosen else "" for number in range(len(found.points))]
+    marks = ["chosen" if number == found.chosen else "tried" for number in range(len(found.points))]
     missed = found.best is None or (found.check is not None and found.check.interval[0] > found.max_drop)
     answer = f"{found.answer[:1].upper()}{found.answer[1:]}."
     parts = [verdict_box(answer, missed), *advice_list(_advice(found, missed)), LINE, _figures(found)]
@@ -36,10 +36,10 @@ def sweep_page(found: SweepTable, title: str = "Sweep") -> str:
         title: plain text.
     """
     best = found.pareto()
-    marks = ["*" if point in best else "" for point in found.points]
+    marks = ["best" if point in best else "other" for point in found.points]
     parts = [verdict_box(found.answer, False), LINE, _figures(found)]
     parts += ["<h2>All networks</h2>", _table(found.dense, found.points, marks, found.unit)]
-    parts.append("<p>*: no smaller network is as accurate.</p>")
+    parts.append("<p>Best: no smaller network is as accurate.</p>")
     return document(title, parts)
 
 
