@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sbc_plugin.calibration.batches import holds_values, labels_of
+from sbc_plugin.calibration.driver import result_of
 from sbc_plugin.core.paired import PairedDrop
-from sbc_plugin.evaluation.accuracy import scores_of
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,19 @@ class Answered(NamedTuple):
     best: Tensor
     tied: Tensor
     classes: int
+
+
+def scores_of(output: Any) -> Tensor | None:
+    """Scores (B, classes) of a result (T, B, classes), summed over time, or (B, classes); None if it is neither.
+
+    >>> import torch
+    >>> scores_of((torch.ones(3, 1, 2), "state")).tolist()
+    [[3.0, 3.0]]
+    """
+    result = result_of(output)
+    if not isinstance(result, Tensor) or result.dim() not in (2, 3):
+        return None
+    return result.sum(0) if result.dim() == 3 else result
 
 
 def answered(output: Any, sequences: int) -> Answered | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.precision import autocast_off
-from sbc_plugin.core.spikes import van_rossum_distance
+from sbc_plugin.core.spikes import TAU_STEPS, van_rossum_distance
 from sbc_plugin.errors import CalibrationError
 from sbc_plugin.evaluation.answers import Answered, Answers, AnswerTally, counted_sequences
 from sbc_plugin.evaluation.operations import Cost, OperationCounter, Recording, Replayed, sequences_of
@@ -18,7 +18,6 @@ from sbc_plugin.evaluation.text import as_json, table
 from sbc_plugin.layers import Forward
 
 FEW_TIES = 0.02  # of sequences, below which ties say little about a network
-TAU_STEPS = 10.0  # time constant of the Van Rossum kernel, in time steps
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ def search_page(found: SearchReport, evaluation: Evaluation | None = None, title
     """
     marks = ["chosen" if number == found.chosen else "tried" for number in range(len(found.points))]
     missed = found.best is None or (found.check is not None and found.check.interval[0] > found.max_drop)
-    answer = f"{found.answer[:1].upper()}{found.answer[1:]}."
-    parts = [verdict_box(answer, missed), *advice_list(_advice(found, missed)), LINE, _figures(found)]
+    parts = [verdict_box(f"{found.answer}.", missed), *advice_list(_advice(found, missed)), LINE, _figures(found)]
     parts += ["<h2>Networks that were tried</h2>", _table(found.dense, found.points, marks, found.unit)]
     if found.report is not None:
         parts += ["<h2>The network that was chosen</h2>", *sections(found.report, evaluation)]

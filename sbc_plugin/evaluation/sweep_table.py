@@ -89,7 +89,7 @@ class SweepTable:
             for point in (self.dense, *self.points)
         ]
         what = "accuracy" if self.unit == POINTS else "score"
-        return "\n".join([*table(["network", *HEADS], rows), f"*: no smaller network has this {what}", self.answer])
+        return "\n".join([*table(["network", *HEADS], rows), f"*: no smaller network has this {what}"])
 
 
 class SweepFile:
