@@ -131,6 +131,7 @@ def report() -> dict[str, Any]:
             "seconds": number,
             "stages": by_name | {"additionalProperties": number},
             "recipe": or_null(recipe()),
+            "warnings": by_name | {"additionalProperties": {"type": "string"}},
         }
     )
 

@@ -182,7 +182,8 @@ def compress(
     # 4. Carry it out: everything, or nothing.
     safe = all_or_nothing(target, layers) if inplace else nullcontext()  # what becomes of a copy does not matter
     with journal_in(checkpoint, Job(runner, first, data, given)) as (journal, data), safe:
-        outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, todo.layers, journal, clock), known)
+        work = Stage(runner, layers, data, todo.calibration, progress, todo.layers, journal, clock)
+        outcome = run(todo, work, first, known)
         notes = joined(skipped | todo.notes, outcome.state.notes)
         if adapter is not None:
             target, left = adapter.into_backend(target, layers, grids, outcome.state.grids)
@@ -204,6 +205,7 @@ def compress(
         left_alone=sum(weight.numel() for weight in others.values()),
         left_alone_zeros=sum(int((weight == 0).sum()) for weight in others.values()),
         recipe=recipe,
+        warnings=dict(outcome.state.warnings),
     )
     return target, ranks.handed(report)
 

@@ -79,6 +79,9 @@ def sections(report: Report, evaluation: Evaluation | None = None) -> list[str]:
     found = verdict(report, evaluation)
     parts = [verdict_box(found.sentence, bool(found.worse)), _cards(report, evaluation)]
     parts += advice_list(found.advice)
+    if report.warnings:
+        rows = [[name, text] for name, text in report.warnings.items()]
+        parts += ["<h2>Warnings</h2>", html_table(["of", "what"], rows, "text")]
     parts += ["<h2>Left alone or approximated</h2>", _notes(report.skipped)]
     parts += ["<h2>Layers and their neurons</h2>", layer_table(report, evaluation)]
     if evaluation is not None:
