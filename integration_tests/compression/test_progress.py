@@ -49,7 +49,7 @@ def test_a_callback_is_told_of_each_stage(name: str) -> None:
     assert {each.stages for each in told} == {len(expected)}
     for stage, total in (("calibrating", 3), ("compressing", 2), ("tuning", 4)):
         first = [
-            each.done for each in told if each.stage == stage and each.number == (expected + [stage]).index(stage) + 1
+            each.done for each in told if each.stage == stage and each.number == [*expected, stage].index(stage) + 1
         ]
         assert first == (list(range(total + 1)) if stage in expected else [])
     seconds = [each.seconds for each in told]
