@@ -4,13 +4,19 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-portable test-hosts fuzz test-matrix test-neurobench test-wheel check bench docs install clean
+.PHONY: demo test test-pages test-portable test-hosts fuzz test-matrix test-neurobench test-wheel check bench docs install clean
 
 demo: install
 	$(BIN)/sbc demo
 
 test: install
 	$(BIN)/python -m pytest --durations=40 --durations-min=3
+
+# Pages in a browser, with what axe says of contrast and keyboard: needs node, and chromium (apt-get install chromium).
+PAGES := build/pages
+test-pages: install
+	npm install --no-audit --no-fund --prefix $(PAGES) puppeteer-core@24 axe-core@4
+	NODE_PATH=$(PAGES)/node_modules $(BIN)/python -m pytest -q integration_tests/evaluation/test_pages.py
 
 # Processors differ in the instructions that torch and MKL choose, and so in the last bits: the whole suite as on a processor
 # without AVX, as on one with AVX2, and with two threads. Half an hour.

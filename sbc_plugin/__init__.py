@@ -1,5 +1,7 @@
 """Spiking Brain Compression: prune and quantise trained spiking networks in one shot, keeping their spike trains."""
 
+import logging
+
 from sbc_plugin.calibration.calibrate import CalibrationStatistics, calibrate
 from sbc_plugin.calibration.ranks import alone
 from sbc_plugin.calibration.shares import sharded
@@ -52,3 +54,5 @@ __all__ = [
     "sharded",
     "sweep",
 ]
+
+logging.getLogger("sbc_plugin").addHandler(logging.NullHandler())  # whoever wants to see messages adds another

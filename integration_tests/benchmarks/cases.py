@@ -19,7 +19,7 @@ from integration_tests.benchmarks.networks import events, recurrent, resnets, st
 from integration_tests.benchmarks.splits import Split
 from sbc_plugin.demo.digits import Events
 from sbc_plugin.demo.run import Budget
-from sbc_plugin.evaluation.accuracy import scores_of
+from sbc_plugin.evaluation.answers import scores_of
 from sbc_plugin.layers import Forward
 from sbc_plugin.norse import default_forward
 from sbc_plugin.settings import Prune, Quantize

@@ -249,7 +249,7 @@ HIDDEN = {
     "matplotlib": (
         "matplotlib",
         "plots",
-        "from sbc_plugin.evaluation import page, Report; page(Report([]))",
+        "import sbc_plugin.evaluation.plots",
     ),
     "brevitas as a back end": (
         "brevitas",

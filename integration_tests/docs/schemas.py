@@ -14,6 +14,7 @@ import torch
 
 from sbc_plugin import settings
 from sbc_plugin.demo.run import Row
+from sbc_plugin.evaluation.answers import Check
 from sbc_plugin.evaluation.comparison import Comparison
 from sbc_plugin.evaluation.evaluate import Evaluation
 from sbc_plugin.evaluation.inspection import Inspection
@@ -21,9 +22,9 @@ from sbc_plugin.evaluation.points import Point
 from sbc_plugin.evaluation.recipe import FORMAT, Recipe
 from sbc_plugin.evaluation.report import LayerReport
 from sbc_plugin.evaluation.rule import LONGEST
-from sbc_plugin.evaluation.search_report import Check
 from sbc_plugin.evaluation.sweep_table import KEY, SweepTable
 from sbc_plugin.evaluation.text import NOT_FINITE
+from sbc_plugin.evaluation.verdict import Verdict
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -130,6 +131,7 @@ def report() -> dict[str, Any]:
             "seconds": number,
             "stages": by_name | {"additionalProperties": number},
             "recipe": or_null(recipe()),
+            "warnings": by_name | {"additionalProperties": {"type": "string"}},
         }
     )
 
@@ -143,7 +145,8 @@ def comparison() -> dict[str, Any]:
 def result() -> dict[str, Any]:
     """Of ``sbc compress --json``, and of a report file."""
     evaluation = of_fields(Evaluation)["properties"] | {"comparison": comparison()}
-    return of_object({"model": PLAIN[str], "report": report(), "evaluation": or_null(of_object(evaluation))})
+    parts = {"report": report(), "evaluation": or_null(of_object(evaluation)), "verdict": of_fields(Verdict)}
+    return of_object({"model": PLAIN[str]} | parts)
 
 
 def search() -> dict[str, Any]:

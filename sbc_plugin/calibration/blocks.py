@@ -9,6 +9,7 @@ from sbc_plugin.calibration.collector import waiting
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Overview, Statistics, gather, gather_overview
 from sbc_plugin.calibration.memory import memory_left
+from sbc_plugin.calibration.progress import Shown
 from sbc_plugin.core.costs import hessian_memory, solver_memory
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Calibration
@@ -37,7 +38,7 @@ class InBlocks(Mapping[str, Statistics]):
         layers: Sequence[SpikingLayer],
         data: Iterable[Any],
         calibration: Calibration,
-        progress: bool | None,
+        progress: Shown,
         silence: bool,
     ) -> None:
         self._run = runner, data, calibration, progress

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.collector import Collector, Reservoir, as_samples, waiting
 from sbc_plugin.calibration.forward import OnStep, Runner, hooked
-from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.calibration.progress import Shown, progress_bar
 from sbc_plugin.calibration.shares import check_lengths
 from sbc_plugin.calibration.sums import sum_fired, sum_statistics
 from sbc_plugin.core.accumulators import DiagonalAccumulator, HessianAccumulator
@@ -127,7 +127,7 @@ def gather(
     layers: Sequence[SpikingLayer],
     data: Iterable[Any],
     calibration: Calibration,
-    progress: bool | None = False,
+    progress: Shown = False,
     silence: bool = False,
 ) -> dict[str, Statistics]:
     """One pass over the data that fills one accumulator a layer, with all ranks' sums.
@@ -154,7 +154,7 @@ def gather_overview(
     layers: Sequence[SpikingLayer],
     data: Iterable[Any],
     calibration: Calibration,
-    progress: bool | None = False,
+    progress: Shown = False,
     silence: bool = False,
 ) -> dict[str, Overview]:
     """The same of what can be known without Hessians, in little memory."""
@@ -168,7 +168,7 @@ def _fill(
     runner: Runner,
     data: Iterable[Any],
     calibration: Calibration,
-    progress: bool | None,
+    progress: Shown,
     silence: bool,
 ) -> None:
     """Run all of this rank's data while the collectors listen."""
@@ -191,7 +191,7 @@ def run_batches(
     collectors: Sequence[Collector],
     data: Iterable[Any],
     temporal: bool,
-    progress: bool | None = False,
+    progress: Shown = False,
     fired: "FiredNeurons | None" = None,
 ) -> Iterator[int]:
     """Run every batch through the model while the collectors listen; yield the number of each batch when it is done."""

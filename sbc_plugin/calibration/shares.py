@@ -15,6 +15,7 @@ from torch.utils.data import DistributedSampler
 from sbc_plugin.calibration import batches, ranks
 from sbc_plugin.calibration.fingerprint import digest
 from sbc_plugin.calibration.same_batches import SameBatches
+from sbc_plugin.calibration.seen_data import SeenData
 from sbc_plugin.calibration.spool import spooled
 from sbc_plugin.errors import SettingsError
 
@@ -165,7 +166,8 @@ def check_lengths(data: Iterable[Any]) -> None:
     Raises:
         SettingsError: they have not.
     """
-    data = data.source if isinstance(data, SameBatches) else data
+    while isinstance(data, SameBatches | SeenData):
+        data = data.source
     if ranks.count() > 1:
         length = str(data.length) if isinstance(data, _Turns) else "its own"
         ranks.agree("calibration data", {"the number of batches": length}, WAY_OUT)

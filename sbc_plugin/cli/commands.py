@@ -25,6 +25,7 @@ from sbc_plugin.evaluation.evaluate import Evaluation, evaluate
 from sbc_plugin.evaluation.inspection import inspect as inspect_model
 from sbc_plugin.evaluation.report import Report
 from sbc_plugin.evaluation.text import as_json
+from sbc_plugin.evaluation.verdict import verdict
 
 _Models: TypeAlias = tuple[nn.Module, nn.Module]
 _Batches: TypeAlias = tuple[Iterable[Any], Iterable[Any] | None]
@@ -143,6 +144,7 @@ def _tell(options: argparse.Namespace, models: _Models, batches: _Batches, repor
     print(report)
     if evaluation is not None:
         print(f"\n{evaluation}")
+    print(f"\n{verdict(report, evaluation)}")
     beside = f", {report_file}, {recipe_file(report_file)}" if report_file else ""
     print(f"\nwritten: {output} ({output.stat().st_size / 1000:,.1f} kB){beside}")
     if output.suffix.lower() == ".safetensors":
@@ -186,7 +188,8 @@ def report(options: argparse.Namespace) -> None:
 
 def _result(report: Report, evaluation: Evaluation | None, source: str) -> dict[str, Any]:
     measured = None if evaluation is None else evaluation.to_dict()
-    return {"model": source, "report": report.to_dict(), "evaluation": measured}
+    told = verdict(report, evaluation).to_dict()
+    return {"model": source, "report": report.to_dict(), "evaluation": measured, "verdict": told}
 
 
 def _report_text(target: Path, report: Report, evaluation: Evaluation | None, source: str) -> str:

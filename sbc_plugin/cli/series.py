@@ -89,7 +89,7 @@ def sweep(options: argparse.Namespace) -> None:
     if options.json:
         print(as_json({"model": options.source} | found.to_dict()))
         return
-    print(f"{found}\n\nwritten: {table}{f', {page}' if page else ''}")
+    print(f"{found}\n\n{found.answer}\nwritten: {table}{f', {page}' if page else ''}")
 
 
 def _read(options: argparse.Namespace) -> tuple[Any, Any, Any]:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from sbc_plugin.calibration.progress import Shown
 from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.layer import (
     LayerSettings,
@@ -80,7 +81,7 @@ def share_bits(
     weights: Mapping[str, Tensor],
     hessian_of: Callable[[str], Tensor],
     settings: LayerSettings,
-    progress: bool | None = False,
+    progress: Shown = False,
 ) -> dict[str, Quantize]:
     """The grid of each layer, so that their relative losses together are least, and codes take the budget at most.
 
@@ -142,7 +143,7 @@ def shared(
     weights: Mapping[str, Tensor],
     hessian_of: Callable[[str], Tensor],
     settings: Mapping[str, LayerSettings],
-    progress: bool | None,
+    progress: Shown,
 ) -> Budget:
     """The zeros and the grid of each layer.
 

@@ -20,12 +20,14 @@ from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.calibration.memory import spool_limit
 from sbc_plugin.calibration.plain import refuse_computed
 from sbc_plugin.calibration.precision import autocast_off
+from sbc_plugin.calibration.progress import Callback, Tracker
 from sbc_plugin.calibration.shares import peek, repeatable
 from sbc_plugin.calibration.sums import check_same
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.compression.backends import backend_called
 from sbc_plugin.compression.budgets import check_fit
 from sbc_plugin.compression.clock import Clock
+from sbc_plugin.compression.expectations import expectations
 from sbc_plugin.compression.plan import given_statistics, plan
 from sbc_plugin.compression.resume import Job, journal_in
 from sbc_plugin.compression.run import all_or_nothing, run
@@ -73,7 +75,7 @@ def compress(
     calibration: Calibration = DEFAULT,
     forward: Forward | None = None,
     inplace: bool = False,
-    progress: bool | None = None,
+    progress: bool | Callback | None = None,
     backend: str | None = None,
     batch_first: bool | None = None,
     statistics: CalibrationStatistics | None = None,
@@ -102,7 +104,9 @@ def compress(
         forward: ``forward(model, batch)`` runs one whole sequence. The default calls the model in the way in which it
             is seen to take time, see :func:`sbc_plugin.norse.default_forward`.
         inplace: change ``model`` itself, all layers or none; otherwise it is not touched.
-        progress: show a progress bar; None = on a terminal.
+        progress: show a progress bar; None = on a terminal; or a function, which is told of each stage and each item in
+            it by a :class:`sbc_plugin.calibration.progress.Progress`: stage n of m, and the time that remains. Stages
+            are also logged to "sbc_plugin", at the level INFO.
         backend: "brevitas" returns a model of Brevitas layers with the same integers and scales; None plain layers.
         batch_first: whether the batches are (B, T, ...); None: as the model itself takes them, and (T, B, ...) for a
             step model. Without effect on a ``forward`` of the user's own.
@@ -133,7 +137,7 @@ def compress(
         SingularHessianError: a Hessian that damping does not make invertible.
         CheckpointError: the folder is of another job, in use, or cannot be written; or the data changes.
     """
-    started, clock = time.perf_counter(), Clock()
+    started, clock, tracker = time.perf_counter(), Clock(), Tracker.of(progress)
     # 1. Check what was asked for.
     selections = selectors_of(ignore), rules_of(rules)
     asked = Recipe(method, prune, quantize, calibration, *selections, backend, batch_first, budget)
@@ -175,6 +179,7 @@ def compress(
     with clock("data"):
         again = todo.reads_data_again or not in_one_pass(layers, calibration)
         data = repeatable(data, spool_limit(calibration.memory_bytes)) if again else data
+    tracker.expected, tracker.estimates = expectations(todo, layers)
     known = None
     if statistics is not None:
         known = statistics.by_layer(runner, layers, calibration)
@@ -182,7 +187,8 @@ def compress(
     # 4. Carry it out: everything, or nothing.
     safe = all_or_nothing(target, layers) if inplace else nullcontext()  # what becomes of a copy does not matter
     with journal_in(checkpoint, Job(runner, first, data, given)) as (journal, data), safe:
-        outcome = run(todo, Stage(runner, layers, data, todo.calibration, progress, todo.layers, journal, clock), known)
+        work = Stage(runner, layers, data, todo.calibration, tracker, todo.layers, journal, clock)
+        outcome = run(todo, work, first, known)
         notes = joined(skipped | todo.notes, outcome.state.notes)
         if adapter is not None:
             target, left = adapter.into_backend(target, layers, grids, outcome.state.grids)
@@ -204,6 +210,7 @@ def compress(
         left_alone=sum(weight.numel() for weight in others.values()),
         left_alone_zeros=sum(int((weight == 0).sum()) for weight in others.values()),
         recipe=recipe,
+        warnings=dict(outcome.state.warnings),
     )
     return target, ranks.handed(report)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbc_plugin.calibration import ranks
-from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.calibration.progress import Shown, progress_bar
 from sbc_plugin.core.solution import Solution
 from sbc_plugin.layers import SpikingLayer
 
@@ -29,7 +29,7 @@ def dealt(
     layers: Iterable[SpikingLayer],
     work: Callable[[SpikingLayer], Result],
     doing: str = "compressing",
-    progress: bool | None = False,
+    progress: Shown = False,
 ) -> dict[str, tuple[Result, float]]:
     """What the work on each layer gives, the same bits on all ranks, and the seconds that it took.
 

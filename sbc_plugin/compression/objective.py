@@ -16,9 +16,8 @@ from sbc_plugin.calibration.precision import at_least_single
 from sbc_plugin.calibration.shares import first_held
 from sbc_plugin.calibration.spool import Chosen, Spool
 from sbc_plugin.core.distillation import divergence, inverse_temperature
-from sbc_plugin.core.spikes import total_distance
-from sbc_plugin.evaluation.accuracy import scores_of
-from sbc_plugin.evaluation.comparison import TAU_STEPS
+from sbc_plugin.core.spikes import TAU_STEPS, total_distance
+from sbc_plugin.evaluation.answers import scores_of
 from sbc_plugin.settings import TUNED_SEQUENCES
 
 VALIDATION = 5  # every fifth piece is left out of fitting, and decides whether the tuned weights stay
@@ -87,7 +86,7 @@ def observe(source: Source, batch: Any, classes: bool = False) -> Observation:
     Args:
         source: of the spikes.
         batch: one whole sequence for each of its sequences.
-        classes: keep scores too, of :func:`sbc_plugin.evaluation.accuracy.scores_of`, where there are two classes or
+        classes: keep scores too, of :func:`sbc_plugin.evaluation.answers.scores_of`, where there are two classes or
             more.
     """
     spikes, output = source.spikes(batch, keep=at_least_single)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from sbc_plugin.calibration.hessians import Statistics
 from sbc_plugin.calibration.layer_by_layer import layer_by_layer
 from sbc_plugin.calibration.memory import spool_limit
 from sbc_plugin.calibration.progress import progress_bar
-from sbc_plugin.calibration.shares import first_of
+from sbc_plugin.calibration.seen_data import SeenData
 from sbc_plugin.compression.bias_correction import Expected, align, expected, movable
 from sbc_plugin.compression.choosing import chosen
 from sbc_plugin.compression.journal import Steps
@@ -24,6 +24,7 @@ from sbc_plugin.compression.plan import Plan
 from sbc_plugin.compression.spending import Spending
 from sbc_plugin.compression.stage import Stage
 from sbc_plugin.compression.state import State, Weights
+from sbc_plugin.compression.suspicions import Look, suspicions
 from sbc_plugin.compression.tuning import Tuned, tune
 from sbc_plugin.core.adam import Adam
 from sbc_plugin.core.costs import solver_products
@@ -52,34 +53,39 @@ class Outcome:
         return self.taken[0] if min(self.taken) == max(self.taken) else None
 
 
-def run(plan: Plan, work: Stage, known: Mapping[str, Statistics] | None = None) -> Outcome:
+def run(plan: Plan, work: Stage, first: Any, known: Mapping[str, Statistics] | None = None) -> Outcome:
     """Solve, write and tune all layers as planned.
 
     Args:
         plan: what to do.
         work: a stage with the settings of the whole plan; its journal keeps what is computed.
+        first: the first batch.
         known: statistics of the dense network, if they are known already.
 
     Raises:
         CompressionError: as :func:`sbc_plugin.compress`; the model is then changed half, see :func:`all_or_nothing`.
     """
-    state, taken, others = work.journal.once("result", _carried_out, plan, work, known)
+    state, taken, others = work.journal.once("result", _carried_out, plan, work, first, known)
     work.journal.finish("result")
     _put(work, state.weights, others)
     return Outcome(state, tuple(taken))
 
 
 def _carried_out(
-    plan: Plan, work: Stage, known: Mapping[str, Statistics] | None
+    plan: Plan, work: Stage, first: Any, known: Mapping[str, Statistics] | None
 ) -> tuple[State, list[int], list[Tensor]]:
     """The state in the end, the steps of tuning of each phase, and what alignment has moved."""
+    read, look = known is None, Look.at(work.runner, first)
+    data = SeenData(work.data, work.runner.run)
+    work = replace(work, data=data)
     # First of all, because it names the layer and the batch that do not fit.
     known = work.gather() if (plan.steps or plan.budget) and known is None else known
     state, pace = State(work.weights()), Pace(plan.trial.step)
     if plan.steps and plan.as_needed and known is not None:
-        first = work.runner.sequences(first_of(work.data))
+        sequences = work.runner.sequences(first)
         pace = replace(
-            pace, one_shot=one_shot_seconds(plan.trial.forward, work.layers, overview_of(known), first, solver_products)
+            pace,
+            one_shot=one_shot_seconds(plan.trial.forward, work.layers, overview_of(known), sequences, solver_products),
         )
         state = state if pace.steps(plan.steps) else _too_long(state, plan.steps)
     steps = pace.steps(plan.steps)
@@ -123,7 +129,9 @@ def _carried_out(
             with work.clock("judging"):
                 judge = replace(judge, before=here.journal.once("losses", judge.now))
     state = state if spending is None else spending.closed(work, state)
-    return replace(state, active={}), taken, _aligned_tensors(work)
+    with work.clock("data"):
+        warnings = suspicions(look, data.notes() if read else None, state.rows)
+    return replace(state, active={}, warnings=warnings), taken, _aligned_tensors(work)
 
 
 def _put(work: Stage, weights: Weights, others: list[Tensor]) -> None:

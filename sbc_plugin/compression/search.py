@@ -11,10 +11,11 @@ from sbc_plugin.compression.compress import compress
 from sbc_plugin.compression.series import Evaluate, Series, number_of
 from sbc_plugin.core.paired import halves
 from sbc_plugin.errors import CalibrationError, SettingsError, ToleranceError
+from sbc_plugin.evaluation.answers import Check
 from sbc_plugin.evaluation.judging import Judge, Judged
 from sbc_plugin.evaluation.points import POINTS, SCORE, Point, compared, point
 from sbc_plugin.evaluation.report import Report
-from sbc_plugin.evaluation.search_report import Check, SearchReport
+from sbc_plugin.evaluation.search_report import SearchReport
 
 OVER = ("sparsity", "bits")
 # Rungs of equal factors in the weights that stay, from 0.96 down to 0.0082 of them; halving them seven times is exact.

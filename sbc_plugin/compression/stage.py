@@ -13,7 +13,7 @@ from sbc_plugin.calibration import ranks
 from sbc_plugin.calibration.blocks import InBlocks, in_one_pass, overview_of
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Overview, Statistics, gather
-from sbc_plugin.calibration.progress import progress_bar
+from sbc_plugin.calibration.progress import Shown, progress_bar
 from sbc_plugin.calibration.sequential import Prefix, gather_drift
 from sbc_plugin.calibration.shares import first_of
 from sbc_plugin.compression.budgets import Budget, shared, sharing_zeros
@@ -53,7 +53,7 @@ class Stage:
     layers: list[SpikingLayer]
     data: Iterable[Any]
     calibration: Calibration
-    progress: bool | None
+    progress: Shown
     settings: Mapping[str, LayerSettings]
     journal: Journal = NOT_KEPT
     clock: Clock = field(default_factory=Clock)

@@ -25,6 +25,7 @@ class State:
         active: statistics by layer name, of the latest stage in which anything reached the layer; none where memory
             is short.
         notes: name -> reason, for what was left out.
+        warnings: name -> what the user should know of it.
     """
 
     weights: Weights
@@ -32,6 +33,7 @@ class State:
     grids: Mapping[str, Grid] = field(default_factory=dict)
     active: Mapping[str, Statistics] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 def silent_in(overview: Mapping[str, Overview]) -> dict[str, Tensor]:
@@ -81,4 +83,5 @@ def row_of(layer: SpikingLayer, solution: Solution, seen: Overview, seconds: flo
         bits=solution.grid.bits if solution.grid else layer.parts[0].tensor.dtype.itemsize * 8,
         loss=solution.loss,
         seconds=seconds,
+        neurons=list(dict.fromkeys(site.neuron for site in layer.sites if site.neuron is not None)),
     )

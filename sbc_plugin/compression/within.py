@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.hessians import Overview, Statistics
+from sbc_plugin.calibration.progress import Shown
 from sbc_plugin.compression.clock import Clock
 from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.journal import Journal
@@ -57,7 +58,7 @@ class Work(Protocol):
         """Of each layer, by name: with the method and the damping."""
 
     @property
-    def progress(self) -> bool | None:
+    def progress(self) -> Shown:
         """Whether progress bars are shown."""
 
     @property

@@ -13,6 +13,7 @@ from sbc_plugin.core.hessian import owner_of_rows
 from sbc_plugin.core.recurrences import leaky_sum
 from sbc_plugin.errors import CalibrationError, SettingsError
 
+TAU_STEPS = 10.0  # time constant of the Van Rossum kernel with which spikes are compared, in time steps
 JOULES_PER_MAC = 4.6e-12
 JOULES_PER_AC = 0.9e-12
 

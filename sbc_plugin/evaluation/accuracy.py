@@ -12,6 +12,7 @@ from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.plain import library_or_plain
 from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.errors import CalibrationError
+from sbc_plugin.evaluation.answers import scores_of
 from sbc_plugin.layers import Forward
 
 
@@ -72,15 +73,3 @@ def right_sequences(output: Any, labels: Tensor, number: int) -> Tensor:
             "(B, classes) is needed, pass `forward` if the model's is another"
         )
     return scores.argmax(1).cpu() == labels.cpu()
-
-
-def scores_of(output: Any) -> Tensor | None:
-    """Scores (B, classes) of a result (T, B, classes), summed over time, or (B, classes); None if it is neither.
-
-    >>> scores_of((torch.ones(3, 1, 2), "state")).tolist()
-    [[3.0, 3.0]]
-    """
-    result = result_of(output)
-    if not isinstance(result, Tensor) or result.dim() not in (2, 3):
-        return None
-    return result.sum(0) if result.dim() == 3 else result

@@ -1,5 +1,6 @@
 """``compare``: what compression did to the spikes, and what it saved; ``record_spikes``: one side of it, kept."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,13 +10,14 @@ from torch import Tensor, nn
 
 from sbc_plugin.calibration.batches import peek
 from sbc_plugin.calibration.precision import autocast_off
-from sbc_plugin.core.spikes import van_rossum_distance
+from sbc_plugin.core.spikes import TAU_STEPS, van_rossum_distance
 from sbc_plugin.errors import CalibrationError
+from sbc_plugin.evaluation.answers import Answered, Answers, AnswerTally, counted_sequences
 from sbc_plugin.evaluation.operations import Cost, OperationCounter, Recording, Replayed, sequences_of
 from sbc_plugin.evaluation.text import as_json, table
 from sbc_plugin.layers import Forward
 
-TAU_STEPS = 10.0  # time constant of the Van Rossum kernel, in time steps
+FEW_TIES = 0.02  # of sequences, below which ties say little about a network
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,15 @@ class Comparison:
         dense: cost of the dense model.
         compressed: cost of the compressed model.
         sequences: how many were run.
+        answers: how often both answer alike, and with labels how often rightly; None where the output is no score of
+            classes.
     """
 
     neurons: list[NeuronComparison]
     dense: Cost
     compressed: Cost
     sequences: int
+    answers: Answers | None = None
 
     @property
     def distance(self) -> float:
@@ -97,7 +102,51 @@ class Comparison:
         ):
             ratio = f", {old / new:.1f} times less" if new else ""
             lines.append(f"{what}: {old:,.{places}f} -> {new:,.{places}f} {unit}{ratio}")
+        lines.append(f"mean spike distance: {meaning_of(self.distance)}")
+        if self.answers is not None:
+            lines.append(_answers(self.answers, self.sequences))
+            ties = max(self.answers.tied_dense, self.answers.tied)
+            if ties > FEW_TIES:
+                lines.append(
+                    f"ties: several classes share the largest output in {self.answers.tied_dense:.1%} of sequences "
+                    f"before and {self.answers.tied:.1%} after; of these the lowest class counts"
+                )
         return "\n".join(lines)
+
+
+def meaning_of(distance: float) -> str:
+    """A spike distance with what it says.
+
+    A spike that is missing from a train of spikes far apart costs its share of the distance to silence, and one that
+    comes a step later costs ``2 (1 - exp(-1 / 10))`` of it. Source: docs/theory.md, equation 1.
+
+    Args:
+        distance: relative to silence, see :class:`NeuronComparison`.
+
+    >>> meaning_of(0.07)
+    '0.07: as if 7 % of the spikes were missing, or 37 % came a step late (0 the same spikes, 1 as far as silence)'
+    >>> meaning_of(0.0), meaning_of(1.3)
+    ('0: the same spikes', '1.3: further from the dense spikes than silence (0 the same spikes, 1 as far as silence)')
+    """
+    ends = "(0 the same spikes, 1 as far as silence)"
+    if distance == 0:
+        return "0: the same spikes"
+    if not distance < 1:
+        return f"{distance:.3g}: further from the dense spikes than silence {ends}"
+    late = distance / (2 * (1 - math.exp(-1 / TAU_STEPS)))
+    moved = f", or {_percent(late)} came a step late" if late < 1 else ""
+    return f"{distance:.3g}: as if {_percent(distance)} of the spikes were missing{moved} {ends}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.0995 else f"{share:.0%}".replace("%", " %")
+
+
+def _answers(answers: Answers, sequences: int) -> str:
+    if answers.check is None:
+        return f"answers: {answers.agreement:.2%} of {counted_sequences(sequences)} have the same one; none has a label"
+    check = answers.check
+    return f"accuracy: {check.accuracy_dense:.2%} -> {check.accuracy:.2%}, {check.summary}"
 
 
 def _effective(cost: Cost) -> int:
@@ -133,8 +182,12 @@ def record_spikes(
     """
     first, data = peek(data)
     counter = OperationCounter(model, first, forward, batch_first)
-    batches = tuple(counter.run(batch, number) for number, batch in enumerate(data))
-    return Recording(batches, counter.cost(sum(sequences_of(spikes) for spikes in batches)))
+    batches: list[dict[str, Tensor]] = []
+    answers: list[Answered | None] = []
+    for number, batch in enumerate(data):
+        batches.append(counter.run(batch, number))
+        answers.append(counter.answers)
+    return Recording(tuple(batches), counter.cost(sum(map(sequences_of, batches))), tuple(answers))
 
 
 @autocast_off()
@@ -149,8 +202,9 @@ def compare(
     """Run both models on the same data and compare their spikes, synaptic operations, energy and size.
 
     Spike distance is the squared Van Rossum distance (docs/theory.md, equation 1) with a time constant of 10 steps.
-    Operations count products of a nonzero weight and a nonzero input, in all Linear and convolution layers and
-    recurrent cells; a product with a spike is an accumulate.
+    Where the output scores classes, answers are compared too, and with labels accuracies, with the 95 % interval of
+    their difference (paired: both run the same sequences). Operations count products of a nonzero weight and a
+    nonzero input, in all Linear and convolution layers and recurrent cells; a product with a spike is an accumulate.
 
     Args:
         dense: before; or its recording on the same data.
@@ -184,17 +238,18 @@ def compare_outputs(
     tallies: dict[str, _Tally] = {}
     before = Replayed(dense) if isinstance(dense, Recording) else OperationCounter(dense, first, forward, batch_first)
     after = OperationCounter(compressed, first, forward, batch_first)
-    sequences = 0
+    sequences, answers = 0, AnswerTally()
     for number, batch in enumerate(data):
         old, new = before.run(batch, number), after.run(batch, number)
         if old.keys() != new.keys():
             raise CalibrationError("the models do not run the same neurons; compare a model with its own compression")
         on_batch(batch, before.output, after.output)
+        answers.add(batch, before.answers, after.answers)
         sequences += sequences_of(old)
         for name in old:
             _tally(tallies.setdefault(name, _Tally()), old[name], new[name])
     rows = [_row(name, tally) for name, tally in tallies.items()]
-    return Comparison(rows, before.cost(sequences), after.cost(sequences), sequences)
+    return Comparison(rows, before.cost(sequences), after.cost(sequences), sequences, answers.result())
 
 
 def _tally(tally: _Tally, before: Tensor, after: Tensor) -> None:

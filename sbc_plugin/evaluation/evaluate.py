@@ -16,6 +16,7 @@ from sbc_plugin.calibration.precision import autocast_off
 from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.errors import CalibrationError, CheckpointError
 from sbc_plugin.evaluation.accuracy import right_answers
+from sbc_plugin.evaluation.answers import Answers
 from sbc_plugin.evaluation.comparison import Comparison, NeuronComparison, compare_outputs
 from sbc_plugin.evaluation.operations import Cost
 from sbc_plugin.evaluation.text import as_json, of_fields
@@ -102,18 +103,16 @@ class Evaluation:
             rows = [of_fields(Activity, row) for row in content["activity"]]
             given = [content[name] for name in ("accuracy_dense", "accuracy")]
             before, after = (None if share is None else float(share) for share in given)
-            compared = Comparison(neurons, dense, compressed, int(comparison["sequences"]))
+            answers = None if comparison.get("answers") is None else of_fields(Answers, comparison["answers"])
+            compared = Comparison(neurons, dense, compressed, int(comparison["sequences"]), answers)
             return cls(compared, before, after, rows, bool(content["held_out"]), dict(content["environment"]))
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"this is no evaluation of sbc-plugin {__version__}: {error}") from error
 
     def __str__(self) -> str:
         """The tables that people read."""
-        lines = [str(self.comparison)]
-        if self.accuracy_dense is not None and self.accuracy is not None:
-            lines.append(f"accuracy: {self.accuracy_dense:.2%} -> {self.accuracy:.2%}")
         where = "held-out data" if self.held_out else "the calibration data itself"
-        return "\n".join([*lines, f"measured on {self.comparison.sequences} sequences of {where}"])
+        return f"{self.comparison}\nmeasured on {self.comparison.sequences} sequences of {where}"
 
 
 @autocast_off()
@@ -143,36 +142,32 @@ def evaluate(
     dense, compressed = unwrapped(dense), unwrapped(compressed)
     library = library_of(dense)
     first, data = peek(data)
-    scores = _Scores()
-    comparison = compare_outputs(
-        dense, compressed, data, forward, scores if labels_of(first) is not None else _no_labels, batch_first
-    )
+    check = _Labelled() if labels_of(first) is not None else _no_labels
+    comparison = compare_outputs(dense, compressed, data, forward, check, batch_first)
+    found = None if comparison.answers is None else comparison.answers.check
+    accuracies = None if found is None else found.accuracy_dense, None if found is None else found.accuracy
     runner = Runner.of(dense, first, forward, batch_first)
     activity = _activity(library, dense, compressed, next(iter(runner.pieces(first, RECORDED))), runner.run)
-    return Evaluation(comparison, *scores.accuracies(), activity, held_out, environment())
+    return Evaluation(comparison, *accuracies, activity, held_out, environment())
 
 
 def _no_labels(batch: Any, before: Any, after: Any) -> None:
     """There are no labels to compare outputs with."""
 
 
-class _Scores:
-    """Both models' right answers, counted while they are compared."""
+class _Labelled:
+    """Refuses batches whose labels or outputs do not allow accuracy to be measured."""
 
     def __init__(self) -> None:
-        self.right, self.total, self.batches = [0, 0], 0, 0
+        self.batches = 0
 
     def __call__(self, batch: Any, before: Any, after: Any) -> None:
         labels = labels_of(batch)
         if labels is None:
             raise CalibrationError(f"batch {self.batches} holds no labels, others do; give pairs (x, labels)")
-        for side, output in enumerate((before, after)):
-            self.right[side] += right_answers(output, labels, self.batches)
-        self.total += len(labels)
+        for output in (before, after):
+            right_answers(output, labels, self.batches)
         self.batches += 1
-
-    def accuracies(self) -> tuple[float | None, float | None]:
-        return (self.right[0] / self.total, self.right[1] / self.total) if self.total else (None, None)
 
 
 def _activity(

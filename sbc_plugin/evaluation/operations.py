@@ -12,6 +12,7 @@ from sbc_plugin.calibration.forward import Runner, StepSpikes
 from sbc_plugin.core.spikes import Operations, energy, synaptic_operations
 from sbc_plugin.core.storage import packed_bytes
 from sbc_plugin.errors import CalibrationError
+from sbc_plugin.evaluation.answers import Answered, answered
 from sbc_plugin.layers import Forward, Part, SpikingLayer
 
 
@@ -39,10 +40,12 @@ class Recording:
     Attributes:
         batches: for each batch the spikes of every neuron module, name -> (T, B, ...), uint8.
         cost: of the model.
+        answers: for each batch the answers; None where the output is no score of classes.
     """
 
     batches: tuple[dict[str, Tensor], ...]
     cost: Cost
+    answers: tuple[Answered | None, ...] = ()
 
 
 def sequences_of(spikes: dict[str, Tensor]) -> int:
@@ -69,12 +72,13 @@ def weights_left_alone(model: nn.Module, layers: Iterable[SpikingLayer]) -> dict
 
 
 class Replayed:
-    """A recording in the place of the model, without its output."""
+    """A recording in the place of the model, without its output; ``answers`` are those of its last run."""
 
     output = None
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
+        self.answers: Answered | None = None
 
     def run(self, batch: Any, number: int) -> dict[str, Tensor]:
         """Each spiking neuron's spikes of the batch of this number, as they were recorded.
@@ -84,6 +88,7 @@ class Replayed:
         """
         if number >= len(self.recording.batches):
             raise CalibrationError(f"only {number} batches were recorded; give the data that the recording was made of")
+        self.answers = self.recording.answers[number] if self.recording.answers else None
         return self.recording.batches[number]
 
     def cost(self, sequences: int) -> Cost:
@@ -99,7 +104,12 @@ class Replayed:
 
 
 class OperationCounter:
-    """A model that counts the operations of its weights; ``output`` is what its last run returned."""
+    """A model that counts the operations of its weights.
+
+    Attributes:
+        output: what its last run returned.
+        answers: in that; None where it is no score of classes.
+    """
 
     def __init__(
         self, model: nn.Module, batch: Any, forward: Forward | None = None, batch_first: bool | None = None
@@ -110,6 +120,7 @@ class OperationCounter:
         self.others = weights_left_alone(self.runner.model, layers)
         self.operations = Operations()
         self.output: Any = None
+        self.answers: Answered | None = None
 
     def run(self, batch: Any, number: int) -> dict[str, Tensor]:
         """Each spiking neuron's spikes (T, B, ...), uint8, by name."""
@@ -127,7 +138,9 @@ class OperationCounter:
 
         with torch.no_grad():
             self.output = self.runner(batch, hooks=self._hooks(), on_step=on_step)
-        return spikes_of_steps.stacked()
+        spikes = spikes_of_steps.stacked()
+        self.answers = answered(self.output, sequences_of(spikes))
+        return spikes
 
     def _hooks(self) -> Iterator[Any]:
         for part in self.parts:

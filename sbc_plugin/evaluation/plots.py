@@ -10,30 +10,30 @@ import re
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from html import escape
 from typing import Any, ParamSpec
 
 from sbc_plugin.errors import extra
-from sbc_plugin.evaluation.evaluate import BINS, Activity, Evaluation
+from sbc_plugin.evaluation.evaluate import BINS, Activity
 from sbc_plugin.evaluation.points import POINTS, Point
-from sbc_plugin.evaluation.report import Report
 from sbc_plugin.evaluation.text import printable
 
 with extra("plots"):
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 BEFORE, AFTER = "#0072B2", "#D55E00"
 INK = "#010203"  # stands for the page's text colour until the SVG is text
-WIDTH = 4.6  # inches: text stays readable on a telephone
-LONGEST = 40  # characters of a name beside an axis, which needs the rest of the width
+WIDTH = 4.6  # inches: with this type, text is 12 pixels high or more on a telephone that is 390 wide
+TYPE = 11.5  # points; the page takes smaller type where the figure is shown wider
 STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name with $ is a name
     "svg.hashsalt": "sbc",  # the same figure gives the same text
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": TYPE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     **{name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
@@ -115,34 +115,6 @@ def rates(activity: Activity) -> str:
 
 
 @_styled
-def layers(report: Report, evaluation: Evaluation | None) -> str:
-    """Sparsity and relative loss of each layer, and spike distance of each neuron module where it was measured."""
-    rows = [(layer.name, layer.sparsity) for layer in report.layers]
-    bars = [("sparsity", rows, False), ("loss of the layer", [(x.name, x.loss) for x in report.layers], True)]
-    if evaluation is not None:
-        neurons = evaluation.comparison.neurons
-        bars.append(("spike distance behind it", [(n.name, n.distance) for n in neurons], True))
-    figure = Figure(
-        figsize=(WIDTH, 0.5 + sum(0.34 + 0.17 * len(values) for _, values, _ in bars)), layout="constrained"
-    )
-    heights = [1 + len(values) for _, values, _ in bars]
-    grid = figure.subplots(len(bars), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for axes, (title, values, open_end) in zip(grid, bars, strict=True):
-        names, numbers = [name for name, _ in values], [number for _, number in values]
-        finite = [number for number in numbers if number < float("inf")]
-        right = max([*finite, 1e-9]) * 1.25 if open_end else 1.18
-        axes.barh(range(len(names)), [min(number, right) for number in numbers], color=BEFORE, height=0.6)
-        for row, number in enumerate(numbers):
-            text = f"{number:.1%}" if not open_end else f"{number:.3g}"
-            axes.text(min(number, right * 0.86) + right * 0.01, row, text, va="center", fontsize=8)
-        axes.set(yticks=range(len(names)), xlim=(0, right))
-        axes.set_yticklabels([_short(name) for name in names])
-        axes.invert_yaxis()
-        axes.set_title(title, loc="left", fontsize=9)
-    return _svg(figure, "Sparsity, loss and spike distance by layer")
-
-
-@_styled
 def trade(points: tuple[Point, list[Point], list[Point]], cost: str, unit: str) -> str:
     """Accuracy of networks over what they cost, on a logarithmic axis.
 
@@ -157,13 +129,18 @@ def trade(points: tuple[Point, list[Point], list[Point]], cost: str, unit: str) 
 
     def draw(which: list[Point], **look: Any) -> None:
         shown = [each for each in which if getattr(each, cost) > 0]  # a logarithm has no place for 0
-        axes.plot([getattr(p, cost) for p in shown], [scale * p.accuracy for p in shown], **look)
+        axes.plot([getattr(p, cost) / 1000 for p in shown], [scale * p.accuracy for p in shown], **look)
 
-    draw(line, color=AFTER, linewidth=1.2, label="best for its cost")
+    draw(line, color=AFTER, linewidth=1.2, label="best")
     draw(others, color=AFTER, marker="o", markersize=4.5, markerfacecolor="none", linestyle="none", label="compressed")
     draw([dense], color=BEFORE, marker="s", markersize=6, linestyle="none", label="dense")
-    what = {"packed_bytes": "size, bytes", "operations": "synaptic operations a sequence"}[cost]
+    what = {"packed_bytes": "size, kB", "operations": "thousand synaptic operations a sequence"}[cost]
     axes.set(xscale="log", xlabel=what, ylabel="accuracy, %" if unit == POINTS else "score")
+    # Of its own accord matplotlib writes powers as formulas, which a page without a typesetter shows as they are.
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high > 6 * low else (1, 1.5, 2, 3, 4, 5, 7)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure, axes)
     return _svg(figure, f"Accuracy over {what}")
 
@@ -174,22 +151,14 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1.2
+    )
 
 
 def _few(count: int) -> list[int]:
     """Places of at most five ticks."""
     return list(range(0, count, max(1, -(-count // 5))))
-
-
-def _short(name: str) -> str:
-    """The name of a layer beside an axis; of one that is too long, its beginning and its end.
-
-    >>> _short("block1.conv"), _short("x" * 30 + "y" * 30)
-    ('block1.conv', 'xxxxxxxxxxxxxxxxxxxx…yyyyyyyyyyyyyyyyyyy')
-    """
-    name = printable(name)
-    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[1 - LONGEST // 2 :]}"
 
 
 def _svg(figure: Figure, title: str) -> str:
@@ -198,4 +167,5 @@ def _svg(figure: Figure, title: str) -> str:
     svg = text.getvalue()
     # only where it is a colour, not in the name of a layer
     coloured = re.sub(r'style="[^"<>]*"', lambda style: style[0].replace(INK, "currentColor"), svg)
-    return coloured[coloured.index("<svg") :]
+    drawn = re.sub(r'<g id="[^"]*"', "<g", coloured[coloured.index("<svg") :])  # which are the same in each figure
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(printable(title))}" ', 1)

@@ -29,6 +29,7 @@ class LayerReport:
         loss: relative: 0 = unchanged, 1 = the layer's output removed; before tuning. Where a layer is solved in several
             stages (rounds of pruning; pruning, tuning, quantisation), the sum of these.
         seconds: to solve, in all stages.
+        neurons: names of the modules that its weights feed.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LayerReport:
     bits: int
     loss: float
     seconds: float
+    neurons: list[str] = field(default_factory=list)
 
     def after(self, earlier: "LayerReport") -> "LayerReport":
         """This stage's row, with the loss and the time of the ``earlier`` stages."""
@@ -61,6 +63,8 @@ class Report:
         stages: name -> seconds of each stage, which add up to ``seconds``.
         recipe: the settings of the call with all that they left open as it was decided: the same model, data and
             forward with ``**recipe.arguments()`` give the same bits. None in reports of earlier versions.
+        warnings: name of a layer, of neurons, "calibration data" or "output" -> what should be known of it: few or
+            alike sequences, classes without one, ties, silence.
     """
 
     layers: list[LayerReport]
@@ -71,6 +75,7 @@ class Report:
     left_alone_zeros: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     recipe: Recipe | None = None
+    warnings: dict[str, str] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -109,6 +114,7 @@ class Report:
             "seconds": self.seconds,
             "stages": dict(self.stages),
             "recipe": None if self.recipe is None else self.recipe.to_dict(),
+            "warnings": dict(self.warnings),
         }
 
     @classmethod
@@ -132,7 +138,8 @@ class Report:
             others = (int(content.get("left_alone", 0)), int(content.get("left_alone_zeros", 0)))
             stages = {str(name): float(seconds) for name, seconds in content.get("stages", {}).items()}
             recipe = None if content.get("recipe") is None else Recipe.from_dict(content["recipe"])
-            return cls(layers, skipped, settings, float(content["seconds"]), *others, stages, recipe)
+            warnings = {str(name): str(text) for name, text in content.get("warnings", {}).items()}
+            return cls(layers, skipped, settings, float(content["seconds"]), *others, stages, recipe, warnings)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"this is no report of compress(): {error!r}; give what to_dict() returned"
@@ -167,6 +174,7 @@ class Report:
             )
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
         lines.append(f"{zeros}; {self.seconds:.1f} s" + (f" ({parts})" if parts else ""))
+        lines += [f"warning: {printable(name)}: {text}" for name, text in self.warnings.items()]
         lines += [f"note: {printable(name)}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 

@@ -4,45 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sbc_plugin.core.paired import PairedDrop
 from sbc_plugin.errors import CheckpointError
+from sbc_plugin.evaluation.answers import Check, counted_sequences
 from sbc_plugin.evaluation.points import HEADS, POINTS, Point
 from sbc_plugin.evaluation.report import Report
 from sbc_plugin.evaluation.text import as_json, of_fields, table
-
-
-@dataclass(frozen=True)
-class Check:
-    """Both networks on the half of the test data that the search did not see.
-
-    Attributes:
-        accuracy_dense: fraction of right answers of the dense network.
-        accuracy: the same of the network that was chosen.
-        sequences: of this half.
-        lost: of them, those that only the dense network answers rightly.
-        won: of them, those that only the compressed one answers rightly.
-    """
-
-    accuracy_dense: float
-    accuracy: float
-    sequences: int
-    lost: int
-    won: int
-
-    @property
-    def paired(self) -> PairedDrop:
-        """The drop as fractions, with its 95 % interval."""
-        return PairedDrop(self.sequences, self.lost, self.won)
-
-    @property
-    def drop(self) -> float:
-        """Points of accuracy that were lost."""
-        return 100 * self.paired.drop
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the drop, in points."""
-        return 100 * self.paired.low, 100 * self.paired.high
 
 
 @dataclass(frozen=True)
@@ -87,9 +53,8 @@ class SearchReport:
         width = (high - low) / 2
         if width <= self.max_drop:
             return ""
-        start = (
-            f"{_sequences(self.check.sequences)} cannot tell {self.max_drop:g} points: their interval is ±{width:.1f}"
-        )
+        seen = counted_sequences(self.check.sequences)
+        start = f"{seen} cannot tell {self.max_drop:g} points: their interval is ±{width:.1f}"
         if not self.max_drop > 0:
             return f"{start}, and no number of sequences can"
         needed = 2 * self.check.paired.sequences_for(self.max_drop / 100)
@@ -117,8 +82,8 @@ class SearchReport:
             verdict = f"MORE THAN {self.max_drop:g}, against what the search saw: search again with more test data"
         return (
             f"{start}; accuracy {self.check.accuracy_dense:.1%} -> {self.check.accuracy:.1%} on "
-            f"{_sequences(self.check.sequences)} that the search did not see: a drop of {self.check.drop:.1f} points, "
-            f"95 % interval {low:.1f} to {high:.1f} ({verdict})"
+            f"{counted_sequences(self.check.sequences)} that the search did not see: a drop of "
+            f"{self.check.drop:.1f} points, 95 % interval {low:.1f} to {high:.1f} ({verdict})"
         )
 
     def _asked(self, point: Point) -> str:
@@ -174,9 +139,7 @@ class SearchReport:
         rows = [[mark, *point.cells(self.unit)] for mark, point in zip(marks, points, strict=True)]
         lines = table(["network", *HEADS], rows)
         if self.sequences:
-            lines.append(f"measured on {_sequences(self.sequences)} of the test data; {self.seconds:.1f} s in all")
+            lines.append(
+                f"measured on {counted_sequences(self.sequences)} of the test data; {self.seconds:.1f} s in all"
+            )
         return "\n".join([*lines, *([self.noise] if self.noise else []), self.answer])
-
-
-def _sequences(count: int) -> str:
-    return f"{count:,} sequence{'' if count == 1 else 's'}"

@@ -1,9 +1,7 @@
 """Searches and sweeps as pages that need no network: the answer, accuracy over cost, and a table of all points."""
 
-from html import escape
-
 from sbc_plugin.evaluation.evaluate import Evaluation
-from sbc_plugin.evaluation.page import document, html_table, sections
+from sbc_plugin.evaluation.page import advice_list, document, html_table, sections, verdict_box
 from sbc_plugin.evaluation.points import HEADS, Point
 from sbc_plugin.evaluation.search_report import SearchReport
 from sbc_plugin.evaluation.sweep_table import SweepTable
@@ -20,9 +18,9 @@ def search_page(found: SearchReport, evaluation: Evaluation | None = None, title
         evaluation: of the network that was chosen.
         title: plain text.
     """
-    marks = ["chosen" if number == found.chosen else "" for number in range(len(found.points))]
-    parts = [f"<p>{escape(text)}</p>" for text in (found.answer, found.noise) if text]
-    parts += [LINE, _figures(found)]
+    marks = ["chosen" if number == found.chosen else "tried" for number in range(len(found.points))]
+    missed = found.best is None or (found.check is not None and found.check.interval[0] > found.max_drop)
+    parts = [verdict_box(f"{found.answer}.", missed), *advice_list(_advice(found, missed)), LINE, _figures(found)]
     parts += ["<h2>Networks that were tried</h2>", _table(found.dense, found.points, marks, found.unit)]
     if found.report is not None:
         parts += ["<h2>The network that was chosen</h2>", *sections(found.report, evaluation)]
@@ -37,11 +35,24 @@ def sweep_page(found: SweepTable, title: str = "Sweep") -> str:
         title: plain text.
     """
     best = found.pareto()
-    marks = ["*" if point in best else "" for point in found.points]
-    parts = [LINE, _figures(found)]
+    marks = ["best" if point in best else "other" for point in found.points]
+    parts = [verdict_box(found.answer, False), LINE, _figures(found)]
     parts += ["<h2>All networks</h2>", _table(found.dense, found.points, marks, found.unit)]
-    parts.append("<p>*: no smaller network is as accurate.</p>")
+    parts.append("<p>Best: no smaller network is as accurate.</p>")
     return document(title, parts)
+
+
+def _advice(found: SearchReport, missed: bool) -> list[str]:
+    """What to do next."""
+    advice = [f"{found.noise[:1].upper()}{found.noise[1:]}."] if found.noise else []
+    if missed:
+        advice.append("Search again with more test data, or with a larger calibration set.")
+    elif found.chosen is not None and all(point.drop <= found.max_drop for point in found.points):
+        advice.append(
+            "All networks that were tried stay within the tolerance: a stricter one, or both sparsity and bits, are "
+            "worth another search."
+        )
+    return advice
 
 
 def _figures(found: SearchReport | SweepTable) -> str:

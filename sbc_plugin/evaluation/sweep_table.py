@@ -39,6 +39,28 @@ class SweepTable:
                 best.append(point)
         return best
 
+    @property
+    def answer(self) -> str:
+        """The smallest network whose loss may be chance, in a sentence; where nothing tells, the most accurate one."""
+        known = [point for point in self.points if point.low is not None]
+        within = [point for point in known if point.low is not None and point.low <= 0]
+        if known and not within:
+            return f"Each of {len(known)} networks loses more than chance: sweep milder ones."
+        best = min(within, key=lambda each: each.packed_bytes, default=None)
+        start = "The smallest network that loses no more than chance"
+        if best is None:
+            best = max(self.points, key=lambda each: (each.accuracy, -each.packed_bytes), default=None)
+            start = "The best network"
+        if best is None:
+            return "No network was made."
+        sparsity, bits, accuracy, drop, interval, size = best.cells(self.unit)[:6]
+        what = [f"sparsity {sparsity}"] * (best.sparsity is not None) + [f"{bits} bits"] * (best.bits is not None)
+        ratio = f", {self.dense.packed_bytes / best.packed_bytes:.1f} times smaller" if best.packed_bytes else ""
+        before = self.dense.cells(self.unit)[2]
+        end = f"a loss of {drop} points, 95 % interval {interval}" if within else "which has no interval"
+        chosen = f"; chosen among {len(self.points)}, so check it on other data" if len(self.points) > 1 else ""
+        return f"{start}: {', '.join(what)}: {size} kB{ratio}; {before} -> {accuracy}, {end}{chosen}."
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
         return asdict(self)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
 
+LONGEST = 40  # characters of a name in a sentence or beside an axis
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as text, because JSON has no numbers of this kind
 
 
@@ -21,6 +22,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(name: str) -> str:
+    """The name of a layer in a sentence or beside an axis; of one that is too long, its beginning and its end.
+
+    >>> shortened("block1.conv"), shortened("x" * 30 + "y" * 30)
+    ('block1.conv', 'xxxxxxxxxxxxxxxxxxxx…yyyyyyyyyyyyyyyyyyy')
+    """
+    name = printable(name)
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[1 - LONGEST // 2 :]}"
 
 
 def table(heads: list[str], rows: list[list[str]]) -> list[str]:
