@@ -24,8 +24,16 @@ from integration_tests.benchmarks.train import fit
 from sbc_plugin.demo.run import Budget
 from sbc_plugin.settings import Prune
 
-NETWORKS = ("digits", "2fc-events")
-SPARSITIES = (0.95, 0.98)
+SPARSITIES = {
+    "digits": (0.95, 0.98),
+    "2fc-events": (0.95, 0.98),
+    "letters-lif": (0.8, 0.9),
+    "letters-adaptive": (0.8, 0.9),
+    "mnist-integrators": (0.9, 0.95),
+    "mnist-subtract": (0.8, 0.9),
+    "clothes-subtract": (0.8, 0.9),
+    "digits-adaptive": (0.8, 0.9),
+}
 SEEDS = (0, 1, 2)
 ROUNDS, SHARE = 6, 2 / 3  # how many; of the training's epochs, in each
 FINE_TUNING = (1, 5)  # epochs
@@ -96,7 +104,7 @@ def settings(method: str, sparsity: float) -> str:
     return METHODS["tuned" if method == TUNED else "sbc"].settings(budget)
 
 
-def lines(known: Known = lambda line: False, networks: tuple[str, ...] = NETWORKS) -> Iterator[Line]:
+def lines(known: Known = lambda line: False, networks: tuple[str, ...] = tuple(SPARSITIES)) -> Iterator[Line]:
     """Measure what is not known yet: a line for each network, seed, sparsity and way."""
     for name in networks:
         subject = SUBJECTS[name]
@@ -104,7 +112,7 @@ def lines(known: Known = lambda line: False, networks: tuple[str, ...] = NETWORK
             dense, parts = subject.trained(seed), subject.parts(seed)
             judge = Judge.of(subject, dense, parts.test)
             start = judge.measure(dense)["accuracy"]
-            for sparsity in tqdm(SPARSITIES, desc=f"retraining, {name}, seed {seed}", leave=False, disable=None):
+            for sparsity in tqdm(SPARSITIES[name], desc=f"retraining, {name}, seed {seed}", leave=False, disable=None):
                 mark = [weights_digest(dense), str(subject.case.training)]
                 for method, work in ways(subject.case, dense, parts, seed, sparsity).items():
                     line = {"network": name, "seed": seed, "budget": f"{100 * sparsity:g} % sparse", "method": method}
