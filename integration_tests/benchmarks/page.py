@@ -30,6 +30,7 @@ from integration_tests.benchmarks import (
     retraining,
     scale,
     solver_speed,
+    step_length,
     sweeps,
     tables,
     ties,
@@ -298,6 +299,8 @@ def page() -> str:
     text += ablation_sections(records.read("ablations"))
     text += ["## Retraining", "", retraining.__doc__ or "", "Command: `make bench CASE=retraining`.", ""]
     text += [retraining.table(found) if (found := records.read("retraining")) else NOT_RUN, ""]
+    text += ["## Step length", "", step_length.__doc__ or "", "Command: `make bench CASE=step_length`.", ""]
+    text += [step_length.table(found) if (found := records.read("step_length")) else NOT_RUN, ""]
     text += ["## The default's time", "", default_time.__doc__ or "", "Command: `make bench CASE=default_time`.", ""]
     text += [default_time.table(found) if (found := records.read("default_time")) else NOT_RUN, ""]
     text += ["## Fine-tuning", "", finetuning.__doc__ or "", "Command: `make bench CASE=finetuning`.", ""]
