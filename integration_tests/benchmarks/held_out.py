@@ -40,9 +40,11 @@ def table(found: dict[str, list[Line]]) -> str:
             lines = found.get(case.name, [])
             for budget in case.budgets:
                 values = [lost(lines, budget.title, methods) for methods in (PLAIN, *((way,) for way in WAYS))]
-                if not all(values):
+                if not any(values):
                     continue
-                rows.append([case.name, budget.title, *(tables.spread(each) for each in values)])
+                rows.append([case.name, budget.title, *(tables.spread(each) if each else "" for each in values)])
+                if not all(values):  # not measured yet
+                    continue
                 means.setdefault(budget.title, []).append([tables.mean(each) for each in values])
         for title, each in means.items():
             rows.append(
