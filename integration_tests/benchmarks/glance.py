@@ -7,13 +7,7 @@ from integration_tests.benchmarks import plots, tables
 from integration_tests.benchmarks.records import Line
 
 BUDGET, MILD, FEW = "90 % sparse, 4 bits", "4 bits", "2 bits on average"
-SHOWN = {"magnitude": "magnitude", "obc": "M = I (OBC, GPTQ)", "sbc": "SBC, one shot", "tuned": "SBC, tuned"}
-
-
-def drops(lines: list[Line], budget: str, method: str) -> list[float]:
-    """Points that each seed has lost; none where the case has no such line."""
-    dense = {line["seed"]: line["accuracy"] for line in lines if line["method"] == "none"}
-    return [100 * (dense[line["seed"]] - line["accuracy"]) for line in _of(lines, budget, method)]
+SHOWN = ("magnitude", "obc", "sbc", "tuned")
 
 
 def times_smaller(lines: list[Line], budget: str, method: str) -> float:
@@ -32,7 +26,8 @@ def _with(cases: dict[str, list[Line]], budget: str) -> dict[str, list[Line]]:
 
 
 def _lost(cases: dict[str, list[Line]], budget: str, method: str) -> list[float]:
-    return [tables.mean(drops(lines, budget, method)) for lines in cases.values() if drops(lines, budget, method)]
+    found = (tables.lost(lines, budget, method) for lines in cases.values())
+    return [tables.mean(points) for points in found if points]
 
 
 def _range(values: list[float], digits: int = 0) -> str:
@@ -81,11 +76,11 @@ def draw(lines: list[Line], path: Path) -> Path:
         mine = [line for line in lines if line["case"] == case]
         dense = 100 * tables.mean([line["accuracy"] for line in mine if line["method"] == "none"])
         axis.plot([dense, dense], [place - 0.35, place + 0.35], color="#767676", linewidth=2, label="dense")
-        for method, title in SHOWN.items():
+        for method in SHOWN:
             found = [100 * line["accuracy"] for line in _of(mine, BUDGET, method)]
             error = tables.standard_error(found) if len(found) > 1 else 0.0
             style = plots.STYLES[method] | {"linestyle": "none"}
-            axis.errorbar(tables.mean(found), place, xerr=error, capsize=2, label=title, **style)
+            axis.errorbar(tables.mean(found), place, xerr=error, capsize=2, label=tables.NAMES[method], **style)
     smaller = {case: times_smaller([x for x in lines if x["case"] == case], BUDGET, "tuned") for case in cases}
     names = [f"{case}, {smaller[case]:.0f}x smaller" for case in reversed(cases)]
     axis.set_yticks(range(len(cases)), names)

@@ -5,8 +5,6 @@ belong to it). The other half only reports: its networks and its data sets are i
 the dense network, and the lowest of a row is best.
 """
 
-from collections.abc import Sequence
-
 from integration_tests.benchmarks import tables
 from integration_tests.benchmarks.records import Line
 from integration_tests.benchmarks.sequence_cases import DEVELOPMENT, HELD_OUT
@@ -14,16 +12,6 @@ from integration_tests.benchmarks.sequence_cases import DEVELOPMENT, HELD_OUT
 PLAIN = ("magnitude", "rtn")
 WAYS = ("obc", "sbc", "tuned")
 HALVES = {"development": DEVELOPMENT, "held out": HELD_OUT}
-
-
-def lost(lines: Sequence[Line], budget: str, methods: Sequence[str]) -> list[float]:
-    """Points below the dense network of the same seed, a value a seed."""
-    dense = {line["seed"]: line["accuracy"] for line in lines if line["method"] == "none"}
-    return [
-        100 * (dense[line["seed"]] - line["accuracy"])
-        for line in lines
-        if line["budget"] == budget and line["method"] in methods and line["seed"] in dense and "failed" not in line
-    ]
 
 
 def table(found: dict[str, list[Line]]) -> str:
@@ -39,7 +27,7 @@ def table(found: dict[str, list[Line]]) -> str:
         for case in cases:
             lines = found.get(case.name, [])
             for budget in case.budgets:
-                values = [lost(lines, budget.title, methods) for methods in (PLAIN, *((way,) for way in WAYS))]
+                values = [tables.lost(lines, budget.title, *methods) for methods in (PLAIN, *((way,) for way in WAYS))]
                 if not any(values):
                     continue
                 rows.append([case.name, budget.title, *(tables.spread(each) if each else "" for each in values)])

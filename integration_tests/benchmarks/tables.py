@@ -149,6 +149,16 @@ def overview(cases: dict[str, list[Line]]) -> str:
     return markdown([*heads, "tuned above published", "tuned above dense"], rows)
 
 
+def lost(lines: Sequence[Line], budget: str, *methods: str) -> list[float]:
+    """Points below the dense network of the same seed, a value a seed of each method; [] where nothing was measured."""
+    dense = {line["seed"]: line["accuracy"] for line in lines if line["method"] == "none"}
+    return [
+        100 * (dense[line["seed"]] - line["accuracy"])
+        for line in lines
+        if line["budget"] == budget and line["method"] in methods and line["seed"] in dense and "failed" not in line
+    ]
+
+
 def _accuracies(lines: list[Line], budget: str, method: str) -> dict[int, float]:
     return {line["seed"]: line["accuracy"] for line in lines if (line["budget"], line["method"]) == (budget, method)}
 

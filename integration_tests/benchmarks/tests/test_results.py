@@ -49,7 +49,7 @@ def test_default_tuning_gains_where_outputs_are_tied_or_silent() -> None:
 def test_the_readme_says_how_much_smaller_networks_become() -> None:
     cases = {name: records.read(name) for name in SUBJECTS}
     mild, hard = (
-        [glance.times_smaller(lines, budget, method) for lines in cases.values() if glance.drops(lines, budget, method)]
+        [glance.times_smaller(lines, budget, method) for lines in cases.values() if tables.lost(lines, budget, method)]
         for budget, method in ((glance.MILD, "sbc"), (glance.BUDGET, "tuned"))
     )
     assert f"{min(mild):.0f} to {max(hard):.0f} times smaller" in page.README.read_text()
