@@ -218,6 +218,14 @@ SPECIAL = {
 }
 
 
+SECTIONS = {  # title, what stands below it, and the table
+    "retraining": ("Retraining", retraining.__doc__, retraining.table),
+    "step_length": ("Step length", step_length.__doc__, step_length.table),
+    "default_time": ("The default's time", default_time.__doc__, default_time.table),
+    "finetuning": ("Fine-tuning", finetuning.__doc__, finetuning.table),
+    "budget": ("One budget", budget.__doc__, budget.table),
+    "few_spikes": ("Few output spikes", few_spikes.__doc__, few_spikes.table),
+}
 SAYS = {  # written by people, without a number that is not in the figure
     "samples": (
         "One sequence in all is useless where there are ten classes, and one for each class is much worse than ten. "
@@ -297,18 +305,9 @@ def page() -> str:
         text += _section(subject, lines[name]) if lines[name] else []
     text += ["## Networks not seen", "", held_out.__doc__ or "", held_out.table(lines)]
     text += ablation_sections(records.read("ablations"))
-    text += ["## Retraining", "", retraining.__doc__ or "", "Command: `make bench CASE=retraining`.", ""]
-    text += [retraining.table(found) if (found := records.read("retraining")) else NOT_RUN, ""]
-    text += ["## Step length", "", step_length.__doc__ or "", "Command: `make bench CASE=step_length`.", ""]
-    text += [step_length.table(found) if (found := records.read("step_length")) else NOT_RUN, ""]
-    text += ["## The default's time", "", default_time.__doc__ or "", "Command: `make bench CASE=default_time`.", ""]
-    text += [default_time.table(found) if (found := records.read("default_time")) else NOT_RUN, ""]
-    text += ["## Fine-tuning", "", finetuning.__doc__ or "", "Command: `make bench CASE=finetuning`.", ""]
-    text += [finetuning.table(found) if (found := records.read("finetuning")) else NOT_RUN, ""]
-    text += ["## One budget", "", budget.__doc__ or "", "Command: `make bench CASE=budget`.", ""]
-    text += [budget.table(found) if (found := records.read("budget")) else NOT_RUN, ""]
-    text += ["## Few output spikes", "", few_spikes.__doc__ or "", "Command: `make bench CASE=few_spikes`.", ""]
-    text += [few_spikes.table(found) if (found := records.read("few_spikes")) else NOT_RUN, ""]
+    for name, (title, about, table) in SECTIONS.items():
+        text += [f"## {title}", "", about or "", f"Command: `make bench CASE={name}`.", ""]
+        text += [table(found) if (found := records.read(name)) else NOT_RUN, ""]
     for name, special in SPECIAL.items():
         text += [f"## {special.title}", "", special.about, f"Command: `make bench CASE={name}`.", ""]
         text += [special.table(found) if (found := records.read(name)) else NOT_RUN, ""]
