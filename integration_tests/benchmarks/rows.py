@@ -30,7 +30,12 @@ NOISE = 0.5  # its deviation, in those of a taxel
 
 def by_rows(images: Tensor, hold: int) -> Tensor:
     """Images (N, h, w) from 0 to 1: (h * hold, N, w), each row shown for ``hold`` steps; a white pixel is 3."""
-    return 3 * images.transpose(0, 1).repeat_interleave(hold, dim=0)
+    return 3 * _held(images, hold)
+
+
+def _held(samples: Tensor, hold: int) -> Tensor:
+    """Samples (N, T, n) as (T * hold, N, n), each step shown for ``hold`` steps."""
+    return samples.transpose(0, 1).repeat_interleave(hold, dim=0)
 
 
 def by_rate(images: Tensor, steps: int, most: float = 0.5) -> Tensor:
@@ -89,10 +94,6 @@ def clothes(encode: Callable[[Tensor], Tensor]) -> Split:
     return Split(some(whole.known, known), some(whole.held_out, tested), encode, calibrating)
 
 
-def _shown(recordings: Tensor, hold: int) -> Tensor:
-    return recordings.transpose(0, 1).repeat_interleave(hold, dim=0)
-
-
 def letters(hold: int) -> Split:
     """900 recordings to train on, 300 of them to calibrate with, 450 to test with; (76 * hold, N, 4), standardised.
 
@@ -112,4 +113,4 @@ def letters(hold: int) -> Split:
     noise = torch.randn(traces.shape, generator=torch.Generator().manual_seed(NOISE_SEED))
     traces = (traces + NOISE * noise) / 3  # without noise every network reads every letter
     labels = torch.tensor([names.index(one["letter"]) for one in stored])
-    return _split(traces, labels, LETTERS, partial(_shown, hold=hold))
+    return _split(traces, labels, LETTERS, partial(_held, hold=hold))

@@ -9,17 +9,24 @@ INITIAL_DEVIATION = 2.0  # of a current, in thresholds
 SURROGATE_WIDTH = 5.0  # SuperSpike's alpha; at Norse's 100 no gradient passes ten layers
 
 
-class Spiking(nn.Module):
+class First(nn.Module):
+    """What a module with a state returns first: its spikes or voltages (T, B, ...), from rest."""
+
+    def __init__(self, over_time: nn.Module) -> None:
+        super().__init__()
+        self.over_time = over_time
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.over_time(x)[0]
+        return out
+
+
+class Spiking(First):
     """LIFBox neurons with a membrane of ``tau`` steps: currents (T, B, ...) in, spikes (T, B, ...) out, from rest."""
 
     def __init__(self, tau: float) -> None:
-        super().__init__()
         p = LIFBoxParameters(tau_mem_inv=torch.tensor(1 / (tau * DT)), alpha=torch.tensor(SURROGATE_WIDTH))
-        self.over_time = Lift(LIFBoxCell(p, dt=DT))
-
-    def forward(self, current: Tensor) -> Tensor:
-        spikes: Tensor = self.over_time(current)[0]
-        return spikes
+        super().__init__(Lift(LIFBoxCell(p, dt=DT)))
 
 
 class Merged(nn.Sequential):

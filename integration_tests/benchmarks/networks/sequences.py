@@ -5,6 +5,7 @@ network from a NIR file has it, loops over time and sends its spikes through a L
 subtract the threshold.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -30,7 +31,15 @@ from norse.torch import (
 from norse.torch.functional.reset import reset_subtract, reset_value
 from torch import Tensor, nn
 
-from integration_tests.benchmarks.networks.neurons import DT, SURROGATE_WIDTH, SumOverTime
+from integration_tests.benchmarks.networks.neurons import (
+    DT,
+    INITIAL_DEVIATION,
+    SURROGATE_WIDTH,
+    First,
+    Merged,
+    Spiking,
+    SumOverTime,
+)
 
 TAU_MEM, TAU_SYN, TAU_ADAPT = 8.0, 2.0, 60.0  # steps
 ADAPTATION, REFRACTORY = 0.03, 2.0  # thresholds a spike; steps
@@ -52,24 +61,11 @@ def lif_parameters() -> LIFParameters:
 
 def _begun(module: nn.Module) -> nn.Module:
     """A recurrent module of Norse whose initial weights are scaled as an :class:`Explicit` layer's."""
-    for weight, size in ((module.input_weights, ENTERING), (module.recurrent_weights, RETURNING)):
-        with torch.no_grad():
-            weight.copy_(torch.randn_like(weight) * size * weight.shape[1] ** -0.5 / TAU_SYN)
     with torch.no_grad():
+        for weight, size in ((module.input_weights, ENTERING), (module.recurrent_weights, RETURNING)):
+            weight.copy_(torch.randn_like(weight) * size * weight.shape[1] ** -0.5 / TAU_SYN)
         module.recurrent_weights.fill_diagonal_(0.0)
     return First(module)
-
-
-class First(nn.Module):
-    """What a module with a state returns first: its spikes or voltages (T, B, n), from rest."""
-
-    def __init__(self, over_time: nn.Module) -> None:
-        super().__init__()
-        self.over_time = over_time
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.over_time(x)[0]
-        return out
 
 
 def lif(inputs: int, hidden: int) -> nn.Module:
@@ -168,53 +164,39 @@ def integrators(sizes: tuple[int, ...], gain: float = 2.0) -> nn.Module:
     return nn.Sequential(*_scaled(nn.Sequential(*layers), gain), nn.Linear(sizes[-2], sizes[-1]), SumOverTime())
 
 
-class Rows(nn.Module):
-    """A convolution along one axis, at each step: (T, B, C, n) to (T, B, D, n // stride)."""
-
-    def __init__(self, before: int, after: int, stride: int = 2) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(before, after, 5, stride=stride, padding=2, bias=False)
-        self.norm = nn.BatchNorm1d(after)
-        nn.init.constant_(self.norm.weight, 2.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.conv(x.flatten(0, 1))).unflatten(0, x.shape[:2])
-        return out
+def _along_rows(before: int, after: int) -> Merged:
+    """A convolution along one axis, at each step: (T, B, before, n) to (T, B, after, n / 2), and BatchNorm."""
+    conv, norm = nn.Conv1d(before, after, 5, stride=2, padding=2, bias=False), nn.BatchNorm1d(after)
+    nn.init.constant_(norm.weight, INITIAL_DEVIATION)
+    return Merged(OrderedDict(conv=conv, norm=norm))
 
 
 def rows_1d(pixels: int, classes: int, width: int = 16) -> nn.Module:
     """Two convolutions along each row of an image whose rows are the steps, then two linear layers."""
-
-    def neurons() -> nn.Module:
-        p = LIFBoxParameters(tau_mem_inv=_inverse(TAU_SYN), alpha=torch.tensor(SURROGATE_WIDTH))
-        return First(Lift(LIFBoxCell(p, dt=DT)))
-
     features = 2 * width * ((pixels + 3) // 4)
     return nn.Sequential(
         nn.Unflatten(2, (1, pixels)),
-        Rows(1, width),
-        neurons(),
-        Rows(width, 2 * width),
-        neurons(),
+        _along_rows(1, width),
+        Spiking(TAU_SYN),
+        _along_rows(width, 2 * width),
+        Spiking(TAU_SYN),
         nn.Flatten(2),
         nn.Linear(features, 64),
-        neurons(),
+        Spiking(TAU_SYN),
         nn.Linear(64, classes),
         SumOverTime(),
     )
 
 
-class LastVoltage(nn.Module):
+class LastVoltage(First):
     """Leaky integrators; the voltage after the last step, (T, B, n) to (B, n)."""
 
     def __init__(self) -> None:
-        super().__init__()
         p = LIParameters(tau_mem_inv=_inverse(TAU_MEM), tau_syn_inv=_inverse(TAU_SYN))
-        self.over_time = Lift(LICell(p, dt=DT))
+        super().__init__(Lift(LICell(p, dt=DT)))
 
     def forward(self, x: Tensor) -> Tensor:
-        voltages: Tensor = self.over_time(x)[0]
-        return voltages[-1]
+        return super().forward(x)[-1]
 
 
 def autoencoder(pixels: int, hidden: int = 128, code: int = 32) -> nn.Module:
