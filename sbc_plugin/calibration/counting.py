@@ -4,7 +4,7 @@ Operations of torch, the elements that they write, and multiplications each coun
 core of a processor.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,14 @@ def affordable(steps: int, step: Cost, one_shot: float, lost: float | None = Non
     return next((round(part * steps) for part in PARTS if part * steps * step.seconds <= most), 0)
 
 
+def solving_seconds(layers: Iterable[SpikingLayer], products: Callable[[int, int, int | None], int]) -> float:
+    """What the solvers take, as counted; see :func:`one_shot_seconds` for the arguments."""
+    return sum(
+        LAYER + COLUMN * layer.columns + DOUBLE * PRODUCT * products(layer.rows, layer.columns, layer.hessians)
+        for layer in layers
+    )
+
+
 def one_shot_seconds(
     forward: Cost,
     layers: Sequence[SpikingLayer],
@@ -133,10 +141,6 @@ def one_shot_seconds(
         first: sequences of that run.
         products: that solving a layer takes, by its rows, columns and Hessians.
     """
-    solving = sum(
-        LAYER + COLUMN * layer.columns + DOUBLE * PRODUCT * products(layer.rows, layer.columns, layer.hessians)
-        for layer in layers
-    )
     summing = sum(PRODUCT * overview[layer.name].samples * layer.columns**2 for layer in layers)
     sequences = max((each.sequences for each in overview.values()), default=0)
-    return solving + summing + forward.seconds * max(sequences / first if first else 1.0, 1.0)
+    return solving_seconds(layers, products) + summing + forward.seconds * max(sequences / first if first else 1.0, 1.0)

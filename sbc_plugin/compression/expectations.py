@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sbc_plugin.calibration.counting import COLUMN, DOUBLE, LAYER, PRODUCT
+from sbc_plugin.calibration.counting import solving_seconds
 from sbc_plugin.calibration.progress import stages_of
 from sbc_plugin.compression.plan import Plan
 from sbc_plugin.core.costs import solver_products
@@ -16,9 +16,8 @@ def expectations(plan: Plan, layers: Iterable[SpikingLayer]) -> tuple[list[str],
         plan: that will be carried out.
         layers: that will be solved.
     """
-    solving = sum(
-        LAYER + COLUMN * each.columns + DOUBLE * PRODUCT * solver_products(each.rows, each.columns, each.hessians)
-        for each in layers
-    )
     stages = stages_of([(len(phase.stages), phase.tune and plan.steps > 0) for phase in plan.phases])
-    return stages, {"compressing": solving, "tuning": plan.steps * plan.trial.step.seconds}
+    return stages, {
+        "compressing": solving_seconds(layers, solver_products),
+        "tuning": plan.steps * plan.trial.step.seconds,
+    }
