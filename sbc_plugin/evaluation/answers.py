@@ -49,6 +49,11 @@ class Check:
         return self.paired.low > 0
 
     @property
+    def chance(self) -> str:
+        """Whether so few sequences could show this drop, or gain, by chance, in words."""
+        return "within chance" if self.paired.low <= 0 <= self.paired.high else "more than chance"
+
+    @property
     def summary(self) -> str:
         """The drop with its uncertainty, in words.
 
@@ -59,9 +64,8 @@ class Check:
         """
         low, high = self.interval
         what = "no loss" if self.drop == 0 else f"{'a loss' if self.drop > 0 else 'a gain'} of {abs(self.drop):.1f}"
-        chance = "within chance" if low <= 0 <= high else "more than chance"
         return (
-            f"{what} ± {(high - low) / 2:.1f} points (95 % interval {low:.1f} to {high:.1f}), {chance} for "
+            f"{what} ± {(high - low) / 2:.1f} points (95 % interval {low:.1f} to {high:.1f}), {self.chance} for "
             f"{counted_sequences(self.sequences)}"
         )
 

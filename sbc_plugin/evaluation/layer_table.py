@@ -43,8 +43,7 @@ def layer_table(report: Report, evaluation: Evaluation | None) -> str:
 
     if report.left_alone:
         rows.append(sum_row("left alone", report.left_alone, report.left_alone_zeros / report.left_alone))
-    total = sum(layer.rows * layer.columns for layer in report.layers) + report.left_alone
-    rows.append(sum_row("all", total, report.sparsity))
+    rows.append(sum_row("all", report.weights, report.sparsity))
     heads = [*LAYER, *(NEURONS if neurons else []), *REST]
     head = "".join(f'<th scope="col">{head}</th>' for head in heads)
     content = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"

@@ -78,15 +78,19 @@ class Report:
     warnings: dict[str, str] = field(default_factory=dict)
 
     @property
+    def weights(self) -> int:
+        """How many weights the model has, those that were left alone included."""
+        return sum(layer.rows * layer.columns for layer in self.layers) + self.left_alone
+
+    @property
     def sparsity(self) -> float:
         """Fraction of zeros over all weights of the model, those that were left alone included."""
-        total = sum(layer.rows * layer.columns for layer in self.layers) + self.left_alone
-        return (self._zeros + self.left_alone_zeros) / total if total else 0.0
+        return (self._zeros + self.left_alone_zeros) / self.weights if self.weights else 0.0
 
     @property
     def layer_sparsity(self) -> float:
         """Fraction of zeros over the weights of all layers together, which is what ``Prune`` asks for."""
-        total = sum(layer.rows * layer.columns for layer in self.layers)
+        total = self.weights - self.left_alone
         return self._zeros / total if total else 0.0
 
     @property

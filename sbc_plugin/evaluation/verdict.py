@@ -54,8 +54,9 @@ def verdict(report: Report, evaluation: Evaluation | None = None) -> Verdict:
     end = "" if weakest is None else f"; weakest layer: {shortened(weakest.name)}"
     name = None if weakest is None else weakest.name
     if evaluation is None:
-        count = sum(layer.rows * layer.columns for layer in report.layers) + report.left_alone
-        sentence = f"{report.sparsity:.1%} of all {count:,} weights are zero; what that did was not measured{end}."
+        sentence = (
+            f"{report.sparsity:.1%} of all {report.weights:,} weights are zero; what that did was not measured{end}."
+        )
         return Verdict(sentence, None, name, ["Measure it on data that nothing was fitted to: evaluate(), or --test."])
     found = evaluation.comparison
     worse = None if found.answers is None or found.answers.check is None else found.answers.check.worse
@@ -74,9 +75,8 @@ def _answers(evaluation: Evaluation) -> str:
         check = answers.check
         before, after = 100 * check.accuracy_dense, 100 * check.accuracy
         low, high = check.interval
-        chance = "within chance" if low <= 0 <= high else "more than chance"
         interval = f"95 % interval of the loss {low:.1f} to {high:.1f} points"
-        return f"Accuracy {before:.1f} -> {after:.1f} %, {chance} for {where} ({interval})"
+        return f"Accuracy {before:.1f} -> {after:.1f} %, {check.chance} for {where} ({interval})"
     if evaluation.accuracy is not None and evaluation.accuracy_dense is not None:
         before, after = 100 * evaluation.accuracy_dense, 100 * evaluation.accuracy
         return f"Accuracy {before:.1f} -> {after:.1f} % on {where}, with no interval in a report of this age"
