@@ -6,6 +6,7 @@
     ├── UnsupportedModelError   (TypeError)        no rule for this layer, neuron or library
     ├── CalibrationError        (ValueError)       no data, silent data, wrong shape, NaN or inf
     ├── SettingsError           (ValueError)       a setting out of range, or two that exclude each other
+    │   └── BudgetError                            a budget that the network cannot meet
     ├── SingularHessianError    (ArithmeticError)  a factorisation failed: layer, columns, samples, damping
     ├── GridMovedError          (RuntimeError)     a quantizer derived another scale after write-back
     ├── CheckpointError         (ValueError)       file does not fit the model, is damaged, or of a newer format
@@ -46,6 +47,10 @@ class CalibrationError(CompressionError, ValueError):
 
 class SettingsError(CompressionError, ValueError):
     """A setting is out of range, or two settings exclude each other."""
+
+
+class BudgetError(SettingsError):
+    """A budget is smaller than what the network takes with a weight left in each layer."""
 
 
 class SingularHessianError(CompressionError, ArithmeticError):

@@ -15,6 +15,7 @@ from integration_tests.models.nir_graphs import dense, lif
 from sbc_plugin import SearchReport
 from sbc_plugin.cli.parser import main
 from sbc_plugin.cli.series_options import bits_of, sparsities_of
+from sbc_plugin.core.storage import packed_bytes
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.nir import read
 
@@ -56,6 +57,51 @@ def test_a_search_writes_a_network_a_page_and_the_recipe_that_makes_it_again(
     assert lines[-1].startswith("written: bits.nir") and "bits: " in lines[-3]
 
 
+def test_a_search_over_sizes_keeps_within_a_chip(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("chip.yaml").write_text("bits: [4]\nfan_in: 3\nfactor: 2\n")
+    command = ["search", *FILES, *FAST, "--over", "size", "--chip", "chip.yaml", "--max-drop", "60"]
+    result = printed(capsys, *command, "-o", "small.nir", "--report", "page.html")
+    assert fits("search", result)
+    found = SearchReport.from_dict(result)
+    assert found.best is not None and found.best.factor is not None and found.report is not None
+    assert found.best.packed_bytes <= found.dense.packed_bytes / found.best.factor
+    assert {layer.bits for layer in found.report.layers} == {4}
+    weights = [each for each in read("small.nir").parameters() if each.dim() > 1]
+    assert weights and all(int((weight != 0).sum(1).max()) <= 3 for weight in weights)
+    page = Path("page.html").read_text()
+    assert f"chosen 1 / {found.best.factor:g}" in page
+
+
+@pytest.mark.parametrize("options", [["--budget", "6x"], ["--budget", "60"], ["--chip", "chip.yaml"]])
+def test_a_budget_of_compress_is_met_in_the_file(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("chip.yaml").write_text("bits: [2, 8]\nsize: 50\n")
+    result = printed(capsys, "compress", "model.nir", "--data", "spikes.npz", *FAST, *options, "-o", "small.nir")
+    weights = [each.detach() for each in read("small.nir").parameters() if each.dim() > 1]
+    dense_bytes = sum(packed_bytes(each) for each in read("model.nir").parameters() if each.dim() > 1)
+    limit = {"6x": dense_bytes / 6, "60": 60, "chip.yaml": 50}[options[1]]
+    assert 0.8 * limit < sum(packed_bytes(weight) for weight in weights) <= limit
+    note = result["report"]["skipped"]["budget"]
+    assert "asked for" in note and "delivered" in note
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "1"], "is too small"),
+        (["--budget", "soon"], "size='soon'"),
+        (["--budget", "6x", "--budget-energy", "1 nJ"], "exclude each other"),
+        (["--budget", "6x", "--sparsity", "0.5"], "leave one of the two out"),
+        (["--chip", "none.yaml"], "none.yaml"),
+        (["--chip", "model.nir"], "model.nir"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compress", "model.nir", "--data", "spikes.npz", *FAST, *options, "-o", "small.nir"]) == 1
+    assert message in capsys.readouterr().err and not Path("small.nir").exists()
+
+
 def test_a_sweep_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sweep", *FILES, *FAST, "--sparsity", "0.5,0.8", "--bits", "4,8", "-o", "table.jsonl"]
     result = printed(capsys, *command, "--report", "page.html")
@@ -72,6 +118,8 @@ def test_a_sweep_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> Non
     ("arguments", "message"),
     [
         (["search", *FILES, "--sparsity", "0.5", "-o", "o.nir"], "is what is searched"),
+        (["search", *FILES, "--over", "size", "--budget", "9x", "-o", "o.nir"], "--budget is what is searched"),
+        (["search", *FILES, "--over", "size", "--bits", "4", "-o", "o.nir"], "leave one of the two out"),
         (["search", *FILES, "--pattern", "2:4", "-o", "o.nir"], "fixes the sparsity"),
         (["search", *FILES, "--max-drop", "-1", "-o", "o.nir"], "max_drop=-1.0"),
         (["search", *FILES, "-o", "o.txt"], "its name ends in"),

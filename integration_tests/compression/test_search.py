@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from integration_tests.models.cases import CASES
-from sbc_plugin import Calibration, Prune, Quantize, SearchReport, compress, search
-from sbc_plugin.compression.search import BITS, SPARSITIES, bisect
+from sbc_plugin import Budget, Calibration, Prune, Quantize, SearchReport, compress, search
+from sbc_plugin.compression.narrowing import TUNED, Narrowing, Tried
+from sbc_plugin.compression.search import BITS, SPARSITIES
+from sbc_plugin.compression.series import Series
+from sbc_plugin.compression.sharing import sharing
+from sbc_plugin.compression.within import Within
 from sbc_plugin.core.paired import PairedDrop, halves
+from sbc_plugin.core.storage import packed_bytes
 from sbc_plugin.errors import CalibrationError, SettingsError, ToleranceError
 
 ONE_SHOT: dict[str, Any] = {"calibration": Calibration(tuning=0), "progress": False}
@@ -90,16 +95,77 @@ def test_bits_are_found_by_levels(lowest: int) -> None:
 
 def probed(count: int, accepted: Any) -> list[int]:
     asked: list[int] = []
-    bisect(count, lambda rung: bool(asked.append(rung) or accepted(rung)))
+
+    def trial(rung: int, tuned: bool) -> Tried:
+        assert not tuned
+        asked.append(rung)
+        return Tried(0.0 if accepted(rung) else 1.0)
+
+    Narrowing(count, 0.5, trial, 1, "never").run()
     return asked
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 127])
-def test_bisection_is_right_for_every_threshold(count: int) -> None:
+@pytest.mark.parametrize("count", [1, 2, 7, 63, 127])
+def test_without_tuning_every_threshold_is_found_by_halves(count: int) -> None:
     for last in range(-1, count):
         asked = probed(count, lambda rung, last=last: rung <= last)
         assert len(asked) == len(set(asked)) <= math.ceil(math.log2(count + 1))
-        assert bisect(count, lambda rung, last=last: rung <= last) == last
+        assert max((rung for rung in asked if rung <= last), default=-1) == last
+
+
+class Simulated:
+    """Networks whose drop grows along the ladder, to 1 at ``last`` without tuning and at ``further`` with it."""
+
+    def __init__(self, last: int, further: int, steps: int = 50) -> None:
+        self.last, self.further, self.steps = last, further, steps
+        self.asked: list[tuple[int, bool]] = []
+
+    def end(self, tuned: bool) -> int:
+        return self.further if tuned and self.steps else self.last
+
+    def __call__(self, rung: int, tuned: bool) -> Tried:
+        assert (rung, tuned) not in self.asked
+        self.asked.append((rung, tuned))
+        beyond = rung - self.end(tuned)
+        return Tried(math.exp(beyond / 5) if beyond <= 0 else 1 + beyond / 10, self.steps if tuned else 0)
+
+    def best(self, tuned_only: bool = False) -> int:
+        known = [rung for rung, tuned in self.asked if rung <= self.end(tuned) and (tuned or not tuned_only)]
+        return max(known, default=-1)
+
+
+@pytest.mark.parametrize("count", [7, 63, 127])
+def test_few_networks_are_tuned_and_the_answer_is_near_the_best(count: int) -> None:
+    stretch, behind = max(1, count // 16), []
+    for last in range(-1, count):
+        for gain in (0, stretch, 2 * stretch):
+            further = min(last + gain, count - 1)
+            if further < 0:
+                continue
+            networks = Simulated(last, further)
+            Narrowing(count, 1.0, networks, stretch).run()
+            behind.append(further - networks.best())
+            tuned = sum(each for _, each in networks.asked)
+            assert networks.best() >= max(last - count // 16, 0) and len(networks.asked) - tuned <= 3
+            assert tuned <= TUNED or all(rung > last for rung, each in networks.asked if not each)
+    assert max(behind) <= count // 8 and sum(behind) / len(behind) <= count / 32
+
+
+def test_given_steps_tune_the_answer_and_tuning_that_stands_back_leaves_the_rest_to_the_solvers() -> None:
+    for last in range(127):
+        networks = Simulated(last, min(last + 8, 126))
+        Narrowing(127, 1.0, networks, 8, "always").run()
+        assert networks.best(tuned_only=True) >= last - 16
+        standing = Simulated(last, 126, steps=0)
+        Narrowing(127, 1.0, standing, 8).run()
+        assert standing.best() == last and sum(tuned for _, tuned in standing.asked) <= 1
+
+
+def test_where_tuning_does_harm_the_solvers_alone_answer() -> None:
+    for last in range(127):
+        networks = Simulated(last, -1)
+        Narrowing(127, 1.0, networks, 8).run()
+        assert networks.best() >= last - 16 and networks.best() >= 0
 
 
 def test_all_points_share_one_calibration() -> None:
@@ -161,6 +227,79 @@ def test_other_settings_go_to_every_network() -> None:
     assert "0" not in [layer.name for layer in report.report.layers] and report.points[0].bits == 5
 
 
+@pytest.mark.parametrize("chip", [None, Budget(size=1, fan_in=4)])
+def test_a_size_is_found_and_its_recipe_makes_the_same_bits(chip: Budget | None) -> None:
+    model = CASES[NAME].model()
+    sizes: list[int] = []
+
+    def evaluate(small: nn.Module) -> float:
+        sizes.append(sum(packed_bytes(p.detach().flatten(1)) for p in small.parameters() if p.dim() > 1))
+        return float(sizes[-1] >= limit)
+
+    limit = sum(4 * p.numel() for p in model.parameters() if p.dim() > 1) / 9
+    small, report = search(
+        model, batches(), evaluate=evaluate, max_drop=0.5, over="size", budget=chip, **ONE_SHOT
+    )  # fmt: skip
+    best = report.best
+    assert best is not None and best.factor is not None and f"1 / {best.factor:g} of the size" in report.answer
+    for point, size in zip(report.points, sizes[1:], strict=True):
+        assert point.factor is not None and size == point.packed_bytes <= sizes[0] / point.factor
+    assert best.packed_bytes == min(size for size in sizes if size >= limit)
+    if chip is not None:
+        weights = [p for p in small.parameters() if p.dim() > 1]
+        assert all(int((weight.flatten(1) != 0).sum(1).max()) <= 4 for weight in weights)
+    assert report.report is not None and report.report.recipe is not None
+    again, _ = compress(model, batches(), **report.report.recipe.arguments(), progress=False)
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in again.state_dict().items())
+    assert SearchReport.from_dict(json.loads(report.to_json())) == report
+
+
+def test_curves_of_a_budget_are_measured_once_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    solved = Within.solved
+
+    def counted(self: Within, layer: Any, share: Any) -> Any:
+        asked.append((layer.name, share))
+        return solved(self, layer, share)
+
+    monkeypatch.setattr(Within, "solved", counted)
+    with sharing():
+        compress(CASES[NAME].model(), batches(), budget=Budget(factor=6), **ONE_SHOT)
+        first = len(asked)
+        compress(CASES[NAME].model(), batches(), budget=Budget(factor=6), **ONE_SHOT)
+    again = asked[first:]
+    compress(CASES[NAME].model(), batches(), budget=Budget(factor=6), **ONE_SHOT)
+    alone = asked[first + len(again) :]
+    assert len(again) < first / 2 and alone == asked[:first]
+
+
+def test_networks_are_tuned_at_last_and_the_report_counts_their_steps() -> None:
+    model = CASES[NAME].model()
+    threshold = {False: 0.5, True: 0.8}
+    steps: list[int] = []
+
+    def evaluate(small: nn.Module) -> float:
+        return float(zeros(small) <= threshold[bool(steps and steps[-1])])
+
+    made = Series.made
+
+    def noting(self: Series, budgets: Any, statistics: Any, tuned: bool = True) -> Any:
+        steps.append(int(tuned))
+        return made(self, budgets, statistics, tuned)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Series, "made", noting)
+        small, report = search(
+            model, batches(), evaluate=evaluate, max_drop=0.5, calibration=Calibration(tuning=2), progress=False
+        )
+    assert steps[:3] == [0, 0, 0] and 1 <= sum(steps) <= TUNED
+    assert [point.steps for point in report.points] == [2 * each for each in steps]
+    assert report.best is not None and report.best.steps == 2 and 0.5 < zeros(small) <= 0.8
+    assert report.report is not None and report.report.recipe is not None
+    again, _ = compress(model, batches(), **report.report.recipe.arguments(), progress=False)
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in again.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -169,7 +308,10 @@ def test_other_settings_go_to_every_network() -> None:
         ({"evaluate": 3}, "cannot be called"),
         ({"evaluate": lambda model: math.nan}, "finite number"),
         ({"evaluate": lambda model: "much"}, "finite number"),
-        ({"evaluate": zeros, "over": "size"}, "'sparsity' or 'bits'"),
+        ({"evaluate": zeros, "over": "speed"}, "'sparsity', 'bits', 'size'"),
+        ({"evaluate": zeros, "over": "size", "prune": Prune(0.5)}, "leave one of the two out"),
+        ({"evaluate": zeros, "over": "size", "budget": 5}, "is no Budget"),
+        ({"evaluate": zeros, "budget": Budget(factor=5)}, "budget="),
         ({"evaluate": zeros, "max_drop": -1}, "max_drop=-1"),
         ({"evaluate": zeros, "max_drop": math.nan}, "max_drop=nan"),
         ({"evaluate": zeros, "inplace": True}, "inplace="),
@@ -219,8 +361,9 @@ def test_the_told_interval_holds_the_drop_on_unseen_data() -> None:
                 def drop(rung: int, draw: Tensor, lost: list[float] = lost, won: list[float] = won) -> PairedDrop:
                     return PairedDrop(150, int((draw < lost[rung]).sum()), int((draw > 1 - won[rung]).sum()))
 
-                chosen = bisect(127, lambda rung, seen=seen, t=tolerance: 100 * drop(rung, seen).drop <= t)
-                if chosen >= 0:
+                asked = probed(127, lambda rung, seen=seen, t=tolerance: 100 * drop(rung, seen).drop <= t)
+                within = [rung for rung in asked if 100 * drop(rung, seen).drop <= tolerance]
+                if (chosen := max(within, default=-1)) >= 0:
                     check = drop(chosen, other)
                     held += check.low <= lost[chosen] - won[chosen] <= check.high
                     total += 1

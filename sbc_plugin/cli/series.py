@@ -17,6 +17,12 @@ from sbc_plugin.evaluation.evaluate import evaluate
 from sbc_plugin.evaluation.series_page import search_page, sweep_page
 from sbc_plugin.evaluation.text import as_json
 
+SEARCHED: dict[str, tuple[tuple[str, ...], Any]] = {  # options that a search replaces, and what the first stands at
+    "sparsity": (("sparsity",), 0.5),
+    "bits": (("bits",), 8),
+    "size": (("budget", "budget_operations", "budget_energy"), "2x"),
+}
+
 
 def search(options: argparse.Namespace) -> None:
     """Find the most compressed network within a tolerance, and write it.
@@ -25,17 +31,20 @@ def search(options: argparse.Namespace) -> None:
         SettingsError: options that contradict each other.
         CompressionError: as :func:`sbc_plugin.search`, and for the files.
     """
-    if getattr(options, options.over) is not None:
-        raise SettingsError(f"--{options.over} is what is searched; leave it out, or search --over the other")
+    searched, start = SEARCHED[options.over]
+    for name in searched:
+        if getattr(options, name) is not None:
+            option = name.replace("_", "-")
+            raise SettingsError(f"--{option} is what is searched; leave it out, or search --over something else")
     if options.over == "sparsity" and (options.pattern or "").partition(":")[0].isdigit():
         raise SettingsError(f"--pattern {options.pattern} fixes the sparsity; leave it out, or search --over bits")
-    setattr(options, options.over, 8 if options.over == "bits" else 0.5)  # which the search replaces
+    setattr(options, searched[0], start)  # which the search replaces
     recipe = recipe_of(options)
     output = commands.target_of(options.output, commands.OUTPUTS)
     page = None if options.report is None else commands.target_of(options.report, commands.PAGES)
     onnx = output.suffix.lower() == ".onnx"
     if onnx and not recipe.grids:
-        raise SettingsError(f"{output} holds integers; give --over bits or --bits, or write .nir or .safetensors")
+        raise SettingsError(f"{output} holds integers; give --bits, --over bits or size, or write .nir or .safetensors")
     if page is not None:
         check_target(commands.recipe_file(page))
         if page.suffix.lower() == ".html":

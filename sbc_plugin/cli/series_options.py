@@ -10,6 +10,7 @@ SERIES_EXAMPLES = {
     "search": """examples:
   sbc search model.nir --data spikes.npz --test test.npz --max-drop 1 -o small.nir --report report.html
   sbc search model.nir --data spikes.npz --test test.npz --over bits --sparsity 0.8 -o small.nir
+  sbc search model.nir --data spikes.npz --test test.npz --over size --chip chip.yaml -o small.nir
 
 One half of the test data serves the search, the other one checks what it chose.
 """,
@@ -33,7 +34,10 @@ def search_options(parser: argparse.ArgumentParser, model: str, data: str) -> No
     _sources(parser, model, data)
     parser.add_argument("--max-drop", type=float, default=1.0, metavar="POINTS", help="of accuracy (default: 1)")
     parser.add_argument(
-        "--over", choices=("sparsity", "bits"), default="sparsity", help="what is searched (default: %(default)s)"
+        "--over",
+        choices=("sparsity", "bits", "size"),
+        default="sparsity",
+        help="what is searched (%(default)s)",
     )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="OUT.nir, OUT.safetensors or OUT.onnx")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -15,7 +16,7 @@ from sbc_plugin.core.allocation.curves import Option, best_options, cost_at, ref
 from sbc_plugin.core.allocation.lamp import allocate_zeros
 from sbc_plugin.core.pruning.prune import is_small
 from sbc_plugin.core.solution import Solution
-from sbc_plugin.errors import SettingsError
+from sbc_plugin.errors import BudgetError
 from sbc_plugin.layers import SpikingLayer
 
 KEPT = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03, 0.015, 0.005)  # of the weights, in a layer's table
@@ -30,7 +31,7 @@ def tables(within: Within) -> dict[str, list[Option]]:
         within: the network and its budget.
 
     Raises:
-        SettingsError: a layer cannot be within what a core holds.
+        BudgetError: a layer cannot be within what a core holds.
     """
     budget, measure = within.budget, within.measure
 
@@ -39,17 +40,22 @@ def tables(within: Within) -> dict[str, list[Option]]:
         fractions = KEPT if is_small(layer.rows, layer.columns) else KEPT_OF_LARGE
         counts = sorted({max(1, round(fraction * most)) for fraction in fractions}) if most else [0]
         rows: list[tuple[int, int | None, float, float]] = []
-        sizes = []
+        sizes, shared = [], within.shared(layer)
+
+        def measured(share: Share) -> tuple[float, float, float]:
+            solution = within.solved(layer, share)
+            cost = measure.of_layer(layer, solution.weight)
+            return max(solution.loss, 0.0), cost, within.core_bytes(layer, solution)  # rounding may leave a loss below
+
         for share in [Share(kept, bits) for kept in counts for bits in budget.widths or (None,)]:
             if measure.unit == "bytes" and rows and share.kept * (share.bits or 32) / 8 > 2 * measure.limit:
                 continue  # more than all layers together may take
-            solution = within.solved(layer, share)
-            sizes.append(within.core_bytes(layer, solution))
-            if sizes[-1] <= within.core_limit:
-                loss = max(solution.loss, 0.0)  # rounding may leave it below
-                rows.append((share.kept, share.bits, loss, measure.of_layer(layer, solution.weight)))
+            loss, cost, size = shared.once((share, measure.unit), partial(measured, share))
+            sizes.append(size)
+            if size <= within.core_limit:
+                rows.append((share.kept, share.bits, loss, cost))
         if not rows:
-            raise SettingsError(
+            raise BudgetError(
                 f"layer {layer.name!r}: its {layer.rows} x {layer.columns} weights take {min(sizes):,.0f} bytes with "
                 f"one weight left, and a core holds {within.core_limit:,.0f}; use a chip with more, or a smaller layer"
             )
@@ -113,7 +119,7 @@ def chosen(within: Within, aims: Targets) -> tuple[Chosen, int]:
         aims: what the dense network did.
 
     Raises:
-        SettingsError: the budget is too small for the network.
+        BudgetError: the budget is too small for the network.
     """
     options, measure = tables(within), within.measure
     least = {name: min(table, key=lambda option: option.cost) for name, table in options.items()}
@@ -121,7 +127,7 @@ def chosen(within: Within, aims: Targets) -> tuple[Chosen, int]:
     if cheapest > measure.limit:
         name = max(least, key=lambda name: least[name].cost)
         alone = f", {measure.told(measure.fixed)} of them in weights that no layer holds" if measure.fixed else ""
-        raise SettingsError(
+        raise BudgetError(
             f"a budget of {measure.told(measure.limit)} is too small: with {least[name].kept} weights left in the "
             f"largest layer, {name!r} ({measure.told(least[name].cost)}), the network still takes "
             f"{measure.told(cheapest)}{alone}"
@@ -137,7 +143,7 @@ def chosen(within: Within, aims: Targets) -> tuple[Chosen, int]:
 
     judge({})
     if not found:
-        raise SettingsError(f"a budget of {measure.told(measure.limit)} is too small for this network")
+        raise BudgetError(f"a budget of {measure.told(measure.limit)} is too small for this network")
     best = min(found, key=lambda each: each.distance)
     moved = {name: _distance(within, aims, {name: solution}) for name, solution in best.solutions.items()}
     judge({name: max(moved[name], 0.0) / max(best.solutions[name].loss, LITTLE) + LITTLE for name in moved})

@@ -16,7 +16,7 @@ from sbc_plugin.core.pruning.patterns import parse_pattern
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.evaluation.recipe import Recipe
 from sbc_plugin.evaluation.report import Report
-from sbc_plugin.settings import Prune, Quantize
+from sbc_plugin.settings import SECOND_ORDER, Budget, Calibration, Prune, Quantize
 
 Compress: TypeAlias = Callable[..., tuple[nn.Module, Report]]
 Evaluate: TypeAlias = Callable[[nn.Module], Any]
@@ -50,19 +50,36 @@ class Series:
     compress: Compress
 
     @classmethod
-    def of(cls, model: nn.Module, data: Iterable[Any], arguments: Mapping[str, Any], compress: Compress) -> "Series":
+    def of(
+        cls,
+        model: nn.Module,
+        data: Iterable[Any],
+        arguments: Mapping[str, Any],
+        compress: Compress,
+        *,
+        sized: bool = False,
+    ) -> "Series":
         """The series of a network and its data.
+
+        Args:
+            model: dense.
+            data: of calibration.
+            arguments: of ``compress``.
+            compress: the function.
+            sized: whether compressions differ in size, so that a budget may tell what a chip allows.
 
         Raises:
             SettingsError: an argument that ``compress`` does not have, or that does not go with many compressions.
             CalibrationError: no data.
         """
-        known = [name for name in signature(compress).parameters if name not in (*OWN, *REFUSED)]
+        known = [name for name in signature(compress).parameters if name not in OWN]
+        refused = [name for name in REFUSED if not (sized and name == "budget")]
         arguments = {name: value for name, value in arguments.items() if name not in REFUSED or value}
         for name in arguments:
-            if name in REFUSED:
+            if name in refused:
                 raise SettingsError(f"{name}= does not go with a search or a sweep: {REFUSED[name]}; leave it out")
             if name not in known:
+                known = [each for each in known if each not in refused]
                 raise SettingsError(f"{name}= is unknown; use {', '.join(known)}")
         check_statistics(arguments.get("statistics"))
         first, data = peek(data)
@@ -86,9 +103,25 @@ class Series:
         if bits is not None:
             grid = HIGHEST if found["quantize"] is None else found["quantize"]
             found["quantize"] = replace(grid, bits=bits) if isinstance(grid, Quantize) else grid
-        names = {each.name for each in fields(Recipe)} - set(found)
+        self._check(found)
+        return found
+
+    def _check(self, chosen: dict[str, Any]) -> None:
+        names = {each.name for each in fields(Recipe)} - set(chosen)
         others: dict[str, Any] = {name: value for name, value in self.arguments.items() if name in names}
-        Recipe(**others | found)  # checks them
+        Recipe(**others | chosen)
+
+    def sized(self, factor: float) -> dict[str, Any]:
+        """The argument ``budget`` of one compression: so many times smaller, within what the chip allows.
+
+        Raises:
+            SettingsError: it is no budget, or goes with none of the other arguments.
+        """
+        chip = self.arguments.get("budget")
+        if not (chip is None or isinstance(chip, Budget)):
+            raise SettingsError(f"budget={chip!r} is no Budget")
+        found = {"budget": Budget(factor=factor) if chip is None else chip.instead(factor=factor)}
+        self._check(found)
         return found
 
     def statistics(self) -> CalibrationStatistics:
@@ -97,15 +130,37 @@ class Series:
         if given is not None:
             assert isinstance(given, CalibrationStatistics)  # was checked
             return given
-        calibration = self.arguments.get("calibration", DEFAULT)
+        calibration = self._calibration
         if self.arguments.get("method") == "obc":  # which is M = I
             calibration = replace(calibration, temporal=False)
         run = {name: self.arguments.get(name) for name in ("forward", "batch_first")}
         return calibrate(self.model, self.data, calibration=calibration, **run)
 
-    def made(self, budgets: Mapping[str, Any], statistics: CalibrationStatistics) -> tuple[nn.Module, Report]:
-        """One compressed network and its report."""
-        return self.compress(self.model, self.data, **{**self.arguments, **budgets, "statistics": statistics})
+    @property
+    def tuned(self) -> str:
+        """Whether networks are tuned: "never", "if needed" (``compress`` decides), or "always" (steps are given)."""
+        method, steps = self.arguments.get("method", SECOND_ORDER[0]), self._calibration.tuning
+        if method not in SECOND_ORDER or not (any(steps) if isinstance(steps, tuple) else steps != 0):
+            return "never"
+        return "always" if steps is not None else "if needed" if method == SECOND_ORDER[0] else "never"
+
+    @property
+    def _calibration(self) -> Calibration:
+        given: Calibration = self.arguments.get("calibration", DEFAULT)
+        return given
+
+    def made(
+        self, budgets: Mapping[str, Any], statistics: CalibrationStatistics, tuned: bool = True
+    ) -> tuple[nn.Module, Report]:
+        """One compressed network and its report.
+
+        Args:
+            budgets: arguments that differ from one compression to another.
+            statistics: of the dense network.
+            tuned: False leaves tuning out.
+        """
+        alone = {} if tuned else {"calibration": replace(self._calibration, tuning=0)}
+        return self.compress(self.model, self.data, **{**self.arguments, **alone, **budgets, "statistics": statistics})
 
 
 def number_of(name: str, value: Any) -> float:

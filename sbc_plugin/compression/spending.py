@@ -11,7 +11,7 @@ from sbc_plugin.compression.objective import Targets
 from sbc_plugin.compression.state import State, row_of, silent_in
 from sbc_plugin.compression.within import Chosen, Share, Shares, Within, Work, times
 from sbc_plugin.core.solution import Solution
-from sbc_plugin.errors import SettingsError, in_layer
+from sbc_plugin.errors import BudgetError, in_layer
 from sbc_plugin.evaluation.report import joined
 from sbc_plugin.settings import Budget
 
@@ -82,7 +82,7 @@ class Spending:
         """The shares of layers as plain numbers, the rule, and the state with the weights that follow.
 
         Raises:
-            SettingsError: the budget is too small.
+            BudgetError: the budget is too small.
         """
         with stage.clock("budgets"):
             within = Within.of(stage, self.budget, self.measure, state.weights, statistics)
@@ -96,7 +96,7 @@ class Spending:
             else:
                 fit = within.fitted(shares, grow=self.tuned)
                 if fit is None:
-                    raise SettingsError(
+                    raise BudgetError(
                         f"a budget of {self.measure.told(self.measure.limit)} is too small: with one weight left in "
                         "each layer, the network still takes more"
                     )

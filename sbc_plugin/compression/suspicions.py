@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from sbc_plugin.calibration.batches import holds_values
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.calibration.seen_data import Notes
+from sbc_plugin.compression.sharing import Shared
 from sbc_plugin.evaluation.answers import Answered, answered
 from sbc_plugin.evaluation.report import LayerReport
 
@@ -86,7 +88,8 @@ def suspicions(look: Look | None, notes: Notes | None, rows: Iterable[LayerRepor
         joined.setdefault(name, []).append(text)
     found = {name: "; ".join(texts) for name, texts in joined.items()}
     for name, text in found.items():
-        LOGGER.warning("%s: %s", name, text)
+        # Once, where many compressions of one network say the same.
+        Shared(name, text).once("told", partial(LOGGER.warning, "%s: %s", name, text))
     return found
 
 

@@ -10,6 +10,7 @@ from sbc_plugin.calibration.fingerprint import digest, of_model
 from sbc_plugin.checkpoint.atomic import check_target
 from sbc_plugin.compression.compress import compress
 from sbc_plugin.compression.series import Evaluate, Series
+from sbc_plugin.compression.sharing import sharing
 from sbc_plugin.errors import SettingsError
 from sbc_plugin.evaluation.judging import Judge
 from sbc_plugin.evaluation.points import POINTS, SCORE, Point, point
@@ -68,15 +69,16 @@ def sweep(
     if path is not None:
         table = SweepFile(check_target(path), _checksum(series, next(iter(judge.data)), evaluate))
     dense, statistics = judge(series.model), None
-    rows = [_kept(table, point({}, dense, dense, 0.0))]
-    for budgets in todo:
-        key = point(budgets, dense, dense, 0.0)
-        if table is not None and (key.sparsity, key.bits) in table.known:
-            rows.append(table.known[key.sparsity, key.bits])
-            continue
-        statistics = series.statistics() if statistics is None else statistics
-        small, report = series.made(budgets, statistics)
-        rows.append(_kept(table, point(budgets, dense, judge(small), report.seconds)))
+    rows = [_kept(table, point({}, dense, dense))]
+    with sharing():
+        for budgets in todo:
+            key = point(budgets, dense, dense)
+            if table is not None and (key.sparsity, key.bits) in table.known:
+                rows.append(table.known[key.sparsity, key.bits])
+                continue
+            statistics = series.statistics() if statistics is None else statistics
+            small, report = series.made(budgets, statistics)
+            rows.append(_kept(table, point(budgets, dense, judge(small), report)))
     return SweepTable(SCORE if judge.labels is None else POINTS, rows[0], rows[1:])
 
 

@@ -15,10 +15,11 @@ from sbc_plugin.compression.dealing import dealt
 from sbc_plugin.compression.journal import Journal
 from sbc_plugin.compression.layer import LayerSettings, layer_hessian, solve
 from sbc_plugin.compression.measures import Measure, Weights, layer_bytes
+from sbc_plugin.compression.sharing import Shared
 from sbc_plugin.core.pruning.nested import first_in_rows, removal_order
 from sbc_plugin.core.pruning.refit import refit
 from sbc_plugin.core.solution import Solution
-from sbc_plugin.errors import SettingsError, in_layer
+from sbc_plugin.errors import BudgetError, in_layer
 from sbc_plugin.layers import SpikingLayer
 from sbc_plugin.settings import Budget, Quantize
 
@@ -163,9 +164,10 @@ class Within:
 
         def order_of(layer: SpikingLayer) -> Tensor:
             weight, hessian = targets[layer.name], statistics[layer.name].accumulator.hessian()
+            damping, scaled = stage.settings[layer.name].damping, weight.to(hessian) * layer.gain.to(hessian)[:, None]
             with in_layer(layer.name):
-                known = layer_hessian(layer, hessian, stage.settings[layer.name].damping)
-                order = removal_order(weight.to(hessian) * layer.gain.to(hessian)[:, None], known)
+                known = layer_hessian(layer, hessian, damping)
+                order = Shared(layer.name, scaled, hessian, damping).once("order", lambda: removal_order(scaled, known))
                 return order if budget.fan_in is None else first_in_rows(order, budget.fan_in)
 
         found = dealt(stage.layers, order_of, "ordering weights", stage.progress)
@@ -178,6 +180,11 @@ class Within:
         if self.budget.fan_in is not None:
             in_rows = in_rows.clamp_max(self.budget.fan_in)
         return min(int(in_rows.sum()), self.budget.core_weights or weight.numel())
+
+    def shared(self, layer: SpikingLayer) -> Shared:
+        """What many compressions of one network share of a layer's solutions, by their shares."""
+        known = str((self.stage.settings[layer.name], self.budget.power_of_two, self.budget.fan_in))
+        return Shared(layer.name, self.targets[layer.name], self._hessian(layer), layer.gain, known)
 
     def solved(self, layer: SpikingLayer, share: Share) -> Solution:
         """One layer with its share; the loss is relative to the target."""
@@ -248,14 +255,14 @@ class Within:
         """Smaller shares of layers that a core cannot hold.
 
         Raises:
-            SettingsError: with one weight left, a core cannot hold a layer.
+            BudgetError: with one weight left, a core cannot hold a layer.
         """
         smaller = {}
         for layer in self.stage.layers:
             size, share = self.core_bytes(layer, found[layer.name]), now[layer.name]
             if size > self.core_limit:
                 if share.kept <= 1:
-                    raise SettingsError(
+                    raise BudgetError(
                         f"layer {layer.name!r} takes {size:,.0f} bytes with one weight left, and a core holds "
                         f"{self.core_limit:,.0f}"
                     )

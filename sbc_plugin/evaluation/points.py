@@ -7,10 +7,11 @@ from torch import Tensor
 
 from sbc_plugin.core.paired import PairedDrop
 from sbc_plugin.evaluation.judging import Judged
-from sbc_plugin.settings import Prune, Quantize
+from sbc_plugin.evaluation.report import Report
+from sbc_plugin.settings import Budget, Calibration, Prune, Quantize
 
 POINTS, SCORE = "points", "score"  # units of a drop
-HEADS = ["sparsity", "bits", "accuracy", "drop", "95 % interval", "kB", "operations", "seconds"]
+HEADS = ["sparsity", "bits", "accuracy", "drop", "95 % interval", "kB", "operations", "steps", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Point:
         packed_bytes: of all weights.
         operations: synaptic operations a sequence, of the test data, or of the first calibration batch without.
         seconds: to compress; the calibration that points share is not in it.
+        steps: of tuning that were taken.
+        factor: by which the dense network's size was to be divided; None without such a budget.
     """
 
     sparsity: float | None
@@ -38,6 +41,8 @@ class Point:
     packed_bytes: int
     operations: int
     seconds: float
+    steps: int = 0
+    factor: float | None = None
 
     def cells(self, unit: str) -> list[str]:
         """A row of the table whose heads are ``HEADS``."""
@@ -49,23 +54,30 @@ class Point:
         )  # fmt: skip
         interval = "-" if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
         size = f"{self.packed_bytes / 1000:,.1f}"
-        return [sparsity, bits, accuracy, drop, interval, size, f"{self.operations:,}", f"{self.seconds:.1f}"]
+        cost = [size, f"{self.operations:,}", str(self.steps), f"{self.seconds:.1f}"]
+        return [sparsity, bits, accuracy, drop, interval, *cost]
 
 
-def point(given: dict[str, Any], dense: Judged, judged: Judged, seconds: float, chosen: Tensor | None = None) -> Point:
+def point(
+    given: dict[str, Any], dense: Judged, judged: Judged, report: Report | None = None, chosen: Tensor | None = None
+) -> Point:
     """The point of a network.
 
     Args:
-        given: arguments of ``compress``, of which ``prune`` and ``quantize`` count; {} for the dense network.
+        given: arguments of ``compress``, of which ``prune``, ``quantize`` and ``budget`` count; {} for the dense
+            network.
         dense: the dense network.
         judged: the compressed one.
-        seconds: that compression took.
+        report: of the call of ``compress``; None for the dense network.
         chosen: (N,) the sequences that count; None for all.
     """
-    prune, quantize = given.get("prune"), given.get("quantize")
+    prune, quantize, budget = given.get("prune"), given.get("quantize"), given.get("budget")
     sparsity = float(prune.sparsity) if isinstance(prune, Prune) else None
     bits = int(quantize.bits) if isinstance(quantize, Quantize) else None
-    cost = judged.cost.packed_bytes, judged.cost.operations.acs + judged.cost.operations.macs, seconds
+    factor = float(budget.factor or 0) if isinstance(budget, Budget) else None
+    operations = judged.cost.operations.acs + judged.cost.operations.macs
+    seconds, steps = (0.0, 0) if report is None else (report.seconds, steps_of(report))
+    cost = judged.cost.packed_bytes, operations, seconds, steps, factor
     if dense.right is None or judged.right is None:
         return Point(sparsity, bits, judged.score, dense.score - judged.score, None, None, *cost)
     found = compared(dense, judged, chosen)
@@ -73,6 +85,13 @@ def point(given: dict[str, Any], dense: Judged, judged: Judged, seconds: float, 
     return Point(
         sparsity, bits, float(accuracy.double().mean()), 100 * found.drop, 100 * found.low, 100 * found.high, *cost
     )
+
+
+def steps_of(report: Report) -> int:
+    """Steps of tuning that a compression took."""
+    calibration = report.settings.get("calibration")
+    steps = calibration.tuning if isinstance(calibration, Calibration) else 0
+    return sum(steps) if isinstance(steps, tuple) else steps or 0
 
 
 def compared(dense: Judged, judged: Judged, chosen: Tensor | None = None) -> PairedDrop:

@@ -16,7 +16,7 @@ class SearchReport:
     """Every network that was tried, and which one was chosen.
 
     Attributes:
-        over: "sparsity" or "bits".
+        over: "sparsity", "bits" or "size".
         max_drop: the tolerance.
         unit: of drops: "points" of accuracy, or "score", the unit of ``evaluate``.
         dense: the dense network; it and ``points`` were measured on the half of the test data that serves the search.
@@ -60,12 +60,21 @@ class SearchReport:
         needed = 2 * self.check.paired.sequences_for(self.max_drop / 100)
         return f"{start}; test data of about {needed:,} sequences could"
 
+    def marks(self, other: str = "") -> list[str]:
+        """Of each point: whether it was chosen, and the factor in size that it had to meet, if any."""
+        marks = ["chosen" if number == self.chosen else other for number in range(len(self.points))]
+        if self.over != "size":
+            return marks
+        return [f"{mark} 1 / {point.factor:g}".strip() for mark, point in zip(marks, self.points, strict=True)]
+
     @property
     def answer(self) -> str:
         """What was found, in one line."""
         best = self.best
         if best is None:
-            mildest = self.points[-1]  # each that fails sends the search to a less compressed one
+            mildest = max(self.points, key=lambda each: each.packed_bytes, default=None)
+            if mildest is None:
+                return f"no network stays within max_drop={self.max_drop:g}, and none that is small enough can be made"
             return (
                 f"no network stays within max_drop={self.max_drop:g}: the least compressed of {len(self.points)} that "
                 f"were tried, {self._asked(mildest)}, loses {self._amount(mildest.drop)}"
@@ -87,6 +96,8 @@ class SearchReport:
         )
 
     def _asked(self, point: Point) -> str:
+        if self.over == "size":
+            return f"a budget of 1 / {point.factor:g} of the size"
         return f"sparsity {point.sparsity:.2%}" if self.over == "sparsity" else f"{point.bits} bits"
 
     def _amount(self, drop: float) -> str:
@@ -135,8 +146,7 @@ class SearchReport:
     def __str__(self) -> str:
         """A table of what was tried, and a last line with the answer."""
         points = [self.dense, *self.points]
-        marks = ["dense", *("chosen" if n == self.chosen else "" for n in range(len(self.points)))]
-        rows = [[mark, *point.cells(self.unit)] for mark, point in zip(marks, points, strict=True)]
+        rows = [[mark, *point.cells(self.unit)] for mark, point in zip(["dense", *self.marks()], points, strict=True)]
         lines = table(["network", *HEADS], rows)
         if self.sequences:
             lines.append(

@@ -18,10 +18,9 @@ def search_page(found: SearchReport, evaluation: Evaluation | None = None, title
         evaluation: of the network that was chosen.
         title: plain text.
     """
-    marks = ["chosen" if number == found.chosen else "tried" for number in range(len(found.points))]
     missed = found.best is None or (found.check is not None and found.check.interval[0] > found.max_drop)
     parts = [verdict_box(f"{found.answer}.", missed), *advice_list(_advice(found, missed)), LINE, _figures(found)]
-    parts += ["<h2>Networks that were tried</h2>", _table(found.dense, found.points, marks, found.unit)]
+    parts += ["<h2>Networks that were tried</h2>", _table(found.dense, found.points, found.marks("tried"), found.unit)]
     if found.report is not None:
         parts += ["<h2>The network that was chosen</h2>", *sections(found.report, evaluation)]
     return document(title, parts)
