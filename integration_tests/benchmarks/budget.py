@@ -24,6 +24,7 @@ from sbc_plugin import Budget, Calibration, CalibrationStatistics, Prune, Quanti
 from sbc_plugin.calibration.forward import Runner
 from sbc_plugin.compression.objective import Targets, distance_on, targets
 from sbc_plugin.core.storage import packed_bytes
+from sbc_plugin.demo.digits import Events
 from sbc_plugin.demo.run import ONE_SHOT
 from sbc_plugin.errors import SettingsError
 
@@ -57,11 +58,11 @@ class Network:
             **settings,
         )[0]  # fmt: skip
 
-    def right(self, model: nn.Module) -> Tensor:
-        """(test sequences,), 1 where the class is right."""
+    def right(self, model: nn.Module, test: Events | None = None) -> Tensor:
+        """(test sequences,), 1 where the class is right; of all test data, or of these."""
         scores = self.subject.case.scores
         with torch.no_grad():
-            found = [scores(model, x).argmax(1) == labels for x, labels in self.test.batches(250)]
+            found = [scores(model, x).argmax(1) == labels for x, labels in (test or self.test).batches(250)]
         return torch.cat(found).double()
 
     def distance(self, model: nn.Module) -> float:

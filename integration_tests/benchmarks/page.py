@@ -29,6 +29,7 @@ from integration_tests.benchmarks import (
     records,
     retraining,
     scale,
+    searching,
     solver_speed,
     step_length,
     sweeps,
@@ -224,6 +225,7 @@ SECTIONS = {  # title, what stands below it, and the table
     "default_time": ("The default's time", default_time.__doc__, default_time.table),
     "finetuning": ("Fine-tuning", finetuning.__doc__, finetuning.table),
     "budget": ("One budget", budget.__doc__, budget.table),
+    "search": ("A search", searching.__doc__, searching.table),
     "few_spikes": ("Few output spikes", few_spikes.__doc__, few_spikes.table),
 }
 SAYS = {  # written by people, without a number that is not in the figure
