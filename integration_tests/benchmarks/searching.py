@@ -2,14 +2,16 @@
 
 A third of the test data is given to `search`, which splits it again: one half decides, the other one checks. The other
 two thirds are not seen by it; *drop* is what the delivered network loses there. *Inside*: it lies in the interval that
-was told. *Default calls* is the processor time of the search, less that of running networks on test data, over the
+was told. *Default calls* is the processor time of the search, less that of judging networks on test data, over the
 time of one call of `compress` by default with what was chosen. *Bisection, all tuned* is the plain way: seven networks,
 each as `compress` makes it by default, halving the range of sparsities on the same test data; the more of the weights
 it takes away, the more the search has missed.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -25,6 +27,7 @@ from sbc_plugin import Budget, Calibration, Prune, SearchReport, compress, searc
 from sbc_plugin.compression.search import SPARSITIES, STRETCH
 from sbc_plugin.core.paired import PairedDrop
 from sbc_plugin.errors import ToleranceError
+from sbc_plugin.evaluation.judging import Judge, Judged
 
 SEEDS = (0, 1, 2)
 NAMES = ("letters-lif", "letters-current", "clothes-subtract", "recurrent", "mnist-integrators", "digits")
@@ -37,7 +40,7 @@ BATCH = 250
 
 def lines(known: Known = lambda line: False, names: tuple[str, ...] = NAMES) -> Iterator[Line]:
     """Measure what is not known yet: a line of each network, seed, tolerance and way."""
-    settings = digest([str(STRETCH), 2])
+    settings = digest([str(STRETCH), "farther"])
     cases = [(name, seed) for name in names for seed in SEEDS]
     for name, seed in tqdm(cases, desc="search", unit="network", leave=False, disable=None):
         network = None
@@ -67,7 +70,8 @@ def _measured(network: Network, tolerance: float, way: str) -> Line:
         )
     )  # fmt: skip
     try:
-        (small, report), effort = measured(work)
+        with _judging() as judging:
+            (small, report), effort = measured(work)
     except ToleranceError as error:
         return {"refused": str(error)}
     dense, right = network.right(network.dense, unseen), network.right(small, unseen)
@@ -92,17 +96,30 @@ def _measured(network: Network, tolerance: float, way: str) -> Line:
     _, alone = measured(
         lambda: compress(network.dense, network.data, calibration=Calibration(), **budget, **settings)
     )  # fmt: skip
-    _, judging = measured(lambda: network.right(small, given))
-    runs = len(report.points) + 1
     return found | {
         "low": low,
         "high": high,
         "networks": len(report.points),
         "tuned": sum(point.steps > 0 for point in report.points),
         "steps": best.steps,
-        "judging_seconds": runs * judging.processor_seconds,
+        "judging_seconds": sum(judging),
         "default_seconds": alone.processor_seconds,
     }
+
+
+@contextmanager
+def _judging() -> Iterator[list[float]]:
+    """The processor seconds that each network took to be judged."""
+    found: list[float] = []
+
+    def timed(judge: Judge, model: nn.Module) -> Judged:
+        judged, effort = measured(lambda: call(judge, model))
+        found.append(effort.processor_seconds)
+        return judged
+
+    call = Judge.__call__
+    with mock.patch.object(Judge, "__call__", timed):
+        yield found
 
 
 def _plain(network: Network, batches: list[Any], tolerance: float, settings: dict[str, Any]) -> nn.Module:

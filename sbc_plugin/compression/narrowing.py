@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 HALVINGS = 3  # of the ladder, before a network is tuned
 CLOSE = 1e-9  # drops are sums of fractions
 TUNED = 2  # networks that are tuned, where that is enough for an answer
+FARTHER = 2  # stretches beyond, where tuning stood back since the solvers alone had lost little
+REFINED = 2  # halvings that are left where no tuned network was accepted
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Narrowing:
     tuned: str = "if needed"
     _low: int = field(default=-1, init=False)  # the last that was accepted without tuning
     _high: int = field(default=0, init=False)  # the first that was not
+    _stood: int = field(default=-1, init=False)  # the last where tuning stood back
     _drops: dict[int, float] = field(default_factory=dict, init=False)  # without tuning
 
     def run(self) -> None:
@@ -49,26 +52,34 @@ class Narrowing:
         >>> tried = []
         >>> def trial(rung, tuned):
         ...     tried.append((rung, tuned))
-        ...     return Tried(rung / 10 if tuned else rung / 5, steps=tuned)
+        ...     return Tried(rung / 20 if tuned else rung / 5, steps=tuned)
         >>> Narrowing(63, 2.0, trial, stretch=5).run()
         >>> tried
-        [(31, False), (15, False), (7, False), (15, True), (20, True)]
+        [(31, False), (15, False), (7, False), (15, True), (25, True)]
         """
         self._high = self.count
         self._halve(self.count if self.tuned == "never" else HALVINGS)
         if self.tuned == "never" or (self._low == self.count - 1 and self.tuned == "if needed"):
             return
-        first = max(self._low, min(max(self._edge() + self.stretch, self._low + 1), self.count - 1))
-        found = self.trial(first, True)
-        if not found.steps:  # tuning stood back, so the solvers alone go on
-            self._note(first, found)
+        rung, found = self._first_tuned()
+        if not found.steps:  # tuning stood back everywhere, so the solvers alone go on
             self._halve(self.count)
-        elif self._accepted(found):
-            further = self.stretch * (1 if found.drop > self.tolerance / 2 else 2)
-            if first < self.count - 1:
-                self.trial(min(first + further, self.count - 1), True)
-        elif not self._back(first):
-            self._halve(self.count)
+        elif not self._accepted(found):
+            self._halve(self._back(rung))
+        elif found.drop <= self.tolerance / 2 and rung < self.count - 1:
+            self.trial(min(rung + 2 * self.stretch, self.count - 1), True)
+
+    def _first_tuned(self) -> tuple[int, Tried]:
+        """The first rung whose network is tuned, from one stretch beyond where the solvers alone end."""
+        first = max(self._low, max(self._edge() + self.stretch, self._low + 1))
+        rungs = [min(first + self.stretch * further, self.count - 1) for further in range(FARTHER + 1)]
+        for rung in dict.fromkeys(rungs):
+            found = self.trial(rung, True)
+            if found.steps:
+                break
+            self._note(rung, found)
+            self._stood = rung
+        return rung, found
 
     def _halve(self, most: int) -> None:
         while self._high - self._low > 1 and most:
@@ -93,16 +104,20 @@ class Narrowing:
         under = self._drops.get(self._low, 0.0)
         return self._low + int((self._high - self._low) * (self.tolerance - under) / (over - under))
 
-    def _back(self, high: int) -> bool:
-        """Tuned networks below a rung that was refused, until one is accepted; whether there is an answer then."""
+    def _back(self, high: int) -> int:
+        """Tuned networks below a rung that was refused, until one is accepted; the halvings that are left then."""
         low = self._low if self._low < high else -1
         answered, tries = self.tuned == "if needed" and low >= 0, 1
         while high - low > 1 or low >= 0:
-            enough = tries >= TUNED or high - low == 1
+            if high - 1 == self._stood > low:  # there, a tuned network is that of the solvers alone
+                high = self._stood
+                continue
+            least = max(low, self._stood) if self._stood < high else low
+            enough = tries >= TUNED or high - least == 1
             if answered and enough:
-                return True
-            rung, low = (low, -1) if enough and low >= 0 else ((low + high) // 2, low)
+                return REFINED
+            rung, low = (low, -1) if enough and low >= 0 else ((least + high) // 2, low)
             if self._accepted(self.trial(rung, True)):
-                return True
+                return 0
             high, tries = rung, tries + 1
-        return self.tuned == "always"
+        return 0 if self.tuned == "always" else self.count
