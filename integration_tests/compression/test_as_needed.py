@@ -80,7 +80,7 @@ def test_steps_that_are_asked_for_are_taken() -> None:
 
 def test_a_part_that_is_left_is_told_where_another_was_tuned() -> None:
     _, report = made(prune=Prune(0.95), quantize=Quantize(3))
-    assert report.settings["calibration"].tuning is None
+    assert report.settings["calibration"].tuning is None and report.steps[0] > 0 == report.steps[1]
     assert "not needed" in report.skipped["tuning"]
 
 
@@ -90,7 +90,7 @@ def test_fine_grids_follow_tuned_weights_untuned(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(run, "tune", lambda *arguments: tuned.append(arguments[2]) or real(*arguments))
     _, report = made(prune=Prune(0.95), quantize=Quantize(8))
     assert tuned == [{}]  # no grids yet
-    assert report.settings["calibration"].tuning is None
+    assert report.settings["calibration"].tuning is None and report.steps[0] > 0 == report.steps[1]
 
 
 def test_expected_losses_are_the_dense_networks_probabilities() -> None:

@@ -132,6 +132,7 @@ def report() -> dict[str, Any]:
             "stages": by_name | {"additionalProperties": number},
             "recipe": or_null(recipe()),
             "warnings": by_name | {"additionalProperties": {"type": "string"}},
+            "steps": {"type": "array", "items": count},
         }
     )
 

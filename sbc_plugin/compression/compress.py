@@ -211,6 +211,7 @@ def compress(
         left_alone_zeros=sum(int((weight == 0).sum()) for weight in others.values()),
         recipe=recipe,
         warnings=dict(outcome.state.warnings),
+        steps=list(outcome.taken),
     )
     return target, ranks.handed(report)
 

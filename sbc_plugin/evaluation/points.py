@@ -8,7 +8,7 @@ from torch import Tensor
 from sbc_plugin.core.paired import PairedDrop
 from sbc_plugin.evaluation.judging import Judged
 from sbc_plugin.evaluation.report import Report
-from sbc_plugin.settings import Budget, Calibration, Prune, Quantize
+from sbc_plugin.settings import Budget, Prune, Quantize
 
 POINTS, SCORE = "points", "score"  # units of a drop
 HEADS = ["sparsity", "bits", "accuracy", "drop", "95 % interval", "kB", "operations", "steps", "seconds"]
@@ -76,7 +76,7 @@ def point(
     bits = int(quantize.bits) if isinstance(quantize, Quantize) else None
     factor = float(budget.factor or 0) if isinstance(budget, Budget) else None
     operations = judged.cost.operations.acs + judged.cost.operations.macs
-    seconds, steps = (0.0, 0) if report is None else (report.seconds, steps_of(report))
+    seconds, steps = (0.0, 0) if report is None else (report.seconds, sum(report.steps))
     cost = judged.cost.packed_bytes, operations, seconds, steps, factor
     if dense.right is None or judged.right is None:
         return Point(sparsity, bits, judged.score, dense.score - judged.score, None, None, *cost)
@@ -85,13 +85,6 @@ def point(
     return Point(
         sparsity, bits, float(accuracy.double().mean()), 100 * found.drop, 100 * found.low, 100 * found.high, *cost
     )
-
-
-def steps_of(report: Report) -> int:
-    """Steps of tuning that a compression took."""
-    calibration = report.settings.get("calibration")
-    steps = calibration.tuning if isinstance(calibration, Calibration) else 0
-    return sum(steps) if isinstance(steps, tuple) else steps or 0
 
 
 def compared(dense: Judged, judged: Judged, chosen: Tensor | None = None) -> PairedDrop:

@@ -65,6 +65,7 @@ class Report:
             forward with ``**recipe.arguments()`` give the same bits. None in reports of earlier versions.
         warnings: name of a layer, of neurons, "calibration data" or "output" -> what should be known of it: few or
             alike sequences, classes without one, ties, silence.
+        steps: of tuning that were taken, of each phase that could be tuned: rounds of pruning, then quantisation.
     """
 
     layers: list[LayerReport]
@@ -76,6 +77,7 @@ class Report:
     stages: dict[str, float] = field(default_factory=dict)
     recipe: Recipe | None = None
     warnings: dict[str, str] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
 
     @property
     def weights(self) -> int:
@@ -119,6 +121,7 @@ class Report:
             "stages": dict(self.stages),
             "recipe": None if self.recipe is None else self.recipe.to_dict(),
             "warnings": dict(self.warnings),
+            "steps": list(self.steps),
         }
 
     @classmethod
@@ -143,7 +146,8 @@ class Report:
             stages = {str(name): float(seconds) for name, seconds in content.get("stages", {}).items()}
             recipe = None if content.get("recipe") is None else Recipe.from_dict(content["recipe"])
             warnings = {str(name): str(text) for name, text in content.get("warnings", {}).items()}
-            return cls(layers, skipped, settings, float(content["seconds"]), *others, stages, recipe, warnings)
+            steps = [int(taken) for taken in content.get("steps", [])]
+            return cls(layers, skipped, settings, float(content["seconds"]), *others, stages, recipe, warnings, steps)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"this is no report of compress(): {error!r}; give what to_dict() returned"
