@@ -62,3 +62,24 @@ def test_zeros_are_counted_over_all_weights() -> None:
     small, report = compress(model, data, method="magnitude", prune=Prune(0.75))
     found = compare(model, small, data)
     assert found.dense.sparsity == 0 and found.compressed.sparsity == pytest.approx(report.sparsity, abs=1e-12)
+
+
+def test_operations_are_told_by_layer() -> None:
+    """By hand: each nonzero input times the nonzero weights that it meets."""
+    torch.manual_seed(0)
+    model = SequentialState(nn.Linear(6, 5), LIFBoxCell(BOX), nn.Linear(5, 4), LIFBoxCell(BOX))
+    model[0].weight.data = 20 * torch.rand(5, 6)
+    small, _ = compress(model, [(torch.rand(10, 3, 6) < 0.5).float()], method="magnitude", prune=Prune(0.5))
+    x = (torch.rand(10, 3, 6) < 0.5).float()
+    found = compare(model, small, [x])
+    for net, side in ((model, "dense"), (small, "compressed")):
+        hidden = next(iter(record_spikes(net, [x]).batches[0].values())).float()
+        expected = [
+            float(((inputs != 0).float() @ (layer.weight != 0).float().T).sum())
+            for inputs, layer in ((x, net[0]), (hidden, net[2]))
+        ]
+        assert [getattr(layer, side) for layer in found.layers] == [int(count) // 3 for count in expected]
+        assert all(expected)
+    assert [layer.name for layer in found.layers] == ["0", "2"] and "operations before" in str(found)
+    recorded = compare(record_spikes(model, [x]), small, [x])
+    assert recorded.layers == found.layers

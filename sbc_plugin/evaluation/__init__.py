@@ -2,7 +2,7 @@
 
 from sbc_plugin.evaluation.accuracy import accuracy
 from sbc_plugin.evaluation.answers import Answers, Check
-from sbc_plugin.evaluation.comparison import Comparison, NeuronComparison, compare, record_spikes
+from sbc_plugin.evaluation.comparison import Comparison, LayerOperations, NeuronComparison, compare, record_spikes
 from sbc_plugin.evaluation.evaluate import Activity, Evaluation, evaluate
 from sbc_plugin.evaluation.inspection import Inspection, LayerPlan, inspect
 from sbc_plugin.evaluation.operations import Cost, Recording
@@ -22,6 +22,7 @@ __all__ = [
     "Cost",
     "Evaluation",
     "Inspection",
+    "LayerOperations",
     "LayerPlan",
     "LayerReport",
     "NeuronComparison",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +47,21 @@ class NeuronComparison:
 
 
 @dataclass(frozen=True)
+class LayerOperations:
+    """What one layer computes.
+
+    Attributes:
+        name: in the model.
+        dense: effective synaptic operations a sequence, of the dense model.
+        compressed: the same of the compressed model.
+    """
+
+    name: str
+    dense: int
+    compressed: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Dense against compressed, on the same data.
 
@@ -57,6 +72,7 @@ class Comparison:
         sequences: how many were run.
         answers: how often both answer alike, and with labels how often rightly; None where the output is no score of
             classes.
+        layers: the operations of each layer, in the order in which they run.
     """
 
     neurons: list[NeuronComparison]
@@ -64,6 +80,7 @@ class Comparison:
     compressed: Cost
     sequences: int
     answers: Answers | None = None
+    layers: list[LayerOperations] = field(default_factory=list)
 
     @property
     def distance(self) -> float:
@@ -95,6 +112,9 @@ class Comparison:
         ]
         before, after = self.dense, self.compressed
         lines = table(heads, rows)
+        if self.layers:
+            each = [[layer.name, "", f"{layer.dense:,}", f"{layer.compressed:,}"] for layer in self.layers]
+            lines += table(["layer", "", "operations before", "after"], each)
         for what, old, new, places, unit in (
             ("synaptic operations", _effective(before), _effective(after), 0, "a sequence"),
             ("energy (45 nm proxy)", before.energy * 1e9, after.energy * 1e9, 1, "nJ a sequence"),
@@ -187,7 +207,8 @@ def record_spikes(
     for number, batch in enumerate(data):
         batches.append(counter.run(batch, number))
         answers.append(counter.answers)
-    return Recording(tuple(batches), counter.cost(sum(map(sequences_of, batches))), tuple(answers))
+    sequences = sum(map(sequences_of, batches))
+    return Recording(tuple(batches), counter.cost(sequences), tuple(answers), counter.of_layers(sequences))
 
 
 @autocast_off()
@@ -249,7 +270,10 @@ def compare_outputs(
         for name in old:
             _tally(tallies.setdefault(name, _Tally()), old[name], new[name])
     rows = [_row(name, tally) for name, tally in tallies.items()]
-    return Comparison(rows, before.cost(sequences), after.cost(sequences), sequences, answers.result())
+    costs = before.cost(sequences), after.cost(sequences)
+    old_layers, new_layers = before.of_layers(sequences), after.of_layers(sequences)
+    layers = [LayerOperations(name, old_layers[name], new_layers[name]) for name in old_layers if name in new_layers]
+    return Comparison(rows, *costs, sequences, answers.result(), layers)
 
 
 def _tally(tally: _Tally, before: Tensor, after: Tensor) -> None:

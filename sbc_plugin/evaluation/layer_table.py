@@ -10,7 +10,7 @@ from sbc_plugin.evaluation.text import printable
 
 LAYER = ["layer", "zeros", "bits", "relative loss"]
 NEURONS = ["neurons", "spike distance", "rate before", "after", "never spike before", "after"]
-REST = ["weights", "shape", "kind", "sequences", "samples", "seconds"]
+REST = ["weights", "operations a sequence", "shape", "kind", "sequences", "samples", "seconds"]
 NOTHING = "–"
 
 
@@ -22,6 +22,8 @@ def layer_table(report: Report, evaluation: Evaluation | None) -> str:
         evaluation: where there is one, with what became of the neurons.
     """
     neurons = {} if evaluation is None else {each.name: each for each in evaluation.comparison.neurons}
+    layers = [] if evaluation is None else evaluation.comparison.layers
+    operations = {each.name: f"{each.dense:,} → {each.compressed:,}" for each in layers}
     most = max((layer.loss for layer in report.layers if math.isfinite(layer.loss)), default=0.0)
     furthest = max((each.distance for each in neurons.values() if math.isfinite(each.distance)), default=0.0)
     rows: list[str] = []
@@ -30,7 +32,7 @@ def layer_table(report: Report, evaluation: Evaluation | None) -> str:
         behind = [neurons[name] for name in layer.neurons if name in neurons]
         shown.update(each.name for each in behind)
         cells = [*_of_layer(layer, most), *(_of_neurons(layer, behind, furthest) if neurons else [])]
-        rows.append(_row([*cells, *_rest_of(layer)]))
+        rows.append(_row([*cells, *_rest_of(layer, operations.get(layer.name, NOTHING))]))
     empty = [NOTHING] * len(LAYER)
     for name, neuron in neurons.items():
         if name not in shown:
@@ -84,9 +86,9 @@ def _of_layer(layer: LayerReport, most: float) -> list[str]:
     return [layer.name, bar(f"{layer.sparsity:.1%}", layer.sparsity), str(layer.bits), loss]
 
 
-def _rest_of(layer: LayerReport) -> list[str]:
+def _rest_of(layer: LayerReport, operations: str) -> list[str]:
     return [
-        f"{layer.rows * layer.columns:,}", f"{layer.rows} × {layer.columns}", layer.kind,
+        f"{layer.rows * layer.columns:,}", operations, f"{layer.rows} × {layer.columns}", layer.kind,
         f"{layer.sequences:,}", f"{layer.samples:,}", f"{layer.seconds:.2f}",
     ]  # fmt: skip
 

@@ -1,8 +1,7 @@
 """Synaptic operations, energy and size of a model, counted while it runs, or the recording of such a run."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,11 +40,13 @@ class Recording:
         batches: for each batch the spikes of every neuron module, name -> (T, B, ...), uint8.
         cost: of the model.
         answers: for each batch the answers; None where the output is no score of classes.
+        layers: effective operations a sequence of each layer, by name.
     """
 
     batches: tuple[dict[str, Tensor], ...]
     cost: Cost
     answers: tuple[Answered | None, ...] = ()
+    layers: dict[str, int] = field(default_factory=dict)
 
 
 def sequences_of(spikes: dict[str, Tensor]) -> int:
@@ -102,6 +103,10 @@ class Replayed:
             raise CalibrationError(f"{sequences} sequences were given and {recorded} recorded; give those recorded")
         return self.recording.cost
 
+    def of_layers(self, sequences: int) -> dict[str, int]:
+        """Effective operations a sequence of each layer, as they were recorded."""
+        return self.recording.layers
+
 
 class OperationCounter:
     """A model that counts the operations of its weights.
@@ -117,8 +122,9 @@ class OperationCounter:
         self.runner = Runner.of(model, batch, forward, batch_first)
         layers, _ = self.runner.find_layers(batch, temporal=False)
         self.parts = [part for layer in layers for part in layer.parts]
+        self._layer_of = {part.name: layer.name for layer in layers for part in layer.parts}
         self.others = weights_left_alone(self.runner.model, layers)
-        self.operations = Operations()
+        self._by_layer = {layer.name: Operations() for layer in layers}
         self.output: Any = None
         self.answers: Answered | None = None
 
@@ -157,13 +163,18 @@ class OperationCounter:
         weight = part.form.as_matrix(part.tensor.detach())
         pieces = x.split(max(1, len(x) // 8)) if part.form.positions > 1 else (x,)
         counted = (synaptic_operations(part.form.samples(piece), weight) for piece in pieces)
-        self.operations = sum(chain([self.operations], counted), Operations())
+        name = self._layer_of[part.name]
+        self._by_layer[name] = sum(counted, self._by_layer[name])
 
     def cost(self, sequences: int) -> Cost:
         """What the model costs, after runs of so many sequences."""
-        total, shares = self.operations, max(sequences, 1)
+        total, shares = sum(self._by_layer.values(), Operations()), max(sequences, 1)
         a_sequence = Operations(total.acs // shares, total.macs // shares, total.dense // shares)
         weights = [p.tensor.detach() for p in self.parts]
         weights += [weight.flatten(1) for weight in self.others.values()]
         zeros = sum(int((weight == 0).sum()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)
         return Cost(a_sequence, energy(total) / shares, sum(packed_bytes(weight) for weight in weights), zeros)
+
+    def of_layers(self, sequences: int) -> dict[str, int]:
+        """Effective operations a sequence of each layer, by name, after runs of so many sequences."""
+        return {name: (each.acs + each.macs) // max(sequences, 1) for name, each in self._by_layer.items()}
