@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from os import PathLike
 from typing import Any, ParamSpec, TypeAlias
 
@@ -32,6 +32,7 @@ from sbc_plugin.compression.plan import given_statistics, plan
 from sbc_plugin.compression.resume import Job, journal_in
 from sbc_plugin.compression.run import all_or_nothing, run
 from sbc_plugin.compression.selection import selected
+from sbc_plugin.compression.sharing import Shared
 from sbc_plugin.compression.stage import Stage
 from sbc_plugin.compression.trial import tried_by_all
 from sbc_plugin.errors import CalibrationError, SettingsError, in_layer
@@ -172,7 +173,9 @@ def compress(
         # 3. Plan.
         outputs = calibration.outputs or ("values" if holds_values(first) else "classes")
         with_outputs = replace(calibration, outputs=outputs)
-        todo = plan(method, settings, calibration, lambda: tried_by_all(runner, layers, first, with_outputs), budget)
+        shared = Shared([layer.weight() for layer in layers], first, str(replace(with_outputs, tuning=None)))
+        trial = partial(shared.once, "trial", partial(tried_by_all, runner, layers, first, with_outputs))
+        todo = plan(method, settings, calibration, trial, budget)
         todo = replace(todo, uncounted=frozenset(others) - frozenset(counted))
         if todo.steps or budget is not None:
             todo = replace(todo, calibration=replace(todo.calibration, outputs=outputs))

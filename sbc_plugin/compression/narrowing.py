@@ -8,7 +8,7 @@ HALVINGS = 3  # of the ladder, before a network is tuned
 CLOSE = 1e-9  # drops are sums of fractions
 TUNED = 2  # networks that are tuned, where that is enough for an answer
 FARTHER = 2  # stretches beyond, where tuning stood back since the solvers alone had lost little
-REFINED = 2  # halvings that are left where no tuned network was accepted
+REFINED = 2  # halvings more, where the solvers alone have to answer
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,12 @@ class Tried:
     Attributes:
         drop: more is worse; infinite where there is no such network.
         steps: of tuning that it took.
+        needless: whether it was not tuned since it has lost too little.
     """
 
     drop: float
     steps: int = 0
+    needless: bool = False
 
 
 @dataclass
@@ -62,8 +64,8 @@ class Narrowing:
         if self.tuned == "never" or (self._low == self.count - 1 and self.tuned == "if needed"):
             return
         rung, found = self._first_tuned()
-        if not found.steps:  # tuning stood back everywhere, so the solvers alone go on
-            self._halve(self.count)
+        if not found.steps:  # tuning stood back everywhere
+            self._halve(REFINED if self._low >= 0 else self.count)
         elif not self._accepted(found):
             self._halve(self._back(rung))
         elif found.drop <= self.tolerance / 2 and rung < self.count - 1:
@@ -79,6 +81,8 @@ class Narrowing:
                 break
             self._note(rung, found)
             self._stood = rung
+            if not found.needless:
+                break
         return rung, found
 
     def _halve(self, most: int) -> None:

@@ -31,6 +31,7 @@ from sbc_plugin.core.costs import solver_products
 from sbc_plugin.evaluation.report import joined
 from sbc_plugin.layers import SpikingLayer
 
+NEEDLESS = "not needed"  # a note on tuning begins with it
 NEGLIGIBLE = 0.015  # of accuracy: where no more can be lost, tuning brings nothing
 
 
@@ -237,7 +238,7 @@ def _too_long(state: State, steps: int) -> State:
 
 
 def _left(state: State, lost: Tensor) -> State:
-    reason = f"not needed: of the accuracy, {100 * max(float(lost.mean()), 0.0):.1f} points are expected to be lost"
+    reason = f"{NEEDLESS}: of the accuracy, {100 * max(float(lost.mean()), 0.0):.1f} points are expected to be lost"
     return replace(state, notes=joined(state.notes, {"tuning": reason}))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from sbc_plugin.compression.compress import compress
 from sbc_plugin.compression.narrowing import CLOSE, Narrowing, Tried
+from sbc_plugin.compression.run import NEEDLESS
 from sbc_plugin.compression.series import Evaluate, Series, number_of
 from sbc_plugin.compression.sharing import sharing
 from sbc_plugin.core.paired import halves
@@ -102,7 +103,7 @@ def search(
             return Tried(math.inf)
         judged = judge(small)
         points.append(point(ladder[rung], dense, judged, report, seen))
-        found = Tried(points[-1].drop, points[-1].steps)
+        found = Tried(points[-1].drop, points[-1].steps, report.skipped.get("tuning", "").startswith(NEEDLESS))
         if found.drop <= max_drop + CLOSE and rung > best.rung and (tuned or series.tuned != "always"):
             best.rung, best.point, best.made = rung, len(points) - 1, (small, report, judged)
         return found

@@ -38,17 +38,18 @@ def exact_grids(weight: Tensor) -> list[ExactGrid]:
     """All grids of a weight (rows, ...) that are worth a look; [] if it lies on none.
 
     They are one scale for the whole weight, and one for each row. Where neither fits, they are the scales of the
-    longest pieces of a row that fit. Zero points may differ between blocks, so a block may hold multiples from -255 to
-    255 as long as its codes take 8 bits.
+    longest pieces of a row that fit, if these take fewer bytes than the values that are not zero. Zero points may
+    differ between blocks, so a block may hold multiples from -255 to 255 as long as its codes take 8 bits.
     """
     rows = len(weight)
     columns = weight.numel() // rows
+    values = weight.count_nonzero() * weight.element_size()
     if not weight.isfinite().all() or ((weight == 0) & weight.signbit()).any():
         return []  # a code has no sign to give to zero
     grids: list[ExactGrid] = []
     counts = [1, rows, *(rows * columns // size for size in range(columns // 2, 1, -1) if columns % size == 0)]
     for blocks in dict.fromkeys(counts):
-        if grids and blocks not in (1, rows):
+        if blocks not in (1, rows) and (grids or blocks * torch.float32.itemsize >= values):
             break
         for dtype in (torch.float32, torch.float64)[weight.dtype == torch.float64 :]:
             found = _exact_grid(weight.reshape(blocks, -1), dtype)
