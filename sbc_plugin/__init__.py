@@ -11,7 +11,8 @@ from sbc_plugin.compression.compress import compress
 from sbc_plugin.compression.search import search
 from sbc_plugin.compression.sweep import sweep
 from sbc_plugin.evaluation.accuracy import accuracy
-from sbc_plugin.evaluation.comparison import Comparison, compare, record_spikes
+from sbc_plugin.evaluation.comparing import compare, record_spikes
+from sbc_plugin.evaluation.comparison import Comparison
 from sbc_plugin.evaluation.evaluate import Evaluation, evaluate
 from sbc_plugin.evaluation.inspection import Inspection, inspect
 from sbc_plugin.evaluation.operations import Recording

@@ -56,6 +56,8 @@ def test_what_commands_print_and_write_fits(
     assert fits("compress", json.loads(Path("report.json").read_text()))
     assert fits("recipe", yaml.safe_load(Path("report.recipe.yaml").read_text())) and result["report"]["recipe"]
     assert fits("compare", printed("compare", "model.nir", "small.nir"))
+    timed = printed("compare", "model.nir", "small.nir", "--runtime")
+    assert fits("compare", timed) and timed["runtime"]["dense"]["weights"] > 0
     again = printed("compress", "model.nir", "--recipe", "report.recipe.yaml", "-o", "again.nir")
     assert again["report"]["recipe"] == result["report"]["recipe"]
 

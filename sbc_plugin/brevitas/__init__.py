@@ -18,6 +18,7 @@ with extra("brevitas"):
     from sbc_plugin.brevitas.mode import sbc_mode
     from sbc_plugin.brevitas.quantizer_integers import integers
     from sbc_plugin.brevitas.quantizers import weight_quantizer
+    from sbc_plugin.brevitas.runtime import measure_runtime
     from sbc_plugin.brevitas.torchscript import export_torchscript
     from sbc_plugin.core.quantization.integers import Integers
 
@@ -32,6 +33,7 @@ __all__ = [
     "integers",
     "into_backend",
     "match_state",
+    "measure_runtime",
     "quantize_layers",
     "sbc_mode",
     "weight_quantizer",

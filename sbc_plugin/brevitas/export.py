@@ -60,7 +60,16 @@ class Exported:
         return {name: value.expand(batch, *value.shape).numpy().copy() for name, value in self.states.items()}
 
 
-@autocast_off()
+@dataclass(frozen=True)
+class Form:
+    """What a file is to be like: ``kind``, ``steps``, ``opset`` and ``free_batch`` of :func:`export_onnx`."""
+
+    kind: str = "qcdq"
+    steps: int | None = None
+    opset: int | None = None
+    free_batch: bool = True
+
+
 def export_onnx(
     model: nn.Module,
     path: str | Path,
@@ -102,11 +111,23 @@ def export_onnx(
         CalibrationError: the example is not (T, B, ...), or holds fewer than ``steps`` steps.
         CheckpointError: the file cannot be written.
     """
+    form = Form(kind, steps, opset, free_batch)
     _check_settings(kind, steps, opset)
     check_quantised(model)
+    return written(model, path, example_input, form)
+
+
+@autocast_off()
+def written(model: nn.Module, path: str | Path, example_input: Any, form: Form) -> Exported:
+    """:func:`export_onnx` of a model that may hold floats alone.
+
+    Raises:
+        CompressionError: as :func:`export_onnx`.
+    """
+    kind, steps = form.kind, form.steps
     with torch.inference_mode(False):
         target = copy_model(model).eval()
-        layer_integers = integers(target)
+        layer_integers = integers(target) if any(map(is_quantised, target.modules())) else {}
         _check_exportable(target, layer_integers, kind)
         library = library_of(target)
         floats = _floats(target, library)
@@ -126,13 +147,13 @@ def export_onnx(
                 args = (x[0], *(value.expand(x.shape[1], *value.shape) for value in module.initial.values()))
             else:
                 module, args = Sequence(target, driver), (x,)
-            free = free_batch and kind == "qcdq"
+            free = form.free_batch and kind == "qcdq"
             axes = free_axes(module, args, list(states), driver.batch_axis if steps else 0) if free else {}
         with replacing(path) as beside:
             trace(module, args, beside, kind, list(states), axes)
             if axes and steps is not None:
                 _free_batch(module, args, beside, axes)
-            _tidy(beside, kind, layer_integers, opset, states, steps)
+            _tidy(beside, layer_integers, form, states)
             if kind == "qcdq":
                 check_runs(beside, module, args, x[1:] if steps is None else x[:0], axes)
     return Exported(Path(path), kind, steps, states, floats)
@@ -154,8 +175,7 @@ def _check_settings(kind: str, steps: int | None, opset: int | None) -> None:
         raise SettingsError(f"kind={kind!r} is unknown; use one of {', '.join(map(repr, KINDS))}")
     if steps is not None and (not isinstance(steps, int) or steps < 1):
         raise SettingsError(f"steps={steps!r} is no number of time steps; use steps=20, or None for one step a call")
-    if missing := [package for package in PACKAGES if find_spec(package) is None]:
-        raise SettingsError(f"an ONNX file needs {' and '.join(missing)}; pip install 'sbc-plugin[onnx]'")
+    check_packages()
     if opset is None:
         return
     if kind == "qonnx":
@@ -165,6 +185,16 @@ def _check_settings(kind: str, steps: int | None, opset: int | None) -> None:
     newest = defs.onnx_opset_version()
     if not TRACED_OPSET <= opset <= newest:
         raise SettingsError(f"opset={opset} is out of range; the installed onnx writes {TRACED_OPSET} to {newest}")
+
+
+def check_packages() -> None:
+    """Refuse to go on without the packages that write and run ONNX.
+
+    Raises:
+        SettingsError: one is not installed.
+    """
+    if missing := [package for package in PACKAGES if find_spec(package) is None]:
+        raise SettingsError(f"an ONNX file needs {' and '.join(missing)}; pip install 'sbc-plugin[onnx]'")
 
 
 def _check_exportable(model: nn.Module, layer_integers: dict[str, Integers], kind: str) -> None:
@@ -218,23 +248,16 @@ def first_steps(x: Tensor, driver: Driver, steps: int | None) -> Tensor:
     return x if steps is None else x.narrow(time, 0, steps)
 
 
-def _tidy(
-    path: Path,
-    kind: str,
-    layer_integers: dict[str, Integers],
-    opset: int | None,
-    states: dict[str, Tensor],
-    steps: int | None,
-) -> None:
+def _tidy(path: Path, layer_integers: dict[str, Integers], form: Form, states: dict[str, Tensor]) -> None:
     from sbc_plugin.brevitas.onnx_graph import tidy  # needs onnx
 
     initial = {
         name: value.flatten()[0].item() if (value == value.flatten()[0]).all() else value.tolist()
         for name, value in states.items()
     }
-    notes = {"kind": kind, "steps": steps, "states": initial}
+    notes = {"kind": form.kind, "steps": form.steps, "states": initial}
     try:
-        tidy(path, layer_integers, (opset or OPSET) if kind == "qcdq" else None, notes)
+        tidy(path, layer_integers, (form.opset or OPSET) if form.kind == "qcdq" else None, notes)
     except OSError:
         raise
     except Exception as error:  # onnx' errors have no class in common

@@ -20,7 +20,7 @@ from sbc_plugin.cli.spike_files import Batches
 from sbc_plugin.cli.torchrun import under_torchrun
 from sbc_plugin.compression.compress import compress as compress_model
 from sbc_plugin.errors import CheckpointError, CompressionError, SettingsError
-from sbc_plugin.evaluation.comparison import compare as compare_models
+from sbc_plugin.evaluation.comparing import compare as compare_models
 from sbc_plugin.evaluation.evaluate import Evaluation, evaluate
 from sbc_plugin.evaluation.inspection import inspect as inspect_model
 from sbc_plugin.evaluation.report import Report
@@ -155,7 +155,7 @@ def compare(options: argparse.Namespace) -> None:
     """Run two models on the same data."""
     dense, compressed = model_of(options, options.dense), model_of(options, options.compressed)
     data = data_of(options, options.data)
-    comparison = compare_models(dense, compressed, data, batch_first=options.batch_first)
+    comparison = compare_models(dense, compressed, data, batch_first=options.batch_first, runtime=options.runtime)
     print(comparison.to_json(indent=1) if options.json else comparison)
 
 

@@ -176,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("dense", metavar="A", help=f"before: {MODEL}")
     compare.add_argument("compressed", metavar="B", help="after, as A")
     compare.add_argument("--data", required=True, help=DATA)
+    compare.add_argument(
+        "--runtime", action="store_true", help="also milliseconds a sequence and file size in onnxruntime"
+    )
     _reading(compare)
 
     report = _command(add, "report", "make an HTML page from a report in JSON", commands.report)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sbc_plugin.calibration.hessians import DEFAULT
 from sbc_plugin.compression.compress import compress
 from sbc_plugin.demo import digits, network
-from sbc_plugin.evaluation.comparison import compare, record_spikes
+from sbc_plugin.evaluation.comparing import compare, record_spikes
 from sbc_plugin.evaluation.operations import Cost
 from sbc_plugin.evaluation.text import table
 from sbc_plugin.settings import Calibration, Prune, Quantize

@@ -17,8 +17,10 @@ from sbc_plugin.calibration.wrappers import unwrapped
 from sbc_plugin.errors import CalibrationError, CheckpointError
 from sbc_plugin.evaluation.accuracy import right_answers
 from sbc_plugin.evaluation.answers import Answers
-from sbc_plugin.evaluation.comparison import Comparison, LayerOperations, NeuronComparison, compare_outputs
+from sbc_plugin.evaluation.comparing import compare_outputs
+from sbc_plugin.evaluation.comparison import Comparison, LayerOperations, NeuronComparison
 from sbc_plugin.evaluation.operations import Cost
+from sbc_plugin.evaluation.runtime import RuntimeComparison
 from sbc_plugin.evaluation.text import as_json, of_fields
 from sbc_plugin.layers import Forward, SpikingLibrary, library_of
 from sbc_plugin.version import __version__
@@ -105,7 +107,9 @@ class Evaluation:
             before, after = (None if share is None else float(share) for share in given)
             answers = None if comparison.get("answers") is None else of_fields(Answers, comparison["answers"])
             layers = [of_fields(LayerOperations, layer) for layer in comparison.get("layers", [])]
-            compared = Comparison(neurons, dense, compressed, int(comparison["sequences"]), answers, layers)
+            timed = comparison.get("runtime")
+            runtime = None if timed is None else of_fields(RuntimeComparison, timed)
+            compared = Comparison(neurons, dense, compressed, int(comparison["sequences"]), answers, layers, runtime)
             return cls(compared, before, after, rows, bool(content["held_out"]), dict(content["environment"]))
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"this is no evaluation of sbc-plugin {__version__}: {error}") from error
