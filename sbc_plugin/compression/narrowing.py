@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 HALVINGS = 3  # of the ladder, before a network is tuned
 CLOSE = 1e-9  # drops are sums of fractions
-TUNED = 2  # networks that are tuned, where that is enough for an answer
 FARTHER = 2  # stretches beyond, where tuning stood back since the solvers alone had lost little
-REFINED = 2  # halvings more, where the solvers alone have to answer
+REFINED = 2  # halvings more, where no network is tuned
 
 
 @dataclass(frozen=True)
@@ -18,12 +17,12 @@ class Tried:
     Attributes:
         drop: more is worse; infinite where there is no such network.
         steps: of tuning that it took.
-        needless: whether it was not tuned since it has lost too little.
+        hopeless: whether no network would be tuned, whatever it lost.
     """
 
     drop: float
     steps: int = 0
-    needless: bool = False
+    hopeless: bool = False
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Narrowing:
     tuned: str = "if needed"
     _low: int = field(default=-1, init=False)  # the last that was accepted without tuning
     _high: int = field(default=0, init=False)  # the first that was not
-    _stood: int = field(default=-1, init=False)  # the last where tuning stood back
+    _asked: set[int] = field(default_factory=set, init=False)  # where a network might be tuned
     _drops: dict[int, float] = field(default_factory=dict, init=False)  # without tuning
 
     def run(self) -> None:
@@ -67,7 +66,7 @@ class Narrowing:
         if not found.steps:  # tuning stood back everywhere
             self._halve(REFINED if self._low >= 0 else self.count)
         elif not self._accepted(found):
-            self._halve(self._back(rung))
+            self._back(rung)
         elif found.drop <= self.tolerance / 2 and rung < self.count - 1:
             self.trial(min(rung + 2 * self.stretch, self.count - 1), True)
 
@@ -76,14 +75,17 @@ class Narrowing:
         first = max(self._low, max(self._edge() + self.stretch, self._low + 1))
         rungs = [min(first + self.stretch * further, self.count - 1) for further in range(FARTHER + 1)]
         for rung in dict.fromkeys(rungs):
-            found = self.trial(rung, True)
+            found = self._tuned(rung)
             if found.steps:
                 break
             self._note(rung, found)
-            self._stood = rung
-            if not found.needless:
+            if found.hopeless:
                 break
         return rung, found
+
+    def _tuned(self, rung: int) -> Tried:
+        self._asked.add(rung)
+        return self.trial(rung, True)
 
     def _halve(self, most: int) -> None:
         while self._high - self._low > 1 and most:
@@ -108,20 +110,18 @@ class Narrowing:
         under = self._drops.get(self._low, 0.0)
         return self._low + int((self._high - self._low) * (self.tolerance - under) / (over - under))
 
-    def _back(self, high: int) -> int:
-        """Tuned networks below a rung that was refused, until one is accepted; the halvings that are left then."""
+    def _back(self, high: int) -> None:
+        """Tuned networks below a rung that was refused, until one is accepted: where the solvers alone end, then before."""
         low = self._low if self._low < high else -1
-        answered, tries = self.tuned == "if needed" and low >= 0, 1
-        while high - low > 1 or low >= 0:
-            if high - 1 == self._stood > low:  # there, a tuned network is that of the solvers alone
-                high = self._stood
-                continue
-            least = max(low, self._stood) if self._stood < high else low
-            enough = tries >= TUNED or high - least == 1
-            if answered and enough:
-                return REFINED
-            rung, low = (low, -1) if enough and low >= 0 else ((least + high) // 2, low)
-            if self._accepted(self.trial(rung, True)):
-                return 0
-            high, tries = rung, tries + 1
-        return 0 if self.tuned == "always" else self.count
+        for rung in dict.fromkeys([min(self._edge(), high - 1), low] if low >= 0 else []):
+            if rung not in self._asked and self._accepted(self._tuned(rung)):
+                return
+            high = rung
+        if low >= 0 and self.tuned == "if needed":
+            return  # tuning does harm there, and the network of the solvers alone is good enough
+        while high > 0:
+            high = (high - 1) // 2
+            if high not in self._asked and self._accepted(self._tuned(high)):
+                return
+        if self.tuned == "if needed":
+            self._halve(self.count)

@@ -31,7 +31,7 @@ from sbc_plugin.core.costs import solver_products
 from sbc_plugin.evaluation.report import joined
 from sbc_plugin.layers import SpikingLayer
 
-NEEDLESS = "not needed"  # a note on tuning begins with it
+HOPELESS = "not tuned: its steps"  # so a note begins where no result would be tuned
 NEGLIGIBLE = 0.015  # of accuracy: where no more can be lost, tuning brings nothing
 
 
@@ -123,7 +123,7 @@ def _carried_out(
                 if taken[-1]:
                     state, known = _tuned(state, here, aims, taken[-1]), None
                 else:
-                    state = _left(state, lost) if _negligible(lost) else _too_long(state, asked)
+                    state = _left(state, lost) if _negligible(lost) else _too_long(state, asked, lost)
         elif phase.spared or phase.tune:
             taken.append(0)
         if judge is not None and phase is not plan.phases[-1] and plan.phases[-1].tune:
@@ -229,16 +229,20 @@ def _negligible(lost: Tensor | None) -> TypeGuard[Tensor]:
     return lost is not None and upper_bound(lost) < NEGLIGIBLE
 
 
-def _too_long(state: State, steps: int) -> State:
+def _too_long(state: State, steps: int, lost: Tensor | None = None) -> State:
+    points = 0.0 if lost is None else 100 * max(float(lost.mean()), 0.0)
+    what = (
+        HOPELESS if lost is None else f"not tuned: for the {points:.1f} points that are expected to be lost, its steps"
+    )
     reason = (
-        f"not tuned: its steps would take much longer than all else; Calibration(tuning={steps}) takes them, and "
+        f"{what} would take much longer than all else; Calibration(tuning={steps}) takes them, and "
         f"Calibration(tuning={steps // 8}) some"
     )
     return replace(state, notes=joined(state.notes, {"tuning": reason}))
 
 
 def _left(state: State, lost: Tensor) -> State:
-    reason = f"{NEEDLESS}: of the accuracy, {100 * max(float(lost.mean()), 0.0):.1f} points are expected to be lost"
+    reason = f"not needed: of the accuracy, {100 * max(float(lost.mean()), 0.0):.1f} points are expected to be lost"
     return replace(state, notes=joined(state.notes, {"tuning": reason}))
 
 

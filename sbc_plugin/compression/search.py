@@ -10,7 +10,7 @@ from torch import nn
 
 from sbc_plugin.compression.compress import compress
 from sbc_plugin.compression.narrowing import CLOSE, Narrowing, Tried
-from sbc_plugin.compression.run import NEEDLESS
+from sbc_plugin.compression.run import HOPELESS
 from sbc_plugin.compression.series import Evaluate, Series, number_of
 from sbc_plugin.compression.sharing import sharing
 from sbc_plugin.core.paired import halves
@@ -44,8 +44,8 @@ def search(
     """The most compressed network that loses no more than ``max_drop``, from one calibration.
 
     A network is accepted where the drop that was measured is at most ``max_drop``. Networks that the solvers alone make
-    narrow the choice, and at most two, beyond where these end, are tuned as ``compress`` does by default; more only
-    where none is accepted. With test data, one half of it, with every class in it, decides this, and the other half,
+    narrow the choice; then two or three are tuned as ``compress`` does by default, the first of them beyond where the
+    solvers alone end; more only where none is accepted. With test data, one half of it, with every class in it, decides this, and the other half,
     which decides nothing, checks the network that was chosen. So the interval of the check is not biased by the choice:
     in about 95 of 100 searches it holds the drop on all data of the kind. What was measured in the search is biased,
     since networks that look good by chance are chosen.
@@ -103,7 +103,7 @@ def search(
             return Tried(math.inf)
         judged = judge(small)
         points.append(point(ladder[rung], dense, judged, report, seen))
-        found = Tried(points[-1].drop, points[-1].steps, report.skipped.get("tuning", "").startswith(NEEDLESS))
+        found = Tried(points[-1].drop, points[-1].steps, HOPELESS in report.skipped.get("tuning", ""))
         if found.drop <= max_drop + CLOSE and rung > best.rung and (tuned or series.tuned != "always"):
             best.rung, best.point, best.made = rung, len(points) - 1, (small, report, judged)
         return found
