@@ -111,7 +111,7 @@ class Narrowing:
         return self._low + int((self._high - self._low) * (self.tolerance - under) / (over - under))
 
     def _back(self, high: int) -> None:
-        """Tuned networks below one that was refused, until one is accepted: where the solvers alone end, then before."""
+        """Tuned networks below one that was refused, until one is good: where the solvers alone end, then before."""
         low = self._low if self._low < high else -1
         for rung in dict.fromkeys([min(self._edge(), high - 1), low] if low >= 0 else []):
             if rung not in self._asked and self._accepted(self._tuned(rung)):

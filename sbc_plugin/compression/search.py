@@ -45,10 +45,10 @@ def search(
 
     A network is accepted where the drop that was measured is at most ``max_drop``. Networks that the solvers alone make
     narrow the choice; then two or three are tuned as ``compress`` does by default, the first of them beyond where the
-    solvers alone end; more only where none is accepted. With test data, one half of it, with every class in it, decides this, and the other half,
-    which decides nothing, checks the network that was chosen. So the interval of the check is not biased by the choice:
-    in about 95 of 100 searches it holds the drop on all data of the kind. What was measured in the search is biased,
-    since networks that look good by chance are chosen.
+    solvers alone end; more only where none is accepted. With test data, one half of it, with every class in it, decides
+    this, and the other half, which decides nothing, checks the network that was chosen. So the interval of the check is
+    not biased by the choice: in about 95 of 100 searches it holds the drop on all data of the kind. What was measured
+    in the search is biased, since networks that look good by chance are chosen.
 
     Args:
         model: a trained spiking network; it stays as it is.
