@@ -233,8 +233,8 @@ def _too_long(state: State, steps: int, lost: Tensor | None = None) -> State:
     points = 0.0 if lost is None else 100 * max(float(lost.mean()), 0.0)
     little = f"not tuned: for the {points:.1f} points that are expected to be lost, its steps"
     reason = (
-        f"{HOPELESS if lost is None else little} would take much longer than all else; Calibration(tuning={steps}) takes them, and "
-        f"Calibration(tuning={steps // 8}) some"
+        f"{HOPELESS if lost is None else little} would take much longer than all else; "
+        f"Calibration(tuning={steps}) takes them, and Calibration(tuning={steps // 8}) some"
     )
     return replace(state, notes=joined(state.notes, {"tuning": reason}))
 
