@@ -186,8 +186,12 @@ def ignored(method: str, prune: Prune | None, calibration: Calibration) -> dict[
 def given_statistics(todo: Plan) -> dict[str, str]:
     """A note that statistics were given to a compression, and what it does with them."""
     sequential = todo.second_order and todo.calibration.order == "sequential"
-    use = ', and serve budgets alone: order="sequential" gathers those of each layer anew' if sequential else ""
-    return {"statistics": f"were given{use}"}
+    use = (
+        'serve budgets alone: order="sequential" gathers those of each layer anew'
+        if sequential
+        else "hold for all layers"
+    )
+    return {"statistics": f"were given, and {use}"}
 
 
 def _given(settings: Any, default: Any, names: tuple[str, ...]) -> list[str]:

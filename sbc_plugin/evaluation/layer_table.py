@@ -10,7 +10,7 @@ from sbc_plugin.evaluation.text import printable
 
 LAYER = ["layer", "zeros", "bits", "relative loss"]
 NEURONS = ["neurons", "spike distance", "rate before", "after", "never spike before", "after"]
-REST = ["weights", "operations a sequence", "shape", "kind", "sequences", "samples", "seconds"]
+REST = ["weights", "operations left", "kind", "sequences", "samples", "seconds"]
 NOTHING = "–"
 
 
@@ -23,7 +23,8 @@ def layer_table(report: Report, evaluation: Evaluation | None) -> str:
     """
     neurons = {} if evaluation is None else {each.name: each for each in evaluation.comparison.neurons}
     layers = [] if evaluation is None else evaluation.comparison.layers
-    operations = {each.name: f"{each.dense:,} → {each.compressed:,}" for each in layers}
+    left = {each.name: each.compressed / each.dense for each in layers if each.dense}
+    operations = {name: bar(f"{share:.1%}", share) for name, share in left.items()}
     most = max((layer.loss for layer in report.layers if math.isfinite(layer.loss)), default=0.0)
     furthest = max((each.distance for each in neurons.values() if math.isfinite(each.distance)), default=0.0)
     rows: list[str] = []
@@ -88,7 +89,7 @@ def _of_layer(layer: LayerReport, most: float) -> list[str]:
 
 def _rest_of(layer: LayerReport, operations: str) -> list[str]:
     return [
-        f"{layer.rows * layer.columns:,}", operations, f"{layer.rows} × {layer.columns}", layer.kind,
+        f"{layer.rows} × {layer.columns}", operations, layer.kind,
         f"{layer.sequences:,}", f"{layer.samples:,}", f"{layer.seconds:.2f}",
     ]  # fmt: skip
 

@@ -46,6 +46,7 @@ thead th { vertical-align: bottom; white-space: normal; }
 tbody th { font-weight: 600; text-align: left; }
 .text tbody th, .text td { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
 .named { width: 100%; }
+.named th, .named td { padding: 0.3rem 0.3rem; }
 .named tbody th { position: sticky; left: 0; background: var(--paper); max-width: 16rem; overflow: hidden;
   text-overflow: ellipsis; }
 th:first-child, .text td, .text th { text-align: left; }
