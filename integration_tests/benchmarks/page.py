@@ -13,6 +13,7 @@ from integration_tests.benchmarks import (
     brevitas_speed,
     budget,
     channels,
+    choices,
     default_time,
     few_spikes,
     finetuning,
@@ -43,7 +44,7 @@ from integration_tests.benchmarks.subjects import SUBJECTS, Subject
 ROOT = Path(__file__).parents[2]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 DISTRIBUTED = ROOT / "docs" / "distributed.md"
-SCALING = ROOT / "docs" / "scaling.md"
+SCALING, CHOOSING = ROOT / "docs" / "scaling.md", ROOT / "docs" / "choosing.md"
 START, END = "<!-- made by `make bench`: -->", "<!-- end -->"
 GLANCE = "![Accuracy of all networks at 90 % zeros and 4 bits, by method](figures/glance.svg)"
 NOT_RUN = "Not run yet."
@@ -368,6 +369,11 @@ def scaling() -> str:
     return _with_table(SCALING, "\n".join(text))
 
 
+def choosing() -> str:
+    """The page on how to choose with its table of times made anew."""
+    return _with_table(CHOOSING, choices.table(*map(records.read, ("default_time", "scale", "search"))))
+
+
 def _with_table(path: Path, table: str) -> str:
     before, _, rest = path.read_text().partition(START)
     _, _, after = rest.partition(END)
@@ -404,3 +410,4 @@ def write() -> None:
     README.write_text(readme())
     DISTRIBUTED.write_text(distributed())
     SCALING.write_text(scaling())
+    CHOOSING.write_text(choosing())

@@ -161,7 +161,7 @@ def table(found: list[Line]) -> str:
                 tables.spread([line["drop"] for line in done]) if done else "",
                 f"{sum(map(_inside, told))} of {len(told)}" if told else "",
                 ", ".join(f"{line['networks']} ({line['tuned']})" for line in told),
-                tables.spread([_calls(line) for line in told]) if told else "",
+                tables.spread([calls(line) for line in told]) if told else "",
             ]
         )
     told = [line for line in found if "low" in line]
@@ -170,11 +170,11 @@ def table(found: list[Line]) -> str:
     summary = []
     for way in ("sparsity", "size"):
         mine = [line for line in told if line["method"] == way]
-        calls = sorted(map(_calls, mine))
+        taken = sorted(map(calls, mine))
         if mine:
             summary.append(
                 f"Over {way}: the interval held in {sum(map(_inside, mine))} of {len(mine)}; default calls: median "
-                f"{calls[len(calls) // 2]:.1f}, at most 2 in {sum(call <= 2 for call in calls)}, most {calls[-1]:.1f}."
+                f"{taken[len(taken) // 2]:.1f}, at most 2 in {sum(each <= 2 for each in taken)}, most {taken[-1]:.1f}."
             )
     return "\n\n".join([text, *summary])
 
@@ -183,5 +183,6 @@ def _inside(line: Line) -> bool:
     return bool(line["low"] <= line["drop"] <= line["high"])
 
 
-def _calls(line: Line) -> float:
+def calls(line: Line) -> float:
+    """How many calls of ``compress`` by default a search took, less its runs on test data."""
     return float((line["processor_seconds"] - line["judging_seconds"]) / max(line["default_seconds"], 1e-3))

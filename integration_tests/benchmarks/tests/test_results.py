@@ -9,6 +9,7 @@ def test_the_pages_are_up_to_date() -> None:
     assert page.README.read_text() == page.readme()
     assert page.DISTRIBUTED.read_text() == page.distributed()
     assert page.SCALING.read_text() == page.scaling()
+    assert page.CHOOSING.read_text() == page.choosing()
 
 
 def test_every_figure_was_drawn_from_the_lines() -> None:
