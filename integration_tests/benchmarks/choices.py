@@ -5,6 +5,7 @@ from statistics import geometric_mean, median
 
 from integration_tests.benchmarks import searching, tables
 from integration_tests.benchmarks.records import Line
+from integration_tests.benchmarks.scale import QUICK
 
 GIBIBYTE = 2**30
 
@@ -24,17 +25,10 @@ def table(timed: list[Line], large: list[Line], searched: list[Line]) -> str:
     both = [case for case in cases.values() if len(case) == 2]
     networks = len({network for network, _, _ in cases})
     ratios = [case["default"] / case["one shot"] for case in both]
+    alone, default = (_range(case[way] for case in both) for way in ("one shot", "default"))
     rows = [
-        [
-            "solvers alone, `Calibration(tuning=0)`",
-            _range(case["one shot"] for case in both),
-            _large(large, "one shot"),
-        ],
-        [
-            "default",
-            f"{_range(case['default'] for case in both)}; {geometric_mean(ratios):.1f} times the solvers alone in the mean",
-            _large(large, "default"),
-        ],
+        ["solvers alone, `Calibration(tuning=0)`", alone, _large(large, "one shot")],
+        ["default", f"{default}; {geometric_mean(ratios):.1f} times as long in the mean", _large(large, "default")],
     ]
     for way in ("sparsity", "size"):
         calls = [searching.calls(line) for line in searched if line["method"] == way and "low" in line]
@@ -52,8 +46,8 @@ def _range(seconds: Iterable[float]) -> str:
 def _large(lines: list[Line], method: str) -> str:
     found = sorted((line for line in lines if line["method"] == method), key=lambda line: line["weights"])
     cells = [
-        f"{line['network']} ({line['weights'] / 1e6:.0f} M weights): {line['processor_seconds'] / 60:.0f} min, "
-        f"{line['peak_bytes'] / GIBIBYTE:.1f} GiB"
+        f"{line['network']}: {line['processor_seconds'] / 60:.0f} min, {line['peak_bytes'] / GIBIBYTE:.1f} GiB"
         for line in found
+        if line["network"] != QUICK
     ]
     return "; ".join(cells) or "not measured"
