@@ -164,6 +164,17 @@ def test_data_that_can_be_read_once_is_read_once() -> None:
     assert warned(iter(data)) == warned(data)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("method", ["magnitude", "sbc", "obc"])
+def test_data_is_warned_of_where_something_follows_from_it(method: str) -> None:
+    few = [(spikes(4), labels(4, (0, 1)))]
+    assert ("calibration data" in warned(few, method=method)) == (method != "magnitude")
+
+
+def test_a_network_is_warned_of_by_any_method() -> None:
+    silent = model(norse.LICell(), scale=0.01)
+    assert "1" in warned([spikes()], of=silent, method="magnitude")
+
+
 def test_given_statistics_read_nothing_more() -> None:
     class Counted(list[Any]):
         passes = 0

@@ -131,7 +131,8 @@ def _carried_out(
                 judge = replace(judge, before=here.journal.once("losses", judge.now))
     state = state if spending is None else spending.closed(work, state)
     with work.clock("data"):
-        warnings = suspicions(look, data.notes() if read else None, state.rows)
+        fitted = plan.second_order  # else nothing follows from the data
+        warnings = suspicions(look, data.notes() if read and fitted else None, state.rows if fitted else ())
     return replace(state, active={}, warnings=warnings), taken, _aligned_tensors(work)
 
 
