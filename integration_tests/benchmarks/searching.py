@@ -41,7 +41,7 @@ BATCH = 250
 
 def lines(known: Known = lambda line: False, names: tuple[str, ...] = NAMES) -> Iterator[Line]:
     """Measure what is not known yet: a line of each network, seed, tolerance and way."""
-    settings = digest([str(STRETCH), f"{FARTHER} {REFINED} tuned answer"])
+    settings = digest([str(STRETCH), f"{FARTHER} {REFINED} answer tuned"])
     cases = [(name, seed) for name in names for seed in SEEDS]
     for name, seed in tqdm(cases, desc="search", unit="network", leave=False, disable=None):
         network = None

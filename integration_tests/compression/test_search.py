@@ -321,6 +321,21 @@ def test_networks_are_tuned_at_last_and_the_report_counts_their_steps() -> None:
     assert all(torch.equal(value, small.state_dict()[name]) for name, value in again.state_dict().items())
 
 
+def test_the_answer_is_tuned_also_where_the_solvers_alone_were_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Series, "tuned", "if needed")
+    _, report = search(
+        CASES[NAME].model(),
+        batches(),
+        evaluate=lambda small: float(zeros(small) <= 0.5),
+        max_drop=0.5,
+        calibration=Calibration(tuning=2),
+        progress=False,
+    )
+    asked = [(point.sparsity, point.steps) for point in report.points]
+    assert report.best is not None and report.best.steps == 2 and report.best.sparsity is not None
+    assert (report.best.sparsity, 0) in asked and report.best.sparsity <= 0.5
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -104,7 +104,7 @@ def search(
         judged = judge(small)
         points.append(point(ladder[rung], dense, judged, report, seen))
         found = Tried(points[-1].drop, points[-1].steps, HOPELESS in report.skipped.get("tuning", ""))
-        if found.drop <= max_drop + CLOSE and rung > best.rung and (tuned or series.tuned != "always"):
+        if found.drop <= max_drop + CLOSE and rung >= best.rung and (tuned or series.tuned != "always"):
             best.rung, best.point, best.made = rung, len(points) - 1, (small, report, judged)
         return found
 
