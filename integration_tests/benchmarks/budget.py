@@ -58,6 +58,13 @@ class Network:
             **settings,
         )[0]  # fmt: skip
 
+    def made(self, calibration: Calibration, **settings: Any) -> nn.Module:
+        """The same with statistics of its own."""
+        forward = self.subject.case.forward
+        return compress(
+            self.dense, self.data, calibration=calibration, forward=forward, progress=False, **settings
+        )[0]  # fmt: skip
+
     def right(self, model: nn.Module, test: Events | None = None) -> Tensor:
         """(test sequences,), 1 where the class is right; of all test data, or of these."""
         scores = self.subject.case.scores

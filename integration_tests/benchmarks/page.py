@@ -21,6 +21,7 @@ from integration_tests.benchmarks import (
     held_out,
     inspection,
     joint,
+    knowing_time,
     membrane,
     norms,
     onnx_export,
@@ -226,6 +227,7 @@ SECTIONS = {  # title, what stands below it, and the table
     "default_time": ("The default's time", default_time.__doc__, default_time.table),
     "finetuning": ("Fine-tuning", finetuning.__doc__, finetuning.table),
     "budget": ("One budget", budget.__doc__, budget.table),
+    "knowing_time": ("Knowing time, before and after tuning", knowing_time.__doc__, knowing_time.table),
     "search": ("A search", searching.__doc__, searching.table),
     "few_spikes": ("Few output spikes", few_spikes.__doc__, few_spikes.table),
 }
