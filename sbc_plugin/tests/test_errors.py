@@ -9,6 +9,7 @@ BUILT_IN = {
     errors.UnsupportedModelError: TypeError,
     errors.CalibrationError: ValueError,
     errors.SettingsError: ValueError,
+    errors.BudgetError: ValueError,
     errors.SingularHessianError: ArithmeticError,
     errors.GridMovedError: RuntimeError,
     errors.CheckpointError: ValueError,
